@@ -1,0 +1,3 @@
+//! `steadfast`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `steadfast-control`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `steadfast-identity`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The keys of anchors and issuers, one object per key, created once.

@@ -1,0 +1,3 @@
+//! `steadfast-store`.
+
+fn main() {}

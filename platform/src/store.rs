@@ -1,0 +1,108 @@
+//! The store: entries with revisions, changed by compare-and-swap, watched from a revision.
+//!
+//! What the API server is on Kubernetes. Revisions are of the whole store: every write gets the
+//! next one, without holes, so that a watch which resumes from a revision misses nothing.
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+/// The revision of one write; 0 is before the first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+/// A value as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its key, with `/` between the parts.
+    pub key: String,
+    /// Its bytes.
+    pub value: Bytes,
+    /// The write that made it so.
+    pub revision: Revision,
+}
+
+/// One change that a watch reports, in the order of revisions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The key was deleted by the write with this revision.
+    Deleted {
+        /// Which key.
+        key: String,
+        /// By which write.
+        revision: Revision,
+    },
+    /// The key was made or changed.
+    Put(Entry),
+    /// Everything up to this revision has been reported: the watch is up to date.
+    Synced(Revision),
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The history that a watch wants to resume from is no longer kept: list again.
+    #[error("the store no longer has revision {0:?}; list again and watch from there")]
+    Compacted(Revision),
+    /// Somebody else wrote since the expected revision.
+    #[error("{key:?} is at revision {actual:?}, not {expected:?}: somebody else has changed it")]
+    Conflict {
+        /// Which key.
+        key: String,
+        /// What the writer had read; `None`: the key should not exist.
+        expected: Option<Revision>,
+        /// What it is; `None`: the key does not exist.
+        actual: Option<Revision>,
+    },
+    /// The caller may not do that.
+    #[error("not permitted: {0}")]
+    Denied(String),
+    /// The store cannot be reached or did not answer in time.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// The disk refused the write; nothing has changed.
+    #[error("the store could not write: {0}")]
+    WriteFailed(String),
+}
+
+/// A store, near or far.
+#[async_trait::async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The entry of a key, read from the store itself and never from a cache: an answer confirms
+    /// a read lease.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+
+    /// All entries whose key begins with `prefix`, in the order of their keys, and the revision
+    /// that they are the state of.
+    async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError>;
+
+    /// Writes (or, without a value, deletes) a key that still is at `expected`; `None` is a key
+    /// that does not exist. Acknowledged means durable.
+    async fn compare_and_swap(
+        &self,
+        key: &str,
+        expected: Option<Revision>,
+        value: Option<Bytes>,
+    ) -> Result<Revision, StoreError>;
+
+    /// Every change after `from` of keys that begin with `prefix`, without a hole, for ever: the
+    /// stream ends with an error only.
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: Revision,
+    ) -> Result<BoxStream<'static, Result<Event, StoreError>>, StoreError>;
+}
+
+/// Where the state of the trust domain is kept: `TrustDomainState` in JSON.
+pub const TRUST_DOMAIN_KEY: &str = "trust/domain";
+
+/// The prefix of resources: `resources/<kind>/<namespace>/<name>`, each a Kubernetes object in
+/// JSON; the namespace of a cluster-wide object is empty.
+pub const RESOURCES_PREFIX: &str = "resources/";
+
+/// Where the public keys of the token issuer are kept, as a JWK set.
+pub const TOKEN_JWKS_KEY: &str = "tokens/jwks";

@@ -1,0 +1,1 @@
+//! The policy model and authorize(): pure, shared by control and proxy

@@ -1,0 +1,3 @@
+//! `steadfast-proxy`.
+
+fn main() {}

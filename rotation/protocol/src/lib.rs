@@ -1,0 +1,10 @@
+//! The machines of identity, as pure functions of values.
+//!
+//! Time and randomness are arguments, private keys never enter (only a [`steadfast_api::KeyId`]
+//! does), and effects are plain data that a shell carries out. Nothing here knows Kubernetes or
+//! TLS.
+
+pub mod renewal;
+pub mod trust_domain;
+
+pub use trust_domain::TrustDomainState;

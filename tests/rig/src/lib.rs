@@ -1,0 +1,1 @@
+//! Real processes, namespaces and load for the tests that cross crates
