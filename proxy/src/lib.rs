@@ -1,1 +1,4 @@
 //! The sidecar
+
+pub mod discovery;
+pub mod balance;
