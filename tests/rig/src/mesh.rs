@@ -1,0 +1,362 @@
+//! A standalone mesh in a directory of its own, and workloads in it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use http::StatusCode;
+use tempfile::TempDir;
+
+use crate::metrics::{Metrics, get};
+use crate::process::{Process, Spec, binary_path, free_port};
+use crate::wait::until;
+
+/// How a mesh is started.
+#[derive(Clone, Debug)]
+pub struct MeshConfig {
+    /// The life of SVIDs.
+    pub svid_ttl: Duration,
+    /// The address of identity and control.
+    pub ip: Ipv4Addr,
+    /// The namespace that the control plane runs in.
+    pub netns: Option<String>,
+}
+
+/// A running mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    // In the order in which they end: the workloads of a test are dropped before.
+    /// `steadfast-control`.
+    pub control: Process,
+    /// `steadfast-identity`.
+    pub identity: Process,
+    /// `steadfast-store`.
+    pub store: Process,
+    /// Where identity listens.
+    pub identity_addr: SocketAddr,
+    /// Where control listens.
+    pub control_addr: SocketAddr,
+    /// Identity's admin port.
+    pub identity_admin: SocketAddr,
+    /// Control's admin port.
+    pub control_admin: SocketAddr,
+    config: MeshConfig,
+    dir: TempDir,
+}
+
+/// What a workload is.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    /// Its name, which is its Service's and its service account's too.
+    pub name: String,
+    /// The address it has.
+    pub ip: Ipv4Addr,
+    /// The ports of its application.
+    pub ports: Vec<u16>,
+    /// Those that are opaque.
+    pub opaque_ports: Vec<u16>,
+    /// `config.linkerd.io/default-inbound-policy`.
+    pub policy: Option<String>,
+    /// `127.0.0.1:PORT=authority` pairs, in explicit mode.
+    pub listen_map: Vec<(SocketAddr, String)>,
+    /// Variables beside the usual ones, which they replace.
+    pub env: Vec<(String, String)>,
+    /// The namespace it runs in: its traffic is then redirected.
+    pub netns: Option<String>,
+    /// The service's cluster address.
+    pub cluster_ip: Option<Ipv4Addr>,
+}
+
+/// A workload's sidecar.
+#[derive(Debug)]
+pub struct Pod {
+    /// What it is.
+    pub spec: PodSpec,
+    /// The sidecar's process.
+    pub proxy: Process,
+    /// Its inbound listener.
+    pub inbound: SocketAddr,
+    /// Its outbound listener.
+    pub outbound: SocketAddr,
+    /// Its admin port.
+    pub admin: SocketAddr,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self { svid_ttl: Duration::from_secs(24 * 3600), ip: Ipv4Addr::LOCALHOST, netns: None }
+    }
+}
+
+impl PodSpec {
+    /// A workload on loopback with these ports.
+    pub fn new(name: &str, ports: &[u16]) -> Self {
+        Self {
+            name: name.to_owned(),
+            ip: Ipv4Addr::LOCALHOST,
+            ports: ports.to_vec(),
+            opaque_ports: Vec::new(),
+            policy: None,
+            listen_map: Vec::new(),
+            env: Vec::new(),
+            netns: None,
+            cluster_ip: None,
+        }
+    }
+
+    /// With an inbound policy.
+    #[must_use]
+    pub fn policy(self, policy: &str) -> Self {
+        Self { policy: Some(policy.to_owned()), ..self }
+    }
+
+    /// Its SPIFFE ID.
+    pub fn spiffe_id(&self) -> String {
+        format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{}", self.name)
+    }
+
+    /// The authority of one of its ports.
+    pub fn authority(&self, port: u16) -> String {
+        format!("{}.{NAMESPACE}.svc.cluster.local:{port}", self.name)
+    }
+
+    fn manifest(&self, inbound: u16, admin: u16) -> String {
+        let Self { name, ip, .. } = self;
+        let mut text = format!(
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}-0\n  namespace: {NAMESPACE}\n\
+             \x20 labels: {{app: {name}}}\n  annotations:\n    linkerd.io/inject: enabled\n\
+             \x20   config.linkerd.io/inbound-port: \"{inbound}\"\n\
+             \x20   config.linkerd.io/admin-port: \"{admin}\"\n\
+             spec:\n  serviceAccountName: {name}\n  containers:\n  - name: app\n    image: none\n"
+        );
+        // Writing to a String cannot fail.
+        let _ = write!(text, "status: {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}\n---\n");
+        let _ = write!(
+            text,
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n"
+        );
+        if !self.opaque_ports.is_empty() {
+            let ports: Vec<_> = self.opaque_ports.iter().map(u16::to_string).collect();
+            let _ = write!(
+                text,
+                "  annotations: {{config.linkerd.io/opaque-ports: \"{}\"}}\n",
+                ports.join(",")
+            );
+        }
+        let _ = write!(text, "spec:\n  selector: {{app: {name}}}\n");
+        if let Some(ip) = self.cluster_ip {
+            let _ = writeln!(text, "  clusterIP: {ip}");
+        }
+        text.push_str("  ports:\n");
+        for port in &self.ports {
+            let _ = writeln!(text, "  - {{name: p{port}, port: {port}, targetPort: {port}}}");
+        }
+        text
+    }
+}
+
+impl Mesh {
+    /// Starts store, identity and control, and waits until all are ready.
+    pub async fn start(config: MeshConfig) -> Self {
+        let dir = tempfile::Builder::new().prefix("steadfast-test-").tempdir().expect("a temp dir");
+        let logs = dir.path().join("test-logs");
+        fs::create_dir_all(&logs).expect("the logs' folder");
+        let addr = || SocketAddr::from((config.ip, free_port()));
+        let (store_admin, identity_admin, control_admin) = (addr(), addr(), addr());
+        let (identity_addr, control_addr) = (addr(), addr());
+        let spec = |binary: &str, admin: SocketAddr| Spec {
+            netns: config.netns.clone(),
+            ..Spec::ours(binary, binary)
+                .args(["--dir", &dir.path().display().to_string()])
+                .args(["--admin", &admin.to_string()])
+        };
+        let store = Process::start(&logs, spec("steadfast-store", store_admin));
+        wait_for_socket(&dir.path().join("store.sock")).await;
+        init_trust(dir.path());
+        let identity = Process::start(
+            &logs,
+            spec("steadfast-identity", identity_admin)
+                .args(["--listen", &identity_addr.to_string()])
+                .args(["--svid-ttl", &format!("{}s", config.svid_ttl.as_secs())]),
+        );
+        let control = Process::start(
+            &logs,
+            spec("steadfast-control", control_admin)
+                .args(["--listen", &control_addr.to_string()])
+                .args(["--identity-addr", &identity_addr.to_string()]),
+        );
+        let mesh = Self {
+            control,
+            identity,
+            store,
+            identity_addr,
+            control_addr,
+            identity_admin,
+            control_admin,
+            config,
+            dir,
+        };
+        if mesh.config.netns.is_none() {
+            ready("steadfast-identity", identity_admin).await;
+            ready("steadfast-control", control_admin).await;
+        }
+        mesh
+    }
+
+    /// The mesh's directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the logs are.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.path().join("test-logs")
+    }
+
+    /// Writes a workload's manifests and starts its sidecar.
+    pub fn pod(&self, spec: PodSpec) -> Pod {
+        let (inbound, outbound, admin) = match spec.netns {
+            Some(_) => (4143, 4140, 4191),
+            None => (free_port(), free_port(), free_port()),
+        };
+        let manifest = self.dir().join("manifests").join(format!("{}.yaml", spec.name));
+        fs::write(&manifest, spec.manifest(inbound, admin)).expect("the manifest is written");
+        let (inbound, outbound, admin) = (
+            SocketAddr::from((spec.ip, inbound)),
+            SocketAddr::from((Ipv4Addr::LOCALHOST, outbound)),
+            SocketAddr::from((spec.ip, admin)),
+        );
+        let process = self.sidecar(&spec, inbound, outbound, admin);
+        let proxy = Process::start(&self.logs(), process);
+        Pod { spec, proxy, inbound, outbound, admin }
+    }
+
+    fn sidecar(
+        &self,
+        spec: &PodSpec,
+        inbound: SocketAddr,
+        outbound: SocketAddr,
+        admin: SocketAddr,
+    ) -> Spec {
+        let name = &spec.name;
+        let mounted = self.dir().join("pods").join(NAMESPACE).join(format!("{name}-0"));
+        let local_name = |ns: &str, sa: &str| {
+            format!("{sa}.{ns}.serviceaccount.identity.steadfast.{TRUST_DOMAIN}")
+        };
+        let numbers =
+            |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let map = spec.listen_map.iter().map(|(addr, to)| format!("{addr}={to}"));
+        let mut process = Spec { netns: spec.netns.clone(), ..Spec::ours(name, "steadfast-proxy") }
+            .env("LINKERD2_PROXY_IDENTITY_LOCAL_NAME", local_name(NAMESPACE, name))
+            .env("LINKERD2_PROXY_IDENTITY_TOKEN_FILE", mounted.join("token").display())
+            .env("STEADFAST_PROXY_BUNDLE_FILE", mounted.join("bundle.json").display())
+            .env("LINKERD2_PROXY_IDENTITY_SVC_ADDR", self.identity_addr)
+            .env("LINKERD2_PROXY_IDENTITY_SVC_NAME", local_name("steadfast", "steadfast-identity"))
+            .env("LINKERD2_PROXY_DESTINATION_SVC_ADDR", self.control_addr)
+            .env(
+                "LINKERD2_PROXY_DESTINATION_SVC_NAME",
+                local_name("steadfast", "steadfast-control"),
+            )
+            .env(
+                "LINKERD2_PROXY_POLICY_WORKLOAD",
+                format!("{{\"ns\":\"{NAMESPACE}\",\"pod\":\"{name}-0\"}}"),
+            )
+            .env(
+                "LINKERD2_PROXY_DESTINATION_CONTEXT",
+                format!("{{\"ns\":\"{NAMESPACE}\",\"pod\":\"{name}-0\"}}"),
+            )
+            .env("LINKERD2_PROXY_INBOUND_LISTEN_ADDR", inbound)
+            .env("LINKERD2_PROXY_OUTBOUND_LISTEN_ADDR", outbound)
+            .env("LINKERD2_PROXY_ADMIN_LISTEN_ADDR", admin)
+            .env("LINKERD2_PROXY_INBOUND_PORTS", numbers(&spec.ports))
+            .env("LINKERD2_PROXY_LOG", "info")
+            .env(
+                "STEADFAST_PROXY_MODE",
+                if spec.netns.is_some() { "transparent" } else { "explicit" },
+            );
+        if !spec.opaque_ports.is_empty() {
+            process = process.env(
+                "LINKERD2_PROXY_INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION",
+                numbers(&spec.opaque_ports),
+            );
+        }
+        if let Some(policy) = &spec.policy {
+            process = process.env("LINKERD2_PROXY_INBOUND_DEFAULT_POLICY", policy);
+        }
+        if !spec.listen_map.is_empty() {
+            let map = map.collect::<Vec<_>>().join(",");
+            process = process.env("STEADFAST_PROXY_OUTBOUND_LISTEN_MAP", map);
+        }
+        for (name, value) in &spec.env {
+            process.env.retain(|(have, _)| have != name);
+            process = process.env(name, value);
+        }
+        process
+    }
+}
+
+impl Pod {
+    /// Waits until the sidecar is ready.
+    pub async fn ready(&self) {
+        ready(&self.spec.name, self.admin).await;
+    }
+
+    /// Waits until the sidecar is not ready, and returns the reason.
+    pub async fn unready(&self, deadline: Duration) -> String {
+        until(&format!("{} is not ready", self.spec.name), deadline, || async {
+            match get(self.admin, "/ready").await? {
+                (StatusCode::SERVICE_UNAVAILABLE, reason) => Ok(reason),
+                (status, body) => Err(format!("/ready is {status}: {body}")),
+            }
+        })
+        .await
+    }
+
+    /// The sidecar's metrics now.
+    pub async fn metrics(&self) -> Metrics {
+        Metrics::scrape(self.admin).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// Waits until the process behind an admin port is ready.
+pub async fn ready(name: &str, admin: SocketAddr) {
+    until(&format!("{name} is ready"), READY_DEADLINE, || async {
+        match get(admin, "/ready").await? {
+            (StatusCode::OK, _) => Ok(()),
+            (status, reason) => Err(format!("/ready is {status}: {reason}")),
+        }
+    })
+    .await;
+}
+
+async fn wait_for_socket(path: &Path) {
+    until("the store serves its socket", READY_DEADLINE, || async {
+        let connected = tokio::net::UnixStream::connect(path).await;
+        connected.map(drop).map_err(|error| format!("{}: {error}", path.display()))
+    })
+    .await;
+}
+
+fn init_trust(dir: &Path) {
+    let output = Command::new(binary_path("steadfast"))
+        .args(["trust", "init", "--trust-domain", TRUST_DOMAIN, "--dir"])
+        .arg(dir)
+        .output()
+        .expect("steadfast runs");
+    assert!(
+        output.status.success(),
+        "steadfast trust init: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The trust domain of every test mesh.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+/// The namespace of every test workload.
+pub const NAMESPACE: &str = "demo";
+/// Debug builds on a busy machine of two cores take their time.
+pub const READY_DEADLINE: Duration = Duration::from_secs(60);

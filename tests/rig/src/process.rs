@@ -1,0 +1,195 @@
+//! Processes of ours: started with a log file, killed on drop and by the death of the test.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use crate::wait::until;
+
+/// A running process and its log.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    command: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+/// What to run.
+#[derive(Clone, Debug, Default)]
+pub struct Spec {
+    /// For messages and the log's name.
+    pub name: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Its environment, beside PATH.
+    pub env: Vec<(String, String)>,
+    /// The network namespace it runs in.
+    pub netns: Option<String>,
+    /// The user it runs as, where not the test's own.
+    pub uid: Option<u32>,
+}
+
+impl Process {
+    /// Starts it, with both outputs appended to `<log_dir>/<name>.log`.
+    pub fn start(log_dir: &Path, spec: Spec) -> Self {
+        let log = log_dir.join(format!("{}.log", spec.name));
+        let command = spec.full_command();
+        let child = spawn(&command, &spec.env, &log);
+        Self { name: spec.name, child, log, command, env: spec.env }
+    }
+
+    /// Starts it again with the same command, after it was killed.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = spawn(&self.command, &self.env, &self.log);
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        // It may have ended by itself: both then fail, and it is gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, and waits until it has ended; its exit code.
+    pub async fn terminate(&mut self, deadline: Duration) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        let name = self.name.clone();
+        until(&format!("{name} ends after SIGTERM"), deadline, || {
+            let ended = self.child.try_wait();
+            async move { ended.ok().flatten().ok_or_else(|| "still runs".to_owned()) }
+        })
+        .await
+        .code()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Everything it has printed so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits for a line of the log that holds all of these texts.
+    pub async fn logged(&self, texts: &[&str], deadline: Duration) -> String {
+        until(&format!("{} logs {texts:?}", self.name), deadline, || {
+            let log = self.log();
+            let line = log.lines().find(|line| texts.iter().all(|text| line.contains(text)));
+            let answer = line.map(str::to_owned).ok_or_else(|| format!("its log:\n{log}"));
+            async move { answer }
+        })
+        .await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let last: Vec<_> = log.lines().rev().take(LOG_LINES_SHOWN).collect();
+            eprintln!("--- {}, the last lines:", self.name);
+            last.iter().rev().for_each(|line| eprintln!("    {line}"));
+        }
+        self.kill();
+    }
+}
+
+impl Spec {
+    /// A program of this workspace, by its name.
+    pub fn ours(name: &str, binary: &str) -> Self {
+        let command = vec![binary_path(binary).display().to_string()];
+        Self { name: name.to_owned(), command, ..Self::default() }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: ToString>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.extend(args.into_iter().map(|arg| arg.to_string()));
+        self
+    }
+
+    /// Adds a variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// With what puts it into its namespace, gives it its user, and ends it with the test. Each of
+    /// these replaces itself by the next, so the process id stays that of the program.
+    fn full_command(&self) -> Vec<String> {
+        let mut command = Vec::new();
+        if let Some(netns) = &self.netns {
+            command.extend(["nsenter".to_owned(), format!("--net=/run/netns/{netns}")]);
+        }
+        command.extend(["setpriv", "--pdeathsig", "KILL"].map(str::to_owned));
+        if let Some(uid) = self.uid {
+            command.extend([format!("--reuid={uid}"), "--clear-groups".to_owned()]);
+        }
+        command.extend(self.command.iter().cloned());
+        command
+    }
+}
+
+fn spawn(command: &[String], env: &[(String, String)], log: &Path) -> Child {
+    let file = File::options().create(true).append(true).open(log).expect("the log opens");
+    Command::new(&command[0])
+        .args(&command[1..])
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().expect("the log can be shared"))
+        .stderr(file)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"))
+}
+
+/// A binary of this workspace: beside the test's own, where cargo puts both.
+pub fn binary_path(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let path = test.ancestors().nth(2).expect("tests are in deps/").join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --workspace` with the same target directory and profile",
+        path.display()
+    );
+    path
+}
+
+/// A port on loopback that nobody listens on. Below the range of ephemeral ports, so that no
+/// outgoing connection takes it meanwhile.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % 180) as u16 * 100;
+    for _ in 0..PORTS {
+        let port = FIRST_PORT + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port between {FIRST_PORT} and {}", FIRST_PORT + PORTS)
+}
+
+/// [`free_port`] on 127.0.0.1.
+pub fn free_addr() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, free_port()).into()
+}
+
+const FIRST_PORT: u16 = 12_000;
+const PORTS: u16 = 20_000;
+const LOG_LINES_SHOWN: usize = 40;
