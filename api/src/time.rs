@@ -43,28 +43,28 @@ impl UnixTime {
 
     /// This time less the other, in milliseconds: negative when it is earlier.
     pub const fn offset_millis(self, other: Self) -> i64 {
-        self.0 as i64 - other.0 as i64
+        if self.0 >= other.0 { saturated(self.0 - other.0) } else { -saturated(other.0 - self.0) }
     }
 }
 
 impl Add<Duration> for UnixTime {
     type Output = Self;
     fn add(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_add(rhs.as_millis() as u64))
+        Self(self.0.saturating_add(millis(rhs)))
     }
 }
 
 impl Sub<Duration> for UnixTime {
     type Output = Self;
     fn sub(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_sub(rhs.as_millis() as u64))
+        Self(self.0.saturating_sub(millis(rhs)))
     }
 }
 
 impl From<SystemTime> for UnixTime {
     fn from(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(since.as_millis() as u64)
+        Self(millis(since))
     }
 }
 
@@ -107,6 +107,14 @@ impl fmt::Display for UnixTime {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+const fn saturated(millis: u64) -> i64 {
+    if millis > i64::MAX as u64 { i64::MAX } else { millis as i64 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +129,17 @@ mod tests {
         ] {
             assert_eq!(UnixTime::from_secs(secs).to_string(), text);
         }
+    }
+
+    #[test]
+    fn arithmetic_saturates() {
+        let (first, last) = (UnixTime::default(), UnixTime::from_millis(u64::MAX));
+        assert_eq!(last + Duration::MAX, last);
+        assert_eq!(first - Duration::MAX, first);
+        assert_eq!(last.offset_millis(first), i64::MAX);
+        assert_eq!(first.offset_millis(last), -i64::MAX);
+        assert_eq!(UnixTime::from_secs(i64::MAX).offset_millis(last), 0);
+        let _ = (last.to_string(), SystemTime::from(last));
     }
 
     #[test]

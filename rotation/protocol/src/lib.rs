@@ -4,7 +4,12 @@
 //! does), and effects are plain data that a shell carries out. Nothing here knows Kubernetes or
 //! TLS.
 
+mod server_clock;
+
+pub mod jitter;
 pub mod renewal;
 pub mod trust_domain;
 
+pub use jitter::Jitter;
+pub use renewal::Renewal;
 pub use trust_domain::TrustDomainState;

@@ -1,1 +1,523 @@
-//! SVID renewal.
+//! SVID renewal: when to ask for the next SVID, and when to put it to use.
+//!
+//! Owns the schedule, the retries and the deadline of the one request that may be under way; knows
+//! neither keys nor certificates nor the network. A shell feeds it what happens with the time and
+//! a random share, carries the effects out in their order, and calls again at
+//! [`Renewal::next_wakeup`] at the latest. The rules are ROTATION §6's: a share of
+//! `not_after − issued_at` by the server's clock, retries with jitter inside their cap, and the
+//! SVID that is held is never let go before the next one is installed.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use steadfast_api::{KeyId, UnixTime};
+
+mod event;
+
+pub use event::{Alarm, Effect, Event, Failure, Issued, Readiness, Record, RequestId};
+
+use crate::jitter::Jitter;
+use crate::server_clock::{ServerClock, Steady};
+
+/// An SVID that is installed or held, as far as a schedule needs to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScheduledSvid {
+    /// The request that brought it.
+    pub id: RequestId,
+    /// Its end, by the server's clock.
+    pub not_after: UnixTime,
+    /// `not_after − issued_at`.
+    pub life: Duration,
+    /// Who signed it.
+    pub issuer: KeyId,
+}
+
+/// The renewal machine of one workload.
+#[derive(Clone, Debug, Default)]
+pub struct Renewal {
+    clock: ServerClock,
+    /// The sequence number of the installed bundle.
+    bundle_seq: Option<u64>,
+    denied: BTreeSet<KeyId>,
+    svids: Svids,
+    phase: Phase,
+    last_id: RequestId,
+    last_sent: Option<Steady>,
+    /// The newest orders to pull forward, so that none is followed twice.
+    pulls: VecDeque<Pull>,
+    told: Option<Readiness>,
+    clock_off: bool,
+}
+
+/// The SVIDs at hand.
+#[derive(Clone, Debug, Default)]
+enum Svids {
+    /// In use.
+    Installed(ScheduledSvid),
+    /// None yet.
+    #[default]
+    None,
+    /// Issued, but its bundle is not here yet; the one before stays in use.
+    Waiting { installed: Option<ScheduledSvid>, next: ScheduledSvid, seq: u64 },
+}
+
+/// What is being done about the next SVID. There is room for one request only.
+#[derive(Clone, Copy, Debug, Default)]
+enum Phase {
+    /// A request is under way.
+    Asking { id: RequestId, attempt: u32, sent: Steady, timeout: Duration },
+    /// Not started.
+    #[default]
+    Created,
+    /// A request failed, or its answer could not be used; the next goes out at `at`.
+    Retrying { attempt: u32, at: Steady },
+    /// All is well until then, by the server's clock.
+    Scheduled { due: UnixTime },
+}
+
+/// An order to renew early.
+#[derive(Clone, Copy, Debug)]
+struct Pull {
+    id: u64,
+    from: UnixTime,
+    /// When this instance follows it; `None`: it has.
+    due: Option<UnixTime>,
+    /// The newest request when the order came: what it brings may still be of the old issuer.
+    after: RequestId,
+}
+
+impl Renewal {
+    /// A machine that waits for [`Event::Started`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in one event at the wall clock's `now`; says what to do. `jitter` is drawn anew for
+    /// each call.
+    pub fn handle(&mut self, now: UnixTime, jitter: Jitter, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if let Some(by_millis) = self.clock.observe(now, self.look_again()) {
+            // How much time has really passed is unknown; an answer of the server will tell.
+            effects.push(Effect::Alarm(Alarm::ClockJumped { by_millis }));
+            self.hasten(self.clock.now() + jitter.of(JUMP_SPREAD_MAX));
+        }
+        match event {
+            Event::AckSent => self.disown(&mut effects),
+            Event::BundleInstalled { seq, denied } => {
+                self.bundle_seq = self.bundle_seq.max(Some(seq));
+                self.denied = denied.into_iter().collect();
+                self.drop_denied(&mut effects);
+                self.install_held(&mut effects);
+            }
+            Event::Failed { id, reason } => {
+                if let Some(asked) = self.asked(id) {
+                    self.fail(jitter, asked, Failure::Request(reason), &mut effects);
+                }
+            }
+            Event::Issued(issued) => self.take_issued(jitter, issued, &mut effects),
+            Event::PulledForward { id, from, window, share } => {
+                self.pull_forward(id, from, from + share.of(window));
+            }
+            Event::ServerTime(server) => self.clock.measure_one_way(server),
+            Event::Started => {
+                if matches!(self.phase, Phase::Created) {
+                    self.phase = Phase::Retrying { attempt: 1, at: self.clock.now() };
+                }
+            }
+            Event::StreamCameBack => {
+                if matches!(self.phase, Phase::Retrying { .. }) {
+                    self.hasten(self.clock.now() + jitter.of(STREAM_BACK_SPREAD_MAX));
+                }
+            }
+            Event::Tainted { issuer } => {
+                self.denied.insert(issuer);
+                self.drop_denied(&mut effects);
+            }
+            Event::Tick => {}
+        }
+        self.give_up_hung(jitter, &mut effects);
+        self.request_when_due(jitter, &mut effects);
+        self.tell_changes(&mut effects);
+        effects
+    }
+
+    /// When to call again at the latest, by the wall clock; `None` before the start. A hint: the
+    /// clock is read again on waking, and a [`Event::Tick`] that comes early changes nothing.
+    pub fn next_wakeup(&self) -> Option<UnixTime> {
+        let next = match self.phase {
+            Phase::Asking { sent, timeout, .. } => sent + timeout,
+            Phase::Created => return None,
+            Phase::Retrying { .. } | Phase::Scheduled { .. } => self.next_request()?,
+        };
+        let now = self.clock.now();
+        let look_again = now + self.look_again();
+        let expiry = self.svids.installed().map(|svid| self.clock.steady(svid.not_after));
+        let expiry = expiry.filter(|&at| at > now).unwrap_or(look_again);
+        // Never in the past, or a shell that trusts the hint would spin on a clock that was set
+        // back.
+        Some(self.clock.wall(next.min(expiry).min(look_again).max(now)))
+    }
+
+    /// The SVID in use.
+    pub fn installed(&self) -> Option<ScheduledSvid> {
+        self.svids.installed()
+    }
+
+    /// When the next request goes out, by the wall clock; `None` while one is under way.
+    pub fn next_renewal(&self) -> Option<UnixTime> {
+        self.next_request().map(|at| self.clock.wall(at))
+    }
+
+    /// The wall clock less the server's; `None` before the first measurement.
+    pub fn clock_offset_millis(&self) -> Option<i64> {
+        self.clock.wall_offset_millis()
+    }
+
+    fn take_issued(&mut self, jitter: Jitter, issued: Issued, effects: &mut Vec<Effect>) {
+        let Some(asked) = self.asked(issued.id) else {
+            // Late, or told twice: the key of a cancelled request must not stay behind.
+            if !self.svids.has(issued.id) {
+                effects.push(Effect::Discard { id: issued.id });
+            }
+            return;
+        };
+        if self.clock.now().since(asked.sent) <= asked.timeout {
+            self.clock.measure_round_trip(asked.sent, issued.server_time);
+        } else {
+            self.clock.measure_one_way(issued.server_time);
+        }
+        let Issued { id, issued_at, not_after, issuer, .. } = issued;
+        let failure = if not_after <= issued_at.max(issued.server_time) {
+            Some(Failure::NoLife { issued_at, not_after })
+        } else {
+            self.denied.contains(&issuer).then_some(Failure::IssuerDenied(issuer))
+        };
+        if let Some(failure) = failure {
+            effects.push(Effect::Discard { id });
+            return self.fail(jitter, asked, failure, effects);
+        }
+        let sent_at = self.clock.server(asked.sent);
+        for pull in &mut self.pulls {
+            pull.due = pull.due.filter(|_| id <= pull.after || sent_at < pull.from);
+        }
+        let pulled = self.pulls.iter().filter_map(|pull| pull.due);
+        let due = pulled.fold(renewal_due(&issued, jitter), UnixTime::min);
+        self.phase = Phase::Scheduled { due };
+        let next = ScheduledSvid { id, not_after, life: not_after.since(issued_at), issuer };
+        self.hold(next, issued.seq, effects);
+    }
+
+    /// Keeps an SVID that was just issued, and uses it at once if its bundle is installed.
+    fn hold(&mut self, next: ScheduledSvid, seq: u64, effects: &mut Vec<Effect>) {
+        let installed = self.svids.installed();
+        if let Svids::Waiting { next: older, .. } = self.svids {
+            effects.push(Effect::Discard { id: older.id });
+        }
+        self.svids = Svids::Waiting { installed, next, seq };
+        self.install_held(effects);
+        if matches!(self.svids, Svids::Waiting { .. }) {
+            effects.push(Effect::Hold { id: next.id, seq });
+            let alarm = Alarm::BundleBehind { needed_seq: seq, installed_seq: self.bundle_seq };
+            effects.push(Effect::Alarm(alarm));
+        }
+    }
+
+    fn install_held(&mut self, effects: &mut Vec<Effect>) {
+        let Svids::Waiting { installed, next, seq } = self.svids else { return };
+        if self.bundle_seq.is_none_or(|installed_seq| installed_seq < seq) {
+            return;
+        }
+        if self.is_over(next) {
+            // It has waited too long; the one in use is no worse.
+            effects.push(Effect::Discard { id: next.id });
+            self.svids = installed.map_or(Svids::None, Svids::Installed);
+        } else {
+            effects.push(Effect::Install { id: next.id });
+            self.svids = Svids::Installed(next);
+        }
+    }
+
+    /// Gives up what was asked for before an ack, and asks again.
+    fn disown(&mut self, effects: &mut Vec<Effect>) {
+        let at = self.clock.now();
+        if let Svids::Waiting { installed, next, .. } = self.svids {
+            effects.push(Effect::Discard { id: next.id });
+            self.svids = installed.map_or(Svids::None, Svids::Installed);
+            self.hasten(at);
+        }
+        if let Phase::Asking { id, attempt, .. } = self.phase {
+            effects.push(Effect::Cancel { id });
+            self.phase = Phase::Retrying { attempt, at };
+        }
+    }
+
+    /// Lets go of what a denied issuer signed: at once if it is not in use, else by renewing now.
+    fn drop_denied(&mut self, effects: &mut Vec<Effect>) {
+        let now = self.clock.now();
+        if let Svids::Waiting { installed, next, .. } = self.svids
+            && self.denied.contains(&next.issuer)
+        {
+            effects.push(Effect::Discard { id: next.id });
+            self.svids = installed.map_or(Svids::None, Svids::Installed);
+            self.hasten(now);
+        }
+        if let Svids::Installed(svid) = self.svids
+            && self.denied.contains(&svid.issuer)
+        {
+            self.hasten(now);
+        }
+    }
+
+    fn pull_forward(&mut self, id: u64, from: UnixTime, due: UnixTime) {
+        if self.pulls.iter().any(|pull| pull.id == id) {
+            return;
+        }
+        if self.pulls.len() == PULLS_REMEMBERED_MAX {
+            self.pulls.pop_front();
+        }
+        self.pulls.push_back(Pull { id, from, due: Some(due), after: self.last_id });
+        self.hasten(self.clock.steady(due));
+    }
+
+    /// The next request goes out at `at`, unless it is planned for earlier or under way.
+    fn hasten(&mut self, at: Steady) {
+        self.phase = match self.phase {
+            Phase::Retrying { attempt, at: planned } => {
+                Phase::Retrying { attempt, at: planned.min(at) }
+            }
+            Phase::Scheduled { due } => Phase::Scheduled { due: due.min(self.clock.server(at)) },
+            phase @ (Phase::Asking { .. } | Phase::Created) => phase,
+        };
+    }
+
+    fn give_up_hung(&mut self, jitter: Jitter, effects: &mut Vec<Effect>) {
+        if let Phase::Asking { id, attempt, sent, timeout } = self.phase
+            && self.clock.now() >= sent + timeout
+        {
+            effects.push(Effect::Cancel { id });
+            let asked = Asked { attempt, sent, timeout };
+            self.fail(jitter, asked, Failure::TimedOut(timeout), effects);
+        }
+    }
+
+    /// Plans the next try: the delay doubles up to a cap, and the jitter lies inside the cap.
+    fn fail(&mut self, jitter: Jitter, asked: Asked, failure: Failure, effects: &mut Vec<Effect>) {
+        let Asked { attempt, .. } = asked;
+        let cap = self.retry_cap();
+        let delay = doubled(RETRY_FIRST, attempt - 1, cap);
+        let at = self.clock.now() + delay / 2 + jitter.of(delay / 2);
+        self.phase = Phase::Retrying { attempt: attempt.saturating_add(1), at };
+        effects.push(Effect::Alarm(Alarm::RenewalFailed {
+            attempt,
+            failure,
+            next_try: self.clock.wall(at),
+            not_after: self.svids.installed().map(|svid| svid.not_after),
+        }));
+    }
+
+    fn request_when_due(&mut self, jitter: Jitter, effects: &mut Vec<Effect>) {
+        let now = self.clock.now();
+        if self.live_svid().is_none() {
+            // A wait that was planned while there was a life to lose is too long now.
+            let soon = RETRY_CAP_EXPIRED / 2 + jitter.of(RETRY_CAP_EXPIRED / 2);
+            self.hasten(now + soon);
+        }
+        if self.next_request().is_none_or(|at| at > now) {
+            return;
+        }
+        let attempt = match self.phase {
+            Phase::Retrying { attempt, .. } => attempt,
+            Phase::Asking { .. } | Phase::Created | Phase::Scheduled { .. } => 1,
+        };
+        let id = RequestId(self.last_id.0.saturating_add(1));
+        let timeout = self.timeout(attempt);
+        self.last_id = id;
+        self.last_sent = Some(now);
+        self.phase = Phase::Asking { id, attempt, sent: now, timeout };
+        effects.push(Effect::Request { id, attempt, timeout });
+    }
+
+    /// When the next request goes out: as planned, but never on the heels of the last one.
+    fn next_request(&self) -> Option<Steady> {
+        let planned = match self.phase {
+            Phase::Asking { .. } | Phase::Created => return None,
+            Phase::Retrying { at, .. } => at,
+            Phase::Scheduled { due } => self.clock.steady(due),
+        };
+        Some(self.last_sent.map_or(planned, |sent| planned.max(sent + REQUEST_SPACING_MIN)))
+    }
+
+    /// Says what has become true since the last event.
+    fn tell_changes(&mut self, effects: &mut Vec<Effect>) {
+        let readiness = self.readiness();
+        if self.told.replace(readiness) != Some(readiness) {
+            if let Readiness::Expired { not_after } = readiness {
+                effects.push(Effect::Alarm(Alarm::Expired { not_after }));
+            }
+            effects.push(Effect::Readiness(readiness));
+        }
+        let offset_millis = self.clock.wall_offset_millis().unwrap_or(0);
+        let clock_off = offset_millis.unsigned_abs() > CLOCK_OFFSET_WARN.as_millis() as u64;
+        if clock_off && !self.clock_off {
+            effects.push(Effect::Alarm(Alarm::ClockOff { offset_millis }));
+        }
+        self.clock_off = clock_off;
+    }
+
+    fn readiness(&self) -> Readiness {
+        match (self.bundle_seq, self.svids.installed()) {
+            (None, _) => Readiness::NoBundle,
+            (_, None) => Readiness::NoSvid,
+            (_, Some(svid)) if self.is_over(svid) => {
+                Readiness::Expired { not_after: svid.not_after }
+            }
+            _ => Readiness::Ready,
+        }
+    }
+
+    /// The request `id`, if it is the one under way.
+    fn asked(&self, id: RequestId) -> Option<Asked> {
+        match self.phase {
+            Phase::Asking { id: asked, attempt, sent, timeout } if asked == id => {
+                Some(Asked { attempt, sent, timeout })
+            }
+            _ => None,
+        }
+    }
+
+    /// The SVID that the workload lives on: the one in use, or one that only waits for its bundle.
+    fn live_svid(&self) -> Option<ScheduledSvid> {
+        self.svids.newest().filter(|&svid| !self.is_over(svid))
+    }
+
+    fn is_over(&self, svid: ScheduledSvid) -> bool {
+        self.clock.server(self.clock.now()) >= svid.not_after
+    }
+
+    fn retry_cap(&self) -> Duration {
+        self.live_svid().map_or(RETRY_CAP_EXPIRED, |svid| {
+            (svid.life / RETRIES_PER_LIFE).clamp(RETRY_CAP_MIN, RETRY_CAP_MAX)
+        })
+    }
+
+    /// Short lives leave little time to notice a hung replica; but one that is merely slow must be
+    /// given longer each time, or a fleet that comes back would never get an answer.
+    fn timeout(&self, attempt: u32) -> Duration {
+        let first = self.svids.newest().map_or(TIMEOUT_BOOTSTRAP, |svid| {
+            (svid.life / TIMEOUTS_PER_LIFE).clamp(TIMEOUT_MIN, TIMEOUT_MAX)
+        });
+        doubled(first, attempt - 1, TIMEOUT_MAX)
+    }
+
+    /// How long to wait at most before the wall clock is compared again: a clock that is set back
+    /// shows only if it is looked at.
+    fn look_again(&self) -> Duration {
+        match (self.phase, self.svids.newest()) {
+            // Nobody was asked to look.
+            (Phase::Created, _) => Duration::MAX,
+            (_, None) => LOOK_AGAIN_MAX,
+            (_, Some(svid)) => (svid.life / RETRIES_PER_LIFE).clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX),
+        }
+    }
+}
+
+/// The request under way.
+#[derive(Clone, Copy)]
+struct Asked {
+    attempt: u32,
+    sent: Steady,
+    timeout: Duration,
+}
+
+impl Svids {
+    fn installed(&self) -> Option<ScheduledSvid> {
+        match self {
+            Self::Installed(svid) => Some(*svid),
+            Self::None => None,
+            Self::Waiting { installed, .. } => *installed,
+        }
+    }
+
+    fn newest(&self) -> Option<ScheduledSvid> {
+        match self {
+            Self::Installed(svid) | Self::Waiting { next: svid, .. } => Some(*svid),
+            Self::None => None,
+        }
+    }
+
+    fn has(&self, id: RequestId) -> bool {
+        self.installed().is_some_and(|svid| svid.id == id)
+            || self.newest().is_some_and(|svid| svid.id == id)
+    }
+}
+
+/// When to renew: as the server wishes, within the life, else at 60 to 70 % of it.
+fn renewal_due(issued: &Issued, jitter: Jitter) -> UnixTime {
+    let life = issued.not_after.since(issued.issued_at);
+    match issued.renew_at {
+        Some(wish) => wish.clamp(issued.issued_at + life / 10, issued.issued_at + life * 9 / 10),
+        None => issued.issued_at + life * 6 / 10 + jitter.of(life / 10),
+    }
+}
+
+/// `first × 2^times`, at most `cap`.
+fn doubled(first: Duration, times: u32, cap: Duration) -> Duration {
+    first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX)).min(cap)
+}
+
+/// The delay before the first retry, its jitter included.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_CAP_MIN: Duration = Duration::from_secs(1);
+const RETRY_CAP_MAX: Duration = Duration::from_secs(300);
+/// Without a live SVID every second counts.
+const RETRY_CAP_EXPIRED: Duration = Duration::from_secs(2);
+/// A third of a life is left when the first try fails: some ten more fit in at the cap.
+const RETRIES_PER_LIFE: u32 = 30;
+const TIMEOUT_BOOTSTRAP: Duration = Duration::from_secs(5);
+const TIMEOUT_MIN: Duration = Duration::from_secs(1);
+const TIMEOUT_MAX: Duration = Duration::from_secs(10);
+const TIMEOUTS_PER_LIFE: u32 = 5;
+/// Whatever comes together, requests keep this distance.
+const REQUEST_SPACING_MIN: Duration = Duration::from_millis(500);
+/// When a replica comes back, all its streams do; when a time server errs, all clocks do.
+const STREAM_BACK_SPREAD_MAX: Duration = Duration::from_secs(1);
+const JUMP_SPREAD_MAX: Duration = Duration::from_secs(5);
+/// Half of what certificates tolerate (ROTATION §3, clocks).
+const CLOCK_OFFSET_WARN: Duration = Duration::from_secs(30);
+const LOOK_AGAIN_MIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(30);
+/// A server repeats its newest orders only.
+const PULLS_REMEMBERED_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_is_due_at_60_to_70_percent_of_the_life_from_issue() {
+        let life = Duration::from_secs(100);
+        let made = UnixTime::from_secs(1000);
+        let issued = |renew_at| Issued {
+            id: RequestId(1),
+            issued_at: made,
+            not_after: made + life,
+            renew_at,
+            server_time: made,
+            seq: 1,
+            issuer: KeyId::of_spki(b"issuer"),
+        };
+        let due = |renew_at, jitter| renewal_due(&issued(renew_at), jitter).since(made).as_millis();
+        assert_eq!(due(None, Jitter::NONE), 60_000);
+        assert_eq!(due(None, Jitter::MAX), 69_999);
+        assert_eq!(due(Some(made + life / 2), Jitter::MAX), 50_000, "the server's wish");
+        assert_eq!(due(Some(UnixTime::default()), Jitter::MAX), 10_000, "within the life");
+        assert_eq!(due(Some(made + life * 2), Jitter::MAX), 90_000, "within the life");
+    }
+
+    #[test]
+    fn retries_double_up_to_their_cap() {
+        let delays = [0, 1, 2, 8, 31, 32, u32::MAX]
+            .map(|times| doubled(RETRY_FIRST, times, RETRY_CAP_MAX).as_secs());
+        assert_eq!(delays, [1, 2, 4, 256, 300, 300, 300]);
+    }
+}
