@@ -141,9 +141,9 @@ impl PodSpec {
         );
         if !self.opaque_ports.is_empty() {
             let ports: Vec<_> = self.opaque_ports.iter().map(u16::to_string).collect();
-            let _ = write!(
+            let _ = writeln!(
                 text,
-                "  annotations: {{config.linkerd.io/opaque-ports: \"{}\"}}\n",
+                "  annotations: {{config.linkerd.io/opaque-ports: \"{}\"}}",
                 ports.join(",")
             );
         }
