@@ -1,1 +1,272 @@
 //! The keys of anchors and issuers, one object per key, created once.
+//!
+//! A key is addressed by its content ([`KeyId`]), so that no key can ever take another's place:
+//! there is no way to overwrite or to rename one. What is loaded is wiped when it is dropped. A
+//! file that others could read or change is refused by its name, since the key in it may no longer
+//! be ours alone.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use steadfast_api::KeyId;
+pub use zeroize::Zeroizing;
+
+/// A place for private keys.
+#[async_trait::async_trait]
+pub trait KeyStore: Send + Sync + 'static {
+    /// Keeps a new key (PKCS#8 in DER) under its id. Acknowledged means durable.
+    async fn put_new(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError>;
+
+    /// The key with this id, as PKCS#8 in DER.
+    async fn load(&self, id: KeyId) -> Result<Zeroizing<Vec<u8>>, KeyStoreError>;
+
+    /// Whether there is a key with this id.
+    async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError>;
+
+    /// Where the key with this id is, in words that a person can follow: the `key_ref` of an
+    /// anchor or issuer.
+    fn reference(&self, id: KeyId) -> String;
+}
+
+/// Why a key store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyStoreError {
+    /// Keys are made once: the one that is there stays.
+    #[error("the key {0} exists already and is never overwritten")]
+    Exists(String),
+    /// The file system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No such key.
+    #[error("there is no key {0}; if it was lost, put it back from a backup")]
+    Missing(String),
+    /// Others than the owner may use it.
+    #[error(
+        "{} has mode {mode:04o}, so others than its owner could use it; find out who has, then \
+         `chmod {wanted:o} {}`",
+        path.display(),
+        path.display()
+    )]
+    Permissions {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// The mode that it should have.
+        wanted: u32,
+    },
+    /// Not a file of a key's size.
+    #[error("{} is no key: expected a regular file of at most {KEY_BYTES_MAX} bytes", .0.display())]
+    Strange(PathBuf),
+}
+
+/// Keys as files with mode 0600 in one directory with mode 0700: `<key id>.key`.
+#[derive(Clone, Debug)]
+pub struct FileKeys {
+    directory: PathBuf,
+}
+
+impl FileKeys {
+    /// The keys in a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// A directory that others may enter, or that cannot be made.
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self, KeyStoreError> {
+        let directory = directory.into();
+        create_private_dir(&directory)?;
+        let metadata = std::fs::metadata(&directory).map_err(io("look at", &directory))?;
+        check_mode(&directory, metadata.mode(), 0o700)?;
+        Ok(Self { directory })
+    }
+
+    fn path(&self, id: KeyId) -> PathBuf {
+        self.directory.join(format!("{id}.key"))
+    }
+}
+
+#[async_trait::async_trait]
+impl KeyStore for FileKeys {
+    async fn put_new(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError> {
+        let path = self.path(id);
+        blocking(move || write_new(&path, &pkcs8)).await
+    }
+
+    async fn load(&self, id: KeyId) -> Result<Zeroizing<Vec<u8>>, KeyStoreError> {
+        let path = self.path(id);
+        blocking(move || read(&path)).await
+    }
+
+    async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError> {
+        let path = self.path(id);
+        blocking(move || path.try_exists().map_err(io("look for", &path))).await
+    }
+
+    fn reference(&self, id: KeyId) -> String {
+        format!("file:{}", self.path(id).display())
+    }
+}
+
+/// Makes a directory (and its parents) with mode 0700; one that is there is left as it is.
+pub(crate) fn create_private_dir(path: &Path) -> Result<(), KeyStoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))
+}
+
+/// Writes a file that must not exist yet, with mode 0600, whole or not at all, durably.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), KeyStoreError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // A name of its own: what an earlier crash has left is in nobody's way.
+    let draft = directory.join(format!(".{name}.{}", uuid::Uuid::new_v4()));
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    })();
+    // A link, not a rename: it fails if the name is taken, so that no key is ever replaced.
+    let linked = written
+        .map_err(io("write", &draft))
+        .and_then(|()| std::fs::hard_link(&draft, path).map_err(io("create", path)));
+    let removed = std::fs::remove_file(&draft);
+    match linked {
+        Err(KeyStoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(KeyStoreError::Exists(path.display().to_string()));
+        }
+        other => other?,
+    }
+    removed.map_err(io("remove", &draft))?;
+    sync_dir(directory)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(directory: &Path) -> Result<(), KeyStoreError> {
+    File::open(directory).and_then(|file| file.sync_all()).map_err(io("sync", directory))
+}
+
+/// Reads a key's file, after a check that nobody else could have.
+pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyStoreError> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(KeyStoreError::Missing(path.display().to_string()));
+        }
+        other => other.map_err(io("open", path))?,
+    };
+    // Of the open file, so that it is the same file that is then read.
+    let metadata = file.metadata().map_err(io("look at", path))?;
+    if !metadata.is_file() || metadata.len() > KEY_BYTES_MAX {
+        return Err(KeyStoreError::Strange(path.to_owned()));
+    }
+    check_mode(path, metadata.mode(), 0o600)?;
+    // The exact capacity: a vector that grows leaves copies of the key behind.
+    let mut bytes = Zeroizing::new(vec![0; usize::try_from(metadata.len()).unwrap_or(0)]);
+    file.read_exact(&mut bytes).map_err(io("read", path))?;
+    Ok(bytes)
+}
+
+fn check_mode(path: &Path, mode: u32, wanted: u32) -> Result<(), KeyStoreError> {
+    let mode = mode & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(KeyStoreError::Permissions { path: path.to_owned(), mode, wanted })
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyStoreError {
+    move |source| KeyStoreError::Io { action, path: path.to_owned(), source }
+}
+
+/// File I/O off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, KeyStoreError> + Send + 'static,
+) -> Result<T, KeyStoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        let source = io::Error::other(error.to_string());
+        Err(KeyStoreError::Io { action: "finish work on", path: PathBuf::from("keys"), source })
+    })
+}
+
+/// An RSA key of 16,384 bits is below 10 KiB.
+const KEY_BYTES_MAX: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn keys() -> (tempfile::TempDir, FileKeys) {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = FileKeys::open(dir.path().join("keys/issuers")).unwrap();
+        (dir, keys)
+    }
+
+    fn id() -> KeyId {
+        KeyId::of_spki(b"some key")
+    }
+
+    fn bytes(text: &str) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(text.as_bytes().to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_key_reads_back_from_a_private_file() {
+        let (_dir, keys) = keys();
+        assert!(!keys.exists(id()).await.unwrap());
+        keys.put_new(id(), bytes("secret")).await.unwrap();
+        assert!(keys.exists(id()).await.unwrap());
+        assert_eq!(*keys.load(id()).await.unwrap(), b"secret");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(&keys.path(id())), 0o600);
+        assert_eq!(mode(&keys.directory), 0o700);
+        // Nothing but the key is left.
+        assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_key_is_never_overwritten() {
+        let (_dir, keys) = keys();
+        keys.put_new(id(), bytes("first")).await.unwrap();
+        let refused = keys.put_new(id(), bytes("second")).await;
+        assert!(matches!(refused, Err(KeyStoreError::Exists(_))), "{refused:?}");
+        assert_eq!(*keys.load(id()).await.unwrap(), b"first");
+        assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_others_can_read_is_refused_by_its_name() {
+        let (_dir, keys) = keys();
+        keys.put_new(id(), bytes("secret")).await.unwrap();
+        for mode in [0o640, 0o604, 0o660, 0o644] {
+            std::fs::set_permissions(keys.path(id()), PermissionsExt::from_mode(mode)).unwrap();
+            let error = keys.load(id()).await.unwrap_err().to_string();
+            assert!(error.contains(&id().to_string()) && error.contains("chmod 600"), "{error}");
+        }
+        std::fs::set_permissions(&keys.directory, PermissionsExt::from_mode(0o755)).unwrap();
+        let error = FileKeys::open(&keys.directory).unwrap_err().to_string();
+        assert!(error.contains("0755") && error.contains("chmod 700"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_key_is_named() {
+        let (_dir, keys) = keys();
+        let error = keys.load(id()).await.unwrap_err();
+        assert!(matches!(&error, KeyStoreError::Missing(path) if path.contains(&id().to_string())));
+        assert!(keys.reference(id()).starts_with("file:/"));
+    }
+
+    #[tokio::test]
+    async fn a_directory_in_place_of_a_key_is_no_key() {
+        let (_dir, keys) = keys();
+        std::fs::create_dir(keys.path(id())).unwrap();
+        assert!(matches!(keys.load(id()).await, Err(KeyStoreError::Strange(_))));
+    }
+}

@@ -1,1 +1,19 @@
-//! The standalone platform.
+//! The standalone platform: what Kubernetes' API server and kubelet are elsewhere.
+//!
+//! `steadfast-store` alone opens the store's file and serves it over a unix socket; it watches the
+//! manifests, makes the EndpointSlices that nobody wrote, issues tokens and keeps them in each
+//! pod's directory. The other processes are its clients: [`Client`], [`Tokens`], [`Resources`].
+
+mod claims;
+pub mod client;
+pub mod directory;
+mod follow;
+pub mod names;
+pub mod resources;
+pub mod tokens;
+mod wire;
+
+pub use client::Client;
+pub use directory::Directory;
+pub use resources::Resources;
+pub use tokens::Tokens;
