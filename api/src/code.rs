@@ -289,6 +289,10 @@ codes! {
         "An SVID could not be renewed"
         "The identity service did not issue. The SVID that is held stays in use; the proxy tries again by itself."
         "See the reason in the log line. It hurts only when the SVID expires; the line says when.";
+    SVID_MISSING "SFT-TRU-006" "svid_missing"
+        "The workload has no SVID yet"
+        "It has started and not been issued its first SVID, so it can neither dial nor accept as a member of the mesh."
+        "See /ready and the log of the proxy for what it waits for: the token file, the mounted bundle, or the identity service.";
 }
 
 #[cfg(test)]
