@@ -7,7 +7,7 @@
 mod claims;
 pub mod client;
 pub mod directory;
-mod follow;
+pub mod follow;
 pub mod names;
 pub mod resources;
 pub mod tokens;

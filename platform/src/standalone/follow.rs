@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use crate::store::{Entry, Event, Revision, Store, StoreError};
 
 /// What a follower is told, in order.
-pub(super) enum Change<'a> {
+pub enum Change<'a> {
     /// One change after what was told before.
     Event(Event),
     /// The following broke off and is tried again; what was told is the last that is known.
@@ -20,7 +20,7 @@ pub(super) enum Change<'a> {
 }
 
 /// Follows a prefix and tells every change, until it is dropped.
-pub(super) async fn follow(
+pub async fn follow(
     store: Arc<dyn Store>,
     prefix: &str,
     mut tell: impl FnMut(Change<'_>) + Send,
