@@ -1,0 +1,125 @@
+//! The workload's own SVID: its chain, its key, and what a renewal and a listing need to know.
+//!
+//! An [`OwnSvid`] exists only after everything about it was checked against what we believe: the
+//! key is ours, the identity is ours, the chain verifies, and its life is not over.
+
+use rustls_pki_types::CertificateDer;
+use steadfast_api::svid::SvidError;
+use steadfast_api::{KeyId, SpiffeId, Svid, UnixTime};
+
+use crate::key::SvidKey;
+use crate::trust::Trust;
+use crate::verify::{PeerRefused, Role, check_chain};
+
+/// A checked SVID of our own.
+#[derive(Clone, Debug)]
+pub struct OwnSvid {
+    facts: Svid,
+    chain: Vec<CertificateDer<'static>>,
+    key: SvidKey,
+    issued_at: UnixTime,
+    anchor: KeyId,
+    issuer: KeyId,
+}
+
+/// What an issuer sent.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// The SVID first, then its issuers, in DER.
+    pub chain: Vec<Vec<u8>>,
+    /// When it was made, by the issuer's clock.
+    pub issued_at: UnixTime,
+}
+
+/// Why a chain that an issuer sent cannot be our SVID.
+#[derive(Debug, thiserror::Error)]
+pub enum SvidRefused {
+    /// The chain does not verify, or is of another identity.
+    #[error("the chain does not hold: {} ({})", .0.code.title(), .0.detail)]
+    Chain(Box<PeerRefused>),
+    /// No certificate in it.
+    #[error("the reply holds no certificate")]
+    Empty,
+    /// No SVID.
+    #[error("the certificate is no SVID: it {0}")]
+    Form(SvidError),
+    /// Made for another key than the one that was asked for.
+    #[error("the SVID is for key {found}, and key {ours} asked for it")]
+    Key {
+        /// The key in the SVID.
+        found: String,
+        /// Ours.
+        ours: String,
+    },
+}
+
+impl OwnSvid {
+    /// Checks what an issuer sent for `key`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn check(
+        issued: Issued,
+        key: SvidKey,
+        expected: &SpiffeId,
+        trust: &Trust,
+        now: UnixTime,
+    ) -> Result<Self, SvidRefused> {
+        let chain: Vec<CertificateDer<'static>> =
+            issued.chain.into_iter().map(CertificateDer::from).collect();
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return Err(SvidRefused::Empty);
+        };
+        // It must serve in both roles: whatever refuses it here, a peer would refuse later.
+        let check = |role| check_chain(role, leaf, intermediates, trust, now, Some(expected));
+        check(Role::Client).map_err(SvidRefused::Chain)?;
+        let peer = check(Role::Server).map_err(SvidRefused::Chain)?;
+        let facts = Svid::parse(leaf).map_err(SvidRefused::Form)?;
+        if facts.key_id != key.id() {
+            let (found, ours) = (facts.key_id.short(), key.id().short());
+            return Err(SvidRefused::Key { found, ours });
+        }
+        let (anchor, issuer) = (peer.anchor, peer.issuer);
+        Ok(Self { facts, chain, key, issued_at: issued.issued_at, anchor, issuer })
+    }
+
+    /// What the certificate says.
+    pub fn facts(&self) -> &Svid {
+        &self.facts
+    }
+
+    /// Who we are.
+    pub fn id(&self) -> &SpiffeId {
+        &self.facts.spiffe_id
+    }
+
+    /// The SVID first, then its issuers, in DER.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &SvidKey {
+        &self.key
+    }
+
+    /// When it was made, by the issuer's clock.
+    pub fn issued_at(&self) -> UnixTime {
+        self.issued_at
+    }
+
+    /// The anchor that its chain ends in.
+    pub fn anchor(&self) -> KeyId {
+        self.anchor
+    }
+
+    /// The key that signed it.
+    pub fn issuer(&self) -> KeyId {
+        self.issuer
+    }
+
+    /// Whether its last second is over.
+    pub fn is_expired(&self, now: UnixTime) -> bool {
+        now.as_secs() > self.facts.not_after.as_secs()
+    }
+}
