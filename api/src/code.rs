@@ -173,6 +173,10 @@ codes! {
         "The issuance log cannot be written"
         "An SVID that is not in the issuance log is not handed out."
         "Make room on the disk, or correct the permissions of the log's directory; issuing goes on by itself.";
+    CLOCK_OFF "SFT-ID-025" "clock_off"
+        "The identity service's clock is wrong"
+        "Its wall clock and the store's differ by more than 60 s. An SVID that is dated by a wrong clock would be refused, or live too long."
+        "Correct the clock of the machine that is wrong (see the log line for the difference); issuing goes on by itself.";
     ACK_FOREIGN "SFT-ID-030" "ack_foreign"
         "An ack names another workload than the stream's token"
         "A workload may only speak for itself: a forged ack would break every census. The stream was closed."
@@ -199,6 +203,30 @@ codes! {
         "The peer is not authorised for this port"
         "The port's policy does not let this peer in; the log line names the policy and the peer."
         "Change the policy if the peer should be let in.";
+    TRANSPORT_HEADER "SFT-NET-005" "transport_header"
+        "A connection to the proxy's own port that does not say what it is for"
+        "A peer that dials the inbound port of a proxy directly must speak mutual TLS of this mesh and begin with the transport header, which names the application's port. This one did not, or its header was malformed."
+        "Check that the peer is a sidecar whose version is at most one apart; an application should dial the service, not the proxy.";
+    UNREACHABLE "SFT-NET-006" "unreachable"
+        "The destination cannot be reached"
+        "The proxy could not open a connection to the address: refused, no route, or no answer in time."
+        "Check that something listens at the address in the log line, and that the network between lets it through.";
+    NO_SUCH_DESTINATION "SFT-NET-007" "no_such_destination"
+        "Discovery knows no such destination"
+        "The control plane says that there is no Service of this name and port, or has not answered yet."
+        "Check the name and port the application uses; `steadfast-control` must be reachable (see /metrics of the proxy).";
+    NO_ENDPOINTS "SFT-NET-008" "no_endpoints"
+        "The destination has no endpoint that can be used"
+        "The Service exists, but none of its endpoints is ready, or the control plane describes them in a way this proxy cannot use; those are never dialled in plaintext instead."
+        "See the pods behind the Service: whether they are ready, and their ports.";
+    PEER_SILENT "SFT-NET-009" "peer_silent"
+        "The peer did not say in time what it speaks"
+        "The connection stayed silent, or its handshake or first line stayed incomplete, for ten seconds."
+        "Find out what dials there: a load balancer's health check that only connects is the usual cause.";
+    OVERLOADED "SFT-NET-010" "overloaded"
+        "A limit of the proxy is reached"
+        "The proxy has as many connections, destinations or waiting requests as it takes; it sheds what is new, so that what runs can finish."
+        "Find out who sends so much; raise the open-file limit if it is the cause.";
 
     // STO: the standalone store.
     STORE_UNAVAILABLE "SFT-STO-001" "store_unavailable"

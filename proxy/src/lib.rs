@@ -1,4 +1,24 @@
-//! The sidecar
+//! The sidecar: it gives a workload mutual TLS and a name, and is noticed by nobody else.
+//!
+//! Modules in the order in which they run: what the process is told, what it knows, and then the
+//! life of a connection. Only [`inbound`] and [`outbound`] put stages into sequence; a stage takes
+//! values and returns a richer one, and calls no other stage.
 
-pub mod discovery;
+pub mod config;
+pub mod target;
+
 pub mod balance;
+pub mod discovery;
+
+pub mod accept;
+pub mod detect;
+pub mod forward;
+pub mod io;
+pub mod refusal;
+pub mod transport;
+
+pub mod http {
+pub mod sniff;
+}
+
+pub mod metrics;

@@ -1,0 +1,249 @@
+//! The first stage: a TCP connection becomes an [`Accepted`], which knows where it was meant to go.
+//!
+//! Each worker has its own listening socket on the same port; the kernel deals connections out. A
+//! listener that drains takes what already waits in its queue before it closes, so that no client
+//! which the kernel has let in is turned away.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use steadfast_process::Drain;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::refusal::Refusal;
+
+/// A connection and where it was meant to go.
+#[derive(Debug)]
+pub struct Accepted<IO> {
+    /// Who connected.
+    pub client: SocketAddr,
+    /// Our own side of it.
+    pub local: SocketAddr,
+    /// Where the client wanted to go, if the kernel redirected it here.
+    pub orig_dst: Option<OrigDst>,
+    /// The connection.
+    pub io: IO,
+}
+
+/// The destination of a redirected connection, before the redirection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OrigDst(pub SocketAddr);
+
+/// A socket that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr}")]
+pub struct BindError {
+    addr: SocketAddr,
+    #[source]
+    source: io::Error,
+}
+
+/// How many connections a worker may have at once; shared by its listeners.
+#[derive(Clone, Debug)]
+pub struct Slots(Arc<Semaphore>);
+
+impl Slots {
+    /// So many.
+    pub fn new(connections: usize) -> Self {
+        Self(Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS))))
+    }
+
+    /// A worker's share of the open files that the process may have: a proxied connection has two,
+    /// and some are left for everything else.
+    pub fn for_open_files(open_files: u64, workers: usize) -> Self {
+        let share = open_files.saturating_sub(OPEN_FILES_RESERVED) / 2 / workers.max(1) as u64;
+        Self::new(usize::try_from(share).unwrap_or(usize::MAX).min(CONNECTIONS_MAX))
+    }
+}
+
+/// Opens one listening socket for each worker. Beforehand a socket that shares with nobody is
+/// bound and closed: SO_REUSEPORT alone would let two sidecars take each other's connections.
+///
+/// # Errors
+/// An address that is taken, or not ours.
+pub fn bind(addr: SocketAddr, workers: usize) -> Result<Vec<std::net::TcpListener>, BindError> {
+    let failed = |source| BindError { addr, source };
+    if workers <= 1 {
+        return Ok(vec![listen(addr, false).map_err(failed)?]);
+    }
+    let probe = listen(addr, false).map_err(failed)?;
+    let addr = probe.local_addr().map_err(failed)?;
+    drop(probe);
+    (0..workers).map(|_| listen(addr, true).map_err(failed)).collect()
+}
+
+/// Hands each connection to `each` until the drain starts.
+///
+/// # Errors
+/// A listener that cannot be given to the runtime. Failures of single connections are no errors,
+/// and running out of files makes it wait.
+pub async fn run(
+    listener: std::net::TcpListener,
+    slots: Slots,
+    drain: Drain,
+    each: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        let Ok(slot) = slots.0.clone().acquire_owned().await else { return Ok(()) };
+        let accepted = tokio::select! {
+            biased;
+            () = drain.wait() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, client)) => each(stream, client, slot),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    // What the kernel has let in already.
+    let listener = listener.into_std()?;
+    loop {
+        match listener.accept() {
+            Ok((stream, client)) => {
+                let Ok(slot) = slots.0.clone().try_acquire_owned() else { return Ok(()) };
+                stream.set_nonblocking(true)?;
+                each(TcpStream::from_std(stream)?, client, slot);
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Learns what the kernel knows of a connection, and sets its options.
+///
+/// # Errors
+/// A connection that is gone already.
+pub fn accepted(stream: TcpStream, client: SocketAddr) -> io::Result<Accepted<TcpStream>> {
+    set_options(&stream)?;
+    let local = canonical(stream.local_addr()?);
+    let orig_dst = original_dst(&stream, local);
+    Ok(Accepted { client: canonical(client), local, orig_dst, io: stream })
+}
+
+impl<IO> Accepted<IO> {
+    /// Where a redirected connection goes.
+    ///
+    /// # Errors
+    /// [`Refusal::Loop`]: the client dialled the proxy's own listener, to forward to which would
+    /// never end.
+    pub fn destination(&self) -> Result<OrigDst, Refusal> {
+        match self.orig_dst {
+            Some(orig_dst) => Ok(orig_dst),
+            None => Err(Refusal::Loop(self.local)),
+        }
+    }
+}
+
+/// Options of every connection, to clients and to servers: no delay, and peers that vanish without
+/// a word are noticed.
+///
+/// # Errors
+/// A connection that is gone already.
+pub fn set_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// `None` if the kernel has redirected nothing: then the client dialled our own address.
+fn original_dst(stream: &TcpStream, local: SocketAddr) -> Option<OrigDst> {
+    let socket = SockRef::from(stream);
+    let found = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    let orig_dst = canonical(found.ok()?.as_socket()?);
+    (orig_dst != local).then_some(OrigDst(orig_dst))
+}
+
+/// An IPv4 address that a dual-stack socket shows as IPv6 is an IPv4 address.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+fn listen(addr: SocketAddr, share: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The connection that was to be accepted failed; the listener is well.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// The kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// Of files: the admin port, the control plane, the log, the runtimes.
+const OPEN_FILES_RESERVED: u64 = 128;
+const CONNECTIONS_MAX: usize = 100_000;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Linkerd's.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    fn loopback() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_an_error_even_with_many_workers() {
+        let first = bind(loopback(), 2).unwrap();
+        let addr = first[0].local_addr().unwrap();
+        assert_eq!(first[1].local_addr().unwrap(), addr);
+        assert!(bind(addr, 2).is_err());
+        assert!(bind(addr, 1).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_let_in_is_served_when_the_drain_has_begun() {
+        let listener = bind(loopback(), 1).unwrap().remove(0);
+        let addr = listener.local_addr().unwrap();
+        let _waiting =
+            [std::net::TcpStream::connect(addr).unwrap(), std::net::TcpStream::connect(addr).unwrap()];
+        let (drain, seen) = (Drain::new(), Rc::new(RefCell::new(Vec::new())));
+        drain.start();
+        let each = |stream, client, _slot| seen.borrow_mut().push((stream, client));
+        run(listener, Slots::new(8), drain, each).await.unwrap();
+        assert_eq!(seen.borrow().len(), 2);
+        assert!(std::net::TcpStream::connect(addr).is_err(), "the listener is closed");
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_our_own_address_has_no_destination() {
+        let listener = TcpListener::bind(loopback()).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (_client, accepted_pair) =
+            tokio::join!(TcpStream::connect(addr), listener.accept());
+        let (stream, client) = accepted_pair.unwrap();
+        let accepted = accepted(stream, client).unwrap();
+        assert_eq!(accepted.local, addr);
+        assert!(matches!(accepted.destination(), Err(Refusal::Loop(own)) if own == addr));
+    }
+}

@@ -1,0 +1,163 @@
+//! A connection as the stages see it: bytes both ways, of which some may have been looked at.
+//!
+//! Detection reads into a [`Prefixed`]; whoever reads from it afterwards gets those bytes first,
+//! and then the memory they were in is given back: an idle connection holds no buffer of ours.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Anything that is read from and written to.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Io for T {}
+
+/// A connection of any kind, where the kinds meet.
+pub type BoxIo = Box<dyn Io>;
+
+/// A connection whose first bytes can be looked at before they are read.
+#[derive(Debug)]
+pub struct Prefixed<IO> {
+    prefix: Vec<u8>,
+    at: usize,
+    ended: bool,
+    io: IO,
+}
+
+impl<IO> Prefixed<IO> {
+    /// Nothing looked at yet.
+    pub fn new(io: IO) -> Self {
+        Self { prefix: Vec::new(), at: 0, ended: false, io }
+    }
+
+    /// What was looked at and not yet read.
+    pub fn seen(&self) -> &[u8] {
+        &self.prefix[self.at..]
+    }
+
+    /// Whether the peer has ended its side behind the bytes that were seen.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Takes bytes that were seen, at most so many, as if they had been read.
+    pub fn skip(&mut self, bytes: usize) {
+        self.at += bytes.min(self.seen().len());
+        if self.at == self.prefix.len() {
+            (self.prefix, self.at) = (Vec::new(), 0);
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> Prefixed<IO> {
+    /// Waits for more bytes and lets them be seen; 0 is the end of the peer's side.
+    ///
+    /// # Errors
+    /// As reading.
+    pub async fn look(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_look(cx)).await
+    }
+
+    /// As [`Self::look`].
+    pub fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.ended {
+            return Poll::Ready(Ok(0));
+        }
+        // On the stack: a connection that waits holds no memory for it.
+        let mut bytes = [0; LOOK_BYTES];
+        let mut buf = ReadBuf::new(&mut bytes);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+        let read = buf.filled();
+        self.ended = read.is_empty();
+        self.prefix.extend_from_slice(read);
+        Poll::Ready(Ok(read.len()))
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Prefixed<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let seen = this.seen();
+        if !seen.is_empty() {
+            let taken = seen.len().min(buf.remaining());
+            buf.put_slice(&seen[..taken]);
+            this.skip(taken);
+            return Poll::Ready(Ok(()));
+        }
+        if this.ended {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.io).poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Prefixed<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// More than a ClientHello with a post-quantum key share, so that one look is mostly enough.
+const LOOK_BYTES: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_seen_is_read_again_and_then_what_follows() {
+        let (mut peer, ours) = tokio::io::duplex(64);
+        let mut io = Prefixed::new(ours);
+        peer.write_all(b"hello ").await.unwrap();
+        assert_eq!(io.look().await.unwrap(), 6);
+        peer.write_all(b"world").await.unwrap();
+        peer.shutdown().await.unwrap();
+        let mut text = String::new();
+        io.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "hello world");
+        assert_eq!(io.prefix.capacity(), 0, "the memory is given back");
+    }
+
+    #[tokio::test]
+    async fn an_end_that_was_seen_is_an_end() {
+        let (peer, ours) = tokio::io::duplex(64);
+        drop(peer);
+        let mut io = Prefixed::new(ours);
+        assert_eq!(io.look().await.unwrap(), 0);
+        assert!(io.ended());
+        assert_eq!(io.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+}

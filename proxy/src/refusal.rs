@@ -1,0 +1,187 @@
+//! Why a connection or request goes no further: one value, logged and counted once, at one place.
+//!
+//! Stages return a [`Refusal`]; the caller of a story's `serve` gives it to the worker's
+//! [`Reporter`], which counts it always and logs it under a rate limit. What a peer does to itself
+//! (it breaks off, it resets) is a [`Refusal::Gone`]: no refusal of ours, and no line at the
+//! default level.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use steadfast_api::Code;
+use steadfast_identity_client::Refusals;
+use steadfast_process::ErrorChain;
+
+use crate::metrics::{Direction, Metrics};
+use crate::transport::HeaderError;
+
+/// Why a connection or request goes no further.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The inbound policy does not let the peer in.
+    #[error("{code} {}: {} ({detail})", code.label(), code.title())]
+    Denied {
+        /// Plaintext, or not authorised, or without a certificate.
+        code: Code,
+        /// The policy, the port and the peer.
+        detail: String,
+    },
+    /// The peer broke the connection off: its business.
+    #[error("the connection broke")]
+    Gone(#[source] io::Error),
+    /// A direct connection without a transport header that can be used.
+    #[error("{code} transport_header: {title}", code = Code::TRANSPORT_HEADER, title = Code::TRANSPORT_HEADER.title())]
+    Header(#[source] HeaderError),
+    /// The destination is the proxy's own listener.
+    #[error("{code} loop_refused: the destination {0} is a listener of this proxy itself", code = Code::LOOP_REFUSED)]
+    Loop(SocketAddr),
+    /// A limit is reached.
+    #[error("{code} overloaded: {0}", code = Code::OVERLOADED)]
+    Overloaded(&'static str),
+    /// The peer did not say in time what it speaks.
+    #[error("{code} peer_silent: no {0} within ten seconds", code = Code::PEER_SILENT)]
+    Silent(&'static str),
+    /// The peer's certificate, or ours in the peer's eyes.
+    #[error(transparent)]
+    Tls(#[from] steadfast_identity_client::Refusal),
+    /// The port is not declared.
+    #[error("{code} port_undeclared: the workload does not declare the port {0}", code = Code::PORT_UNDECLARED)]
+    Undeclared(u16),
+    /// No endpoint of the destination can be used.
+    #[error("{code} {}: {target}: {detail}", code.label())]
+    Unknown {
+        /// No such destination, or no endpoints.
+        code: Code,
+        /// What was asked for.
+        target: String,
+        /// What discovery says.
+        detail: String,
+    },
+    /// The destination cannot be reached.
+    #[error("{code} unreachable: {addr} cannot be reached", code = Code::UNREACHABLE)]
+    Unreachable {
+        /// What was dialled.
+        addr: SocketAddr,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Refusal {
+    /// Its stable code; `None` if the peer itself broke off.
+    pub fn code(&self) -> Option<Code> {
+        Some(match self {
+            Self::Denied { code, .. } | Self::Unknown { code, .. } => *code,
+            Self::Gone(_) => return None,
+            Self::Header(_) => Code::TRANSPORT_HEADER,
+            Self::Loop(_) => Code::LOOP_REFUSED,
+            Self::Overloaded(_) => Code::OVERLOADED,
+            Self::Silent(_) => Code::PEER_SILENT,
+            Self::Tls(refusal) => refusal.code,
+            Self::Undeclared(_) => Code::PORT_UNDECLARED,
+            Self::Unreachable { .. } => Code::UNREACHABLE,
+        })
+    }
+
+    /// The label that counts it.
+    pub fn label(&self) -> &'static str {
+        self.code().map_or("gone", Code::label)
+    }
+}
+
+/// Logs and counts refusals, for one worker.
+pub struct Reporter {
+    metrics: Metrics,
+    /// Counts and logs handshakes, here and where the control plane is dialled.
+    handshakes: Refusals,
+    lines: Cell<Lines>,
+}
+
+/// A bucket of log lines.
+#[derive(Clone, Copy, Debug)]
+struct Lines {
+    left: u32,
+    refilled: Duration,
+    withheld: u64,
+}
+
+impl Reporter {
+    /// Counts in these metrics.
+    pub fn new(metrics: Metrics, handshakes: Refusals) -> Self {
+        let lines = Lines { left: LINES_MAX, refilled: Duration::ZERO, withheld: 0 };
+        Self { metrics, handshakes, lines: Cell::new(lines) }
+    }
+
+    /// Counts a refusal, and logs it if the last second had few. `now` is since boot.
+    pub fn report(&self, now: Duration, direction: Direction, peer: SocketAddr, refusal: &Refusal) {
+        if let Refusal::Tls(handshake) = refusal {
+            return self.handshakes.report(Some(peer), handshake);
+        }
+        let Some(code) = refusal.code() else {
+            tracing::debug!(
+                direction = direction.label(), %peer, error = %ErrorChain(refusal),
+                "a connection broke"
+            );
+            return;
+        };
+        self.metrics.refused(direction, code.label(), code.as_str());
+        let mut lines = self.lines.get();
+        if let Some(withheld) = lines.take(now) {
+            tracing::warn!(
+                direction = direction.label(), %peer, code = code.as_str(), reason = code.label(),
+                withheld, "{}", ErrorChain(refusal)
+            );
+        }
+        self.lines.set(lines);
+    }
+}
+
+impl Lines {
+    /// Whether a line may be written, and how many were not since the last.
+    fn take(&mut self, now: Duration) -> Option<u64> {
+        let whole_secs = now.saturating_sub(self.refilled).as_secs();
+        if whole_secs > 0 {
+            let refill = u32::try_from(whole_secs).unwrap_or(u32::MAX).saturating_mul(LINES_PER_SEC);
+            (self.left, self.refilled) = (self.left.saturating_add(refill).min(LINES_MAX), now);
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Some(std::mem::take(&mut self.withheld))
+            }
+            None => {
+                self.withheld += 1;
+                None
+            }
+        }
+    }
+}
+
+const LINES_PER_SEC: u32 = 10;
+const LINES_MAX: u32 = 50;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_lines_are_limited_and_what_was_withheld_is_told() {
+        let mut lines = Lines { left: 2, refilled: Duration::ZERO, withheld: 0 };
+        let now = Duration::from_millis(500);
+        assert_eq!([lines.take(now), lines.take(now)], [Some(0), Some(0)]);
+        assert_eq!([lines.take(now), lines.take(now)], [None, None]);
+        assert_eq!(lines.take(Duration::from_secs(2)), Some(2));
+        assert_eq!(lines.left, 2 * LINES_PER_SEC - 1);
+    }
+
+    #[test]
+    fn a_refusal_names_its_code_and_label_in_its_line() {
+        let refusal = Refusal::Undeclared(81);
+        let line = refusal.to_string();
+        assert!(line.starts_with("SFT-NET-002 port_undeclared"), "{line}");
+        assert_eq!(refusal.label(), "port_undeclared");
+    }
+}
