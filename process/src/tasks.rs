@@ -97,10 +97,7 @@ impl Tasks {
 
     fn error_of(
         &self,
-        ended: Result<
-            (tokio::task::Id, (&'static str, Result<(), String>)),
-            tokio::task::JoinError,
-        >,
+        ended: Result<(tokio::task::Id, Ended), tokio::task::JoinError>,
     ) -> TaskError {
         match ended {
             Ok((_, (name, Ok(())))) => TaskError::Ended(name),

@@ -1,1 +1,331 @@
-//! (being written)
+//! Promise: each refused connection is refused for its own reason, which both processes log and
+//! the sidecar counts; not one byte reaches the application; and the same peer, mended in that
+//! one property, gets through.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use steadfast_test_rig::app::App;
+use steadfast_test_rig::peer::{Leaf, Peer, TestIssuer};
+use steadfast_test_rig::process::{Process, Spec, free_addr};
+use steadfast_test_rig::{Mesh, MeshConfig, Pod, PodSpec, until};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A workload whose port takes mutual TLS only, and an issuer of the mesh that the test may use.
+struct Target {
+    mesh: Mesh,
+    app: App,
+    api: Pod,
+    issuer: TestIssuer,
+}
+
+async fn target() -> Target {
+    let mesh = Mesh::start(MeshConfig::default()).await;
+    let app = App::tcp(free_addr()).await.unwrap();
+    let port = app.addr.port();
+    let api = mesh.pod(PodSpec {
+        opaque_ports: vec![port],
+        ..PodSpec::new("api", &[port]).policy("all-authenticated")
+    });
+    api.ready().await;
+    let issuer = TestIssuer::of_mesh(mesh.dir(), &mesh.issuer_der().await);
+    Target { mesh, app, api, issuer }
+}
+
+impl Target {
+    /// What a good client's certificate says.
+    fn leaf(&self) -> Leaf {
+        leaf("web")
+    }
+
+    fn peer(&self, issuer: &TestIssuer, leaf: &Leaf) -> Peer {
+        issuer.peer(leaf, self.api.inbound, &dns("api"), self.app.addr.port())
+    }
+
+    /// Runs a peer and checks that it is refused with this code, that the sidecar says so in its
+    /// log and counts it, that the peer's process says so too, and that the application sees
+    /// nothing.
+    async fn refused(&self, peer: Peer, code: &str, label: &str, alert: &str) {
+        let before = (self.app.connections(), refusals(&self.api, "inbound", label).await);
+        let peer = run(&self.mesh, "connect", &peer);
+        peer.logged(&["refused", alert], DEADLINE).await;
+        let line = self.api.proxy.logged(&[code, label, "peer_address"], DEADLINE).await;
+        assert!(line.contains("now=") && line.contains("clock_offset="), "{line}");
+        let counted = refusals(&self.api, "inbound", label).await;
+        assert_eq!(counted, before.1 + 1.0, "{label}");
+        assert_eq!(self.app.connections(), before.0, "{label}: the application was reached");
+    }
+
+    /// Runs a peer and checks that it gets through.
+    async fn through(&self, peer: Peer) {
+        let peer = run(&self.mesh, "connect", &peer);
+        peer.logged(&["through: ping"], DEADLINE).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_a_foreign_authority_is_refused() {
+    let target = target().await;
+    let foreign = target.peer(&TestIssuer::foreign(), &target.leaf());
+    target.refused(foreign, "SFT-TLS-001", "unknown_issuer", "UnknownCA").await;
+    target.through(target.peer(&target.issuer, &target.leaf())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_svid_has_expired_is_refused() {
+    let target = target().await;
+    let expired = Leaf { expired: Some(Duration::from_secs(10)), ..target.leaf() };
+    let peer = target.peer(&target.issuer, &expired);
+    target.refused(peer, "SFT-TLS-002", "expired", "CertificateExpired").await;
+    target.through(target.peer(&target.issuer, &target.leaf())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_two_uri_sans_is_refused() {
+    let target = target().await;
+    let mut two = target.leaf();
+    two.uris.push("spiffe://cluster.local/ns/demo/sa/admin".to_owned());
+    let peer = target.peer(&target.issuer, &two);
+    target.refused(peer, "SFT-TLS-004", "not_an_svid", "Certificate").await;
+    target.through(target.peer(&target.issuer, &target.leaf())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_another_trust_domain_is_refused() {
+    let target = target().await;
+    let mut other = target.leaf();
+    other.uris = vec!["spiffe://elsewhere.test/ns/demo/sa/web".to_owned()];
+    let peer = target.peer(&target.issuer, &other);
+    target.refused(peer, "SFT-TLS-005", "wrong_trust_domain", "AccessDenied").await;
+    target.through(target.peer(&target.issuer, &target.leaf())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_a_certificate_is_refused() {
+    let target = target().await;
+    let bare = target.peer(&target.issuer, &target.leaf()).without_certificate();
+    target.refused(bare, "SFT-TLS-007", "no_certificate", "CertificateRequired").await;
+    target.through(target.peer(&target.issuer, &target.leaf())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_tcp_to_a_port_that_asks_for_mutual_tls_is_refused() {
+    let target = target().await;
+    // The client is a workload whose sidecar believes that the service is not meshed.
+    let entrance = free_addr();
+    let manifest = target.mesh.dir().join("manifests").join("bare.yaml");
+    std::fs::write(&manifest, unmeshed("bare", target.api.inbound)).unwrap();
+    let web = target.mesh.pod(PodSpec {
+        listen_map: vec![(
+            entrance,
+            format!("bare.demo.svc.cluster.local:{}", target.app.addr.port()),
+        )],
+        ..PodSpec::new("web", &[])
+    });
+    web.ready().await;
+    let mut stream = TcpStream::connect(entrance).await.unwrap();
+    stream.write_all(b"plain bytes").await.unwrap();
+    let mut answer = Vec::new();
+    // A reset is as good an end as a close: what counts is that nothing came back.
+    let _ = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
+    assert!(answer.is_empty(), "{answer:?}");
+    target.api.proxy.logged(&["SFT-NET-001", "plaintext_refused"], DEADLINE).await;
+    assert_eq!(refusals(&target.api, "inbound", "plaintext_refused").await, 1.0);
+    assert_eq!((target.app.connections(), target.app.bytes()), (0, 0));
+    target.through(target.peer(&target.issuer, &target.leaf())).await;
+}
+
+/// A client sidecar, and a server at the address where discovery says that `api` answers.
+struct Dialler {
+    mesh: Mesh,
+    web: Pod,
+    entrance: SocketAddr,
+    /// Where the server listens: `api`'s inbound address.
+    server: SocketAddr,
+    issuer: TestIssuer,
+    _api: Pod,
+}
+
+async fn dialler() -> Dialler {
+    let mesh = Mesh::start(MeshConfig::default()).await;
+    let mut api = mesh.pod(PodSpec { opaque_ports: vec![9], ..PodSpec::new("api", &[9]) });
+    let entrance = free_addr();
+    let web = mesh.pod(PodSpec {
+        listen_map: vec![(entrance, api.spec.authority(9))],
+        ..PodSpec::new("web", &[])
+    });
+    api.ready().await;
+    web.ready().await;
+    // The sidecar makes room for the peer that the test puts in its place.
+    api.proxy.kill();
+    let issuer = TestIssuer::of_mesh(mesh.dir(), &mesh.issuer_der().await);
+    let server = api.inbound;
+    Dialler { mesh, web, entrance, server, issuer, _api: api }
+}
+
+impl Dialler {
+    fn peer(&self, issuer: &TestIssuer, leaf: &Leaf) -> Peer {
+        issuer.peer(leaf, self.server, "", 0)
+    }
+
+    async fn dial(&self, peer: &Peer) -> (Process, Vec<u8>) {
+        let peer = run(&self.mesh, "serve", peer);
+        peer.logged(&["listening"], DEADLINE).await;
+        let mut stream = TcpStream::connect(self.entrance).await.unwrap();
+        let mut answer = Vec::new();
+        // The sidecar may close before all is written: what comes back is what counts.
+        let _ = stream.write_all(b"ping").await;
+        let _ = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
+        (peer, answer)
+    }
+
+    async fn refused(&self, peer: Peer, code: &str, label: &str, alert: &str) {
+        let before = refusals(&self.web, "outbound", label).await;
+        let (peer, answer) = self.dial(&peer).await;
+        assert!(answer.is_empty(), "{answer:?}");
+        peer.logged(&["refused", alert], DEADLINE).await;
+        let line = self.web.proxy.logged(&[code, label], DEADLINE).await;
+        assert!(line.contains("expected=spiffe://cluster.local/ns/demo/sa/api"), "{line}");
+        assert!(refusals(&self.web, "outbound", label).await > before, "{label}");
+    }
+
+    async fn through(&self, peer: Peer) {
+        // The address may be in the penalty box after it was refused: ask until it is out.
+        until("the mended peer gets through", DEADLINE, || async {
+            let (_peer, answer) = self.dial(&peer).await;
+            if answer == b"pong" { Ok(()) } else { Err(format!("{answer:?}")) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_another_identity_is_refused() {
+    let dialler = dialler().await;
+    let other = dialler.peer(&dialler.issuer, &leaf("store"));
+    dialler.refused(other, "SFT-TLS-006", "wrong_identity", "AccessDenied").await;
+    dialler.through(dialler.peer(&dialler.issuer, &leaf("api"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_a_foreign_authority_is_refused() {
+    let dialler = dialler().await;
+    let foreign = dialler.peer(&TestIssuer::foreign(), &leaf("api"));
+    dialler.refused(foreign, "SFT-TLS-001", "unknown_issuer", "UnknownCA").await;
+    dialler.through(dialler.peer(&dialler.issuer, &leaf("api"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_svid_has_expired_is_refused() {
+    let dialler = dialler().await;
+    let expired = Leaf { expired: Some(Duration::from_secs(10)), ..leaf("api") };
+    let peer = dialler.peer(&dialler.issuer, &expired);
+    dialler.refused(peer, "SFT-TLS-002", "expired", "CertificateExpired").await;
+    dialler.through(dialler.peer(&dialler.issuer, &leaf("api"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_two_uri_sans_is_refused() {
+    let dialler = dialler().await;
+    let mut two = leaf("api");
+    two.uris.push("spiffe://cluster.local/ns/demo/sa/admin".to_owned());
+    let peer = dialler.peer(&dialler.issuer, &two);
+    dialler.refused(peer, "SFT-TLS-004", "not_an_svid", "Certificate").await;
+    dialler.through(dialler.peer(&dialler.issuer, &leaf("api"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sidecars_that_disagree_about_an_identity_both_say_so() {
+    let mesh = Mesh::start(MeshConfig::default()).await;
+    let app = App::tcp(free_addr()).await.unwrap();
+    let port = app.addr.port();
+    let opaque = |name: &str| PodSpec {
+        opaque_ports: vec![port],
+        ..PodSpec::new(name, &[port]).policy("all-authenticated")
+    };
+    let store = mesh.pod(opaque("store"));
+    store.ready().await;
+    // `api` is said to answer where `store` does: an address that was reused.
+    let manifest = mesh.dir().join("manifests").join("reused.yaml");
+    std::fs::write(&manifest, reused("api", port, store.inbound.port())).unwrap();
+    let entrance = free_addr();
+    let web = mesh.pod(PodSpec {
+        listen_map: vec![(entrance, format!("api.demo.svc.cluster.local:{port}"))],
+        ..PodSpec::new("web", &[])
+    });
+    web.ready().await;
+    let mut stream = TcpStream::connect(entrance).await.unwrap();
+    let _ = stream.write_all(b"ping").await;
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
+    assert!(answer.is_empty());
+    web.proxy.logged(&["SFT-TLS-006", "sa/store", "sa/api"], DEADLINE).await;
+    store.proxy.logged(&["SFT-TLS-010", "refused_by_peer"], DEADLINE).await;
+    assert!(refusals(&web, "outbound", "wrong_identity").await >= 1.0);
+    assert!(refusals(&store, "inbound", "refused_by_peer").await >= 1.0);
+    assert_eq!(app.connections(), 0);
+
+    // Mended: the manifest names who really answers there.
+    std::fs::write(&manifest, reused("store", port, store.inbound.port())).unwrap();
+    until("the mended manifest is in force", DEADLINE, || async {
+        let mut stream = TcpStream::connect(entrance).await.map_err(|e| e.to_string())?;
+        stream.write_all(b"ping").await.map_err(|e| e.to_string())?;
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).await.map_err(|e| e.to_string())?;
+        (&answer == b"ping").then_some(()).ok_or_else(|| format!("{answer:?}"))
+    })
+    .await;
+}
+
+async fn refusals(pod: &Pod, direction: &str, reason: &str) -> f64 {
+    let labels = [("direction", direction), ("reason", reason)];
+    pod.metrics().await.sum("steadfast_handshake_refusals_total", &labels)
+}
+
+fn run(mesh: &Mesh, verb: &str, peer: &Peer) -> Process {
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let json = serde_json::to_string(peer).unwrap();
+    let spec = Spec::ours(&format!("peer-{count}"), "steadfast-test-app");
+    Process::start(&mesh.logs(), spec.args([verb, &json]))
+}
+
+fn dns(name: &str) -> String {
+    format!("{name}.demo.serviceaccount.identity.steadfast.cluster.local")
+}
+
+fn leaf(name: &str) -> Leaf {
+    let uris = vec![format!("spiffe://cluster.local/ns/demo/sa/{name}")];
+    Leaf { dns: dns(name), uris, expired: None }
+}
+
+/// A service without a mesh, at this address.
+fn unmeshed(name: &str, at: SocketAddr) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: demo}}\n\
+         spec:\n  ports:\n  - {{name: p, port: {port}, targetPort: {port}}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {name}-1, namespace: demo, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+         addressType: IPv4\nports: [{{name: p, port: {port}, protocol: TCP}}]\n\
+         endpoints: [{{addresses: [\"{ip}\"], conditions: {{ready: true}}}}]\n",
+        ip = at.ip(),
+        port = at.port(),
+    )
+}
+
+/// Service `api`, whose one pod is said to run as `account` behind this inbound port.
+fn reused(account: &str, port: u16, inbound: u16) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: reused-0\n  namespace: demo\n\
+         \x20 labels: {{app: reused}}\n  annotations:\n    linkerd.io/inject: enabled\n\
+         \x20   config.linkerd.io/inbound-port: \"{inbound}\"\n\
+         spec:\n  serviceAccountName: {account}\n  containers: [{{name: app, image: none}}]\n\
+         status: {{podIP: 127.0.0.1, podIPs: [{{ip: 127.0.0.1}}]}}\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata:\n  name: api\n  namespace: demo\n\
+         \x20 annotations: {{config.linkerd.io/opaque-ports: \"{port}\"}}\n\
+         spec:\n  selector: {{app: reused}}\n  ports: [{{name: p, port: {port}, targetPort: {port}}}]\n"
+    )
+}

@@ -93,7 +93,7 @@ async fn redirected_traffic_is_mutual_tls_and_renewals_fail_no_request() {
     let renewals = |text: &str| {
         let name = "control_identity_cert_refreshes_total{";
         let line =
-            text.lines().find(|line| line.starts_with(name) && line.contains("result=\"success\""));
+            text.lines().find(|line| line.starts_with(name) && line.contains("result=\"ok\""));
         line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_default()
     };
     let renewed = renewals(&after) - renewals(&before);

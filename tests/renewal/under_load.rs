@@ -89,5 +89,5 @@ async fn an_open_tcp_connection_outlives_the_svid_it_began_with() {
 
 async fn renewals(pod: &Pod) -> f64 {
     let metrics = pod.metrics().await;
-    metrics.sum("control_identity_cert_refreshes_total", &[("result", "success")])
+    metrics.sum("control_identity_cert_refreshes_total", &[("result", "ok")])
 }

@@ -10,6 +10,7 @@ pub mod load;
 pub mod mesh;
 pub mod metrics;
 pub mod netns;
+pub mod peer;
 pub mod process;
 pub mod wait;
 

@@ -1,4 +1,5 @@
-//! What the tests start in namespaces: an application, a load generator, a reader of admin ports.
+//! What the tests start in namespaces: an application, a load generator, a reader of admin ports,
+//! and peers with certificates of the tests' making.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -6,6 +7,7 @@ use std::process::ExitCode;
 use steadfast_test_rig::app::App;
 use steadfast_test_rig::load::Load;
 use steadfast_test_rig::metrics::get;
+use steadfast_test_rig::peer::Peer;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -25,8 +27,19 @@ async fn main() -> anyhow::Result<ExitCode> {
             println!("{}\n{body}", status.as_u16());
             Ok(ExitCode::SUCCESS)
         }
+        ["connect", peer] => {
+            println!("{}", serde_json::from_str::<Peer>(peer)?.connect().await);
+            Ok(ExitCode::SUCCESS)
+        }
+        ["serve", peer] => {
+            println!("{}", serde_json::from_str::<Peer>(peer)?.serve().await);
+            Ok(ExitCode::SUCCESS)
+        }
         other => {
-            eprintln!("{other:?}: expected http ADDR, tcp ADDR, load JSON or get ADDR PATH");
+            eprintln!(
+                "{other:?}: expected http ADDR, tcp ADDR, load JSON, get ADDR PATH, \
+                 connect JSON or serve JSON"
+            );
             Ok(ExitCode::from(2))
         }
     }

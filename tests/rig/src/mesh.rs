@@ -8,6 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use http::StatusCode;
+use steadfast_platform::standalone;
+use steadfast_platform::store::{Store as _, TRUST_DOMAIN_KEY};
+use steadfast_rotation_protocol::TrustDomainState;
 use tempfile::TempDir;
 
 use crate::metrics::{Metrics, get};
@@ -210,6 +213,15 @@ impl Mesh {
     /// The mesh's directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The certificate of the active issuer, in DER: the second of what a workload shows.
+    pub async fn issuer_der(&self) -> Vec<u8> {
+        let store = standalone::Client::new(&standalone::Directory::new(self.dir()));
+        let entry = store.get(TRUST_DOMAIN_KEY).await.expect("the store answers");
+        let entry = entry.expect("a trust domain");
+        let state: TrustDomainState = serde_json::from_slice(&entry.value).expect("its state");
+        state.active_issuer().expect("an active issuer").der.clone()
     }
 
     /// Where the logs are.

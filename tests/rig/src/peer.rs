@@ -1,0 +1,310 @@
+//! Peers with a certificate of the test's making, in a process of their own: a client and a server
+//! that speak the mesh's `transport.l5d.io/v1` with plain rustls and none of our verifiers.
+//!
+//! Each prints one line that begins with `through` or `refused`, and ends.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// Whom a peer is and whom it talks to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// Where it connects to, or listens.
+    pub addr: SocketAddr,
+    /// The SNI of a client.
+    pub server_name: String,
+    /// The port that a client's transport header names.
+    pub port: u16,
+    /// The certificates it shows, DER in hex; none: a client without a certificate.
+    pub chain: Vec<String>,
+    /// The key of the first, PKCS#8 in hex.
+    pub key: String,
+}
+
+/// What a leaf certificate says; the default of each field is that of a good one.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Its DNS SAN.
+    pub dns: String,
+    /// Its URI SANs.
+    pub uris: Vec<String>,
+    /// It ended this long ago.
+    pub expired: Option<Duration>,
+}
+
+/// An issuer that the test may sign with.
+#[derive(Debug)]
+pub struct TestIssuer {
+    der: Vec<u8>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl TestIssuer {
+    /// The issuer of a mesh, by its key file and its certificate.
+    pub fn of_mesh(dir: &Path, der: &[u8]) -> Self {
+        let keys = dir.join("keys").join("issuers");
+        let file = fs::read_dir(keys).expect("the issuers' keys").next().expect("one").expect("it");
+        let key = fs::read(file.path()).expect("the issuer's key");
+        let key = PrivatePkcs8KeyDer::from(key);
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ECDSA_P256_SHA256);
+        let certificate = CertificateDer::from(der.to_vec());
+        let issuer =
+            Issuer::from_ca_cert_der(&certificate, key.expect("P-256")).expect("an issuer");
+        Self { der: der.to_vec(), issuer }
+    }
+
+    /// An authority that nobody knows.
+    pub fn foreign() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "foreign");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let certificate = params.self_signed(&key).expect("a certificate");
+        Self { der: certificate.der().to_vec(), issuer: Issuer::new(params, key) }
+    }
+
+    /// A peer with this leaf.
+    pub fn peer(&self, leaf: &Leaf, addr: SocketAddr, server_name: &str, port: u16) -> Peer {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.subject_alt_names =
+            vec![SanType::DnsName(leaf.dns.as_str().try_into().expect("a DNS name"))];
+        let uris =
+            leaf.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().expect("ASCII")));
+        params.subject_alt_names.extend(uris);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        #[allow(clippy::disallowed_methods)] // A certificate that really ends at a real time.
+        let now = std::time::SystemTime::now();
+        let end = match leaf.expired {
+            Some(ago) => now - ago,
+            None => now + Duration::from_secs(3600),
+        };
+        params.not_before = (end - Duration::from_secs(7200)).into();
+        params.not_after = end.into();
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        Peer {
+            addr,
+            server_name: server_name.to_owned(),
+            port,
+            chain: vec![hex(certificate.der()), hex(&self.der)],
+            key: hex(&key.serialize_der()),
+        }
+    }
+}
+
+impl Peer {
+    /// The same without a certificate.
+    #[must_use]
+    pub fn without_certificate(self) -> Self {
+        Self { chain: Vec::new(), ..self }
+    }
+
+    /// Connects, says `ping`, and reads what comes back.
+    pub async fn connect(self) -> String {
+        outcome(timeout(TIMEOUT, self.ping()).await)
+    }
+
+    async fn ping(&self) -> std::io::Result<String> {
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(std::io::Error::other)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Everyone(provider())));
+        let mut config = if self.chain.is_empty() {
+            builder.with_no_client_auth()
+        } else {
+            let (chain, key) = self.identity();
+            builder.with_client_auth_cert(chain, key).map_err(std::io::Error::other)?
+        };
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let name = ServerName::try_from(self.server_name.clone()).map_err(std::io::Error::other)?;
+        let stream = TcpStream::connect(self.addr).await?;
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        stream.write_all(&self.header()).await?;
+        stream.write_all(b"ping").await?;
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// Accepts one connection, skips its transport header, and answers `pong` to its first bytes.
+    pub async fn serve(self) -> String {
+        outcome(timeout(TIMEOUT, self.pong()).await)
+    }
+
+    async fn pong(&self) -> std::io::Result<String> {
+        let (chain, key) = self.identity();
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(std::io::Error::other)?
+            .with_client_cert_verifier(Arc::new(Everyone(provider())))
+            .with_single_cert(chain, key)
+            .map_err(std::io::Error::other)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let listener = TcpListener::bind(self.addr).await?;
+        println!("listening on {}", self.addr);
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let (stream, _) = listener.accept().await?;
+        let mut stream = acceptor.accept(stream).await?;
+        let payload = read_header(&mut stream).await?;
+        stream.write_all(b"pong").await?;
+        stream.shutdown().await?;
+        Ok(format!("header of {payload} bytes"))
+    }
+
+    fn identity(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let chain = self.chain.iter().map(|der| CertificateDer::from(unhex(der))).collect();
+        (chain, PrivateKeyDer::Pkcs8(unhex(&self.key).into()))
+    }
+
+    /// `Header { port }`, as LINKERD's proxy sends it.
+    fn header(&self) -> Vec<u8> {
+        let mut body = vec![0x08];
+        let mut port = u32::from(self.port);
+        while port >= 0x80 {
+            body.push(port as u8 | 0x80);
+            port >>= 7;
+        }
+        body.push(port as u8);
+        let length = (body.len() as u32).to_be_bytes();
+        [PREFACE, &length, &body].concat()
+    }
+}
+
+async fn read_header<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO) -> std::io::Result<usize> {
+    let mut start = [0; PREFACE.len() + 4];
+    io.read_exact(&mut start).await?;
+    let mut length = [0; 4];
+    length.copy_from_slice(&start[PREFACE.len()..]);
+    let mut body = vec![0; u32::from_be_bytes(length) as usize % 4096];
+    io.read_exact(&mut body).await?;
+    let mut first = [0; 4];
+    io.read_exact(&mut first).await?;
+    Ok(body.len())
+}
+
+fn outcome(result: Result<std::io::Result<String>, tokio::time::error::Elapsed>) -> String {
+    match result {
+        Ok(Ok(text)) => format!("through: {text}"),
+        Ok(Err(error)) => format!("refused: {error}"),
+        Err(_) => "refused: nothing happened in time".to_owned(),
+    }
+}
+
+/// Believes everyone: what is tested is the other side.
+#[derive(Debug)]
+struct Everyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Everyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Everyone {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let pair = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex");
+    (0..text.len()).step_by(2).map(pair).collect()
+}
+
+const ALPN: &[u8] = b"transport.l5d.io/v1";
+const PREFACE: &[u8] = b"transport.l5d.io/v1\r\n\r\n";
+const TIMEOUT: Duration = Duration::from_secs(20);
