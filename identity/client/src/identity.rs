@@ -1,6 +1,5 @@
-//! The shell that keeps a process's SVID and bundle fresh.
+//! What a process builds to have an identity: the configuration, and handles to what it publishes.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,8 +8,11 @@ use steadfast_api::DnsIdentity;
 use steadfast_process::{Clock, Drain, Readiness};
 use tokio::sync::watch;
 
-use crate::context::{Contexts, TlsContext};
+use crate::context::{Contexts, Expected, TlsContext};
+use crate::dial::Dialer;
 use crate::metrics::{Metrics, Refusals};
+use crate::mounted::{BootstrapBundle, Mounted, MountedError};
+use crate::shell::Shell;
 use crate::status::Status;
 
 /// Who a process is, and where its identity comes from.
@@ -31,57 +33,57 @@ pub struct Config {
     pub version: String,
 }
 
-/// Where the first trust comes from.
-#[derive(Clone, Debug)]
-pub enum BootstrapBundle {
-    /// A mounted file, as a SPIFFE bundle or PEM; read again whenever it is used.
-    File(PathBuf),
-    /// PEM text from the environment.
-    Pem(String),
-}
-
 /// A configuration that cannot work.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The PEM text is no bundle.
-    #[error("the trust anchors given as PEM text: {0}")]
-    Bundle(#[from] steadfast_api::bundle::BundleError),
+    #[error("the trust anchors cannot be used")]
+    Bundle(#[from] MountedError),
 }
-
-/// Why the shell ended though nobody asked it to.
-pub type RunError = Infallible;
 
 /// Gets and renews the identity of this process.
 pub struct Identity {
-    contexts: Contexts,
-    refusals: Refusals,
+    dialer: Arc<Dialer>,
     status: watch::Sender<Status>,
-    _metrics: Metrics,
+    shell: Shell,
 }
 
 impl Identity {
-    /// An identity that has nothing yet; [`Identity::run`] gets it.
+    /// An identity that has nothing yet; [`Identity::run`] gets it. Until it has, readiness names
+    /// the component `identity` with the reason.
     ///
     /// # Errors
     /// [`ConfigError`]; a mounted file that is not there yet is none.
     pub fn new(
-        _config: Config,
+        config: Config,
         clock: Arc<dyn Clock>,
-        _readiness: &Readiness,
+        readiness: &Readiness,
         registry: &mut Registry,
     ) -> Result<Self, ConfigError> {
-        let refusals = Refusals::new(registry, clock.clone());
-        Ok(Self {
-            contexts: Contexts::new(clock),
-            refusals,
-            status: watch::Sender::default(),
-            _metrics: Metrics::new(registry),
-        })
+        let trust_domain = config.local.trust_domain().clone();
+        let dialer = Arc::new(Dialer {
+            address: config.identity_address.clone(),
+            expected: Expected::from(config.identity_name.clone()),
+            mounted: Mounted::new(config.bootstrap.clone(), trust_domain)?,
+            contexts: Contexts::new(clock.clone()),
+            refusals: Refusals::new(registry, clock.clone()),
+        });
+        let status = watch::Sender::default();
+        let component = readiness.component(COMPONENT, "no live bundle yet");
+        let shell = Shell::new(
+            config,
+            dialer.clone(),
+            clock,
+            component,
+            Metrics::new(registry),
+            status.clone(),
+        );
+        Ok(Self { dialer, status, shell })
     }
 
     /// Follows the snapshots that TLS uses.
     pub fn contexts(&self) -> watch::Receiver<Arc<TlsContext>> {
-        self.contexts.subscribe()
+        self.dialer.contexts.subscribe()
     }
 
     /// Follows what a person is shown.
@@ -91,15 +93,17 @@ impl Identity {
 
     /// Logs and counts refused connections.
     pub fn refusals(&self) -> Refusals {
-        self.refusals.clone()
+        self.dialer.refusals.clone()
     }
 
-    /// Gets and renews until everybody who holds the drain is done.
+    /// Gets and renews until the drain has started and everybody who holds it is done: what still
+    /// finishes needs an SVID to the last.
     ///
     /// # Errors
-    /// None at present: what fails is tried again.
-    pub async fn run(self, drain: Drain) -> Result<(), RunError> {
-        drain.wait().await;
-        Ok(())
+    /// A defect of ours that TLS cannot be configured; everything else is tried again.
+    pub async fn run(self, drain: Drain) -> Result<(), rustls::Error> {
+        self.shell.run(drain).await
     }
 }
+
+const COMPONENT: &str = "identity";

@@ -21,19 +21,37 @@ mod incoming;
 mod metrics;
 mod status;
 
+mod ack;
+mod bundle;
+mod certify;
+mod dial;
 mod identity;
+mod mounted;
+mod shell;
+mod token;
+mod trust_stream;
 
 pub use connector::{ConnectError, Connector};
 pub use context::{Contexts, Expected, HANDSHAKE_TIMEOUT, TlsContext};
-pub use identity::{BootstrapBundle, Config, ConfigError, Identity, RunError};
+pub use dial::DialError;
+pub use identity::{Config, ConfigError, Identity};
 pub use incoming::{Incoming, PeerInfo, incoming};
 pub use key::{KeyError, SvidKey};
 pub use metrics::Refusals;
+pub use mounted::{BootstrapBundle, MountedError};
 pub use observed::Observed;
 pub use refusal::{Direction, Facts, PeerFacts, Refusal};
 pub use status::Status;
 pub use stream::{LateRefusal, Negotiated, TlsStream};
-pub use svid::{Issued, OwnSvid, SvidRefused};
+pub use svid::{Candidate, Issued, OwnSvid, SvidRefused};
 pub use tls::ClientAuth;
 pub use trust::Trust;
 pub use verify::VerifiedPeer;
+
+/// A random share, for retries that must not come in step. The only place here that draws.
+fn random_jitter() -> steadfast_rotation_protocol::Jitter {
+    let mut bits = [0; 4];
+    // Without randomness retries come in step, which is no reason to stop them.
+    let _ = aws_lc_rs::rand::fill(&mut bits);
+    steadfast_rotation_protocol::Jitter::from_bits(u32::from_ne_bytes(bits))
+}

@@ -9,17 +9,24 @@ use steadfast_api::{KeyId, SpiffeId, Svid, UnixTime};
 
 use crate::key::SvidKey;
 use crate::trust::Trust;
-use crate::verify::{PeerRefused, Role, check_chain};
+use crate::verify::{PeerRefused, Role, check_chain, spki_id};
 
 /// A checked SVID of our own.
 #[derive(Clone, Debug)]
 pub struct OwnSvid {
+    candidate: Candidate,
+    anchor: KeyId,
+    issuer: KeyId,
+}
+
+/// What an issuer sent for our key and in our name; whether the chain holds is not known yet,
+/// since the bundle that it needs may still be on its way.
+#[derive(Clone, Debug)]
+pub struct Candidate {
     facts: Svid,
     chain: Vec<CertificateDer<'static>>,
     key: SvidKey,
     issued_at: UnixTime,
-    anchor: KeyId,
-    issuer: KeyId,
 }
 
 /// What an issuer sent.
@@ -35,7 +42,7 @@ pub struct Issued {
 #[derive(Debug, thiserror::Error)]
 pub enum SvidRefused {
     /// The chain does not verify, or is of another identity.
-    #[error("the chain does not hold: {} ({})", .0.code.title(), .0.detail)]
+    #[error("the chain does not hold: {} {}", .0.code.title(), .0.detail)]
     Chain(Box<PeerRefused>),
     /// No certificate in it.
     #[error("the reply holds no certificate")]
@@ -43,6 +50,14 @@ pub enum SvidRefused {
     /// No SVID.
     #[error("the certificate is no SVID: it {0}")]
     Form(SvidError),
+    /// Made for another identity.
+    #[error("the SVID is of {found}, and we are {ours}")]
+    Identity {
+        /// The identity in the SVID.
+        found: SpiffeId,
+        /// Ours.
+        ours: SpiffeId,
+    },
     /// Made for another key than the one that was asked for.
     #[error("the SVID is for key {found}, and key {ours} asked for it")]
     Key {
@@ -53,8 +68,53 @@ pub enum SvidRefused {
     },
 }
 
+impl Candidate {
+    /// Checks that what was sent is an SVID for `key` and `expected`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn parse(issued: Issued, key: SvidKey, expected: &SpiffeId) -> Result<Self, SvidRefused> {
+        let chain: Vec<CertificateDer<'static>> =
+            issued.chain.into_iter().map(CertificateDer::from).collect();
+        let Some(leaf) = chain.first() else { return Err(SvidRefused::Empty) };
+        let facts = Svid::parse(leaf).map_err(SvidRefused::Form)?;
+        if facts.key_id != key.id() {
+            let (found, ours) = (facts.key_id.short(), key.id().short());
+            return Err(SvidRefused::Key { found, ours });
+        }
+        if facts.spiffe_id != *expected {
+            let (found, ours) = (facts.spiffe_id, expected.clone());
+            return Err(SvidRefused::Identity { found, ours });
+        }
+        Ok(Self { facts, chain, key, issued_at: issued.issued_at })
+    }
+
+    /// What the certificate says.
+    pub fn facts(&self) -> &Svid {
+        &self.facts
+    }
+
+    /// The key that is sent as its issuer's; that it signed anything is not known yet.
+    pub fn presented_issuer(&self) -> Option<KeyId> {
+        self.chain.get(1).and_then(|der| spki_id(der))
+    }
+
+    /// Checks that the chain holds at `now`.
+    ///
+    /// # Errors
+    /// [`SvidRefused::Chain`].
+    pub fn verify(&self, trust: &Trust, now: UnixTime) -> Result<OwnSvid, SvidRefused> {
+        let (leaf, intermediates) = self.chain.split_first().ok_or(SvidRefused::Empty)?;
+        // It must serve in both roles: whatever refuses it here, a peer would refuse later.
+        let check = |role| check_chain(role, leaf, intermediates, trust, now, None);
+        check(Role::Client).map_err(SvidRefused::Chain)?;
+        let peer = check(Role::Server).map_err(SvidRefused::Chain)?;
+        Ok(OwnSvid { candidate: self.clone(), anchor: peer.anchor, issuer: peer.issuer })
+    }
+}
+
 impl OwnSvid {
-    /// Checks what an issuer sent for `key`.
+    /// Checks what an issuer sent for `key`, all at once.
     ///
     /// # Errors
     /// The first thing that is wrong with it.
@@ -65,47 +125,32 @@ impl OwnSvid {
         trust: &Trust,
         now: UnixTime,
     ) -> Result<Self, SvidRefused> {
-        let chain: Vec<CertificateDer<'static>> =
-            issued.chain.into_iter().map(CertificateDer::from).collect();
-        let Some((leaf, intermediates)) = chain.split_first() else {
-            return Err(SvidRefused::Empty);
-        };
-        // It must serve in both roles: whatever refuses it here, a peer would refuse later.
-        let check = |role| check_chain(role, leaf, intermediates, trust, now, Some(expected));
-        check(Role::Client).map_err(SvidRefused::Chain)?;
-        let peer = check(Role::Server).map_err(SvidRefused::Chain)?;
-        let facts = Svid::parse(leaf).map_err(SvidRefused::Form)?;
-        if facts.key_id != key.id() {
-            let (found, ours) = (facts.key_id.short(), key.id().short());
-            return Err(SvidRefused::Key { found, ours });
-        }
-        let (anchor, issuer) = (peer.anchor, peer.issuer);
-        Ok(Self { facts, chain, key, issued_at: issued.issued_at, anchor, issuer })
+        Candidate::parse(issued, key, expected)?.verify(trust, now)
     }
 
     /// What the certificate says.
     pub fn facts(&self) -> &Svid {
-        &self.facts
+        &self.candidate.facts
     }
 
     /// Who we are.
     pub fn id(&self) -> &SpiffeId {
-        &self.facts.spiffe_id
+        &self.candidate.facts.spiffe_id
     }
 
     /// The SVID first, then its issuers, in DER.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.chain
+        &self.candidate.chain
     }
 
     /// Its key.
     pub fn key(&self) -> &SvidKey {
-        &self.key
+        &self.candidate.key
     }
 
     /// When it was made, by the issuer's clock.
     pub fn issued_at(&self) -> UnixTime {
-        self.issued_at
+        self.candidate.issued_at
     }
 
     /// The anchor that its chain ends in.
@@ -120,6 +165,6 @@ impl OwnSvid {
 
     /// Whether its last second is over.
     pub fn is_expired(&self, now: UnixTime) -> bool {
-        now.as_secs() > self.facts.not_after.as_secs()
+        now.as_secs() > self.candidate.facts.not_after.as_secs()
     }
 }

@@ -219,7 +219,7 @@ fn check_candidate(
     now: UnixTime,
 ) -> Result<(), webpki::Error> {
     let denied = |id: KeyId| trust.denied().contains(&id);
-    if path.intermediate_certificates().any(|c| denied(spki_id(c))) {
+    if path.intermediate_certificates().any(|c| denied(id_of(c))) {
         return Err(webpki::Error::CertRevoked);
     }
     // A root is trusted, but not beyond its end: webpki takes roots as mere keys.
@@ -253,7 +253,7 @@ fn accepted(svid: &Svid, path: &VerifiedPath<'_>, trust: &Trust) -> Option<Path>
         valid_from = valid_from.max(UnixTime::from_secs(validity.not_before.timestamp()));
         valid_to = valid_to.min(UnixTime::from_secs(validity.not_after.timestamp()));
     }
-    let issuer = path.intermediate_certificates().next().map_or_else(|| anchor.id(), spki_id);
+    let issuer = path.intermediate_certificates().next().map_or_else(|| anchor.id(), id_of);
     let dns = svid.dns_names.first().and_then(|name| name.parse::<DnsIdentity>().ok());
     let peer = VerifiedPeer {
         id: svid.spiffe_id.clone(),
@@ -271,17 +271,22 @@ fn anchor_index(path: &VerifiedPath<'_>, trust: &Trust) -> Option<usize> {
     trust.roots.iter().position(|root| std::ptr::eq(root, path.anchor()))
 }
 
-fn spki_id(certificate: &webpki::Cert<'_>) -> KeyId {
+fn id_of(certificate: &webpki::Cert<'_>) -> KeyId {
     KeyId::of_spki(&certificate.subject_public_key_info())
+}
+
+/// The id of the key in a certificate, if it is one.
+pub(crate) fn spki_id(der: &[u8]) -> Option<KeyId> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(KeyId::of_spki(certificate.public_key().raw))
 }
 
 /// What the presented certificates say about themselves, true or not.
 fn presented_facts(svid: Option<&Svid>, intermediates: &[CertificateDer<'_>]) -> PeerFacts {
-    let issuer = intermediates.first().and_then(|der| X509Certificate::from_der(der).ok());
     PeerFacts {
         id: svid.map(|svid| svid.spiffe_id.clone()),
         anchor: None,
-        issuer: issuer.map(|(_, issuer)| KeyId::of_spki(issuer.public_key().raw)),
+        issuer: intermediates.first().and_then(|der| spki_id(der)),
         not_before: svid.map(|svid| svid.not_before),
         not_after: svid.map(|svid| svid.not_after),
     }

@@ -1,0 +1,65 @@
+//! Whether a bundle that arrived takes the place of the one in use.
+//!
+//! Pure. The sequence number of what is used never falls, an anchor that was withdrawn once never
+//! comes back, and a bundle that cannot be used changes nothing.
+
+use std::collections::BTreeSet;
+
+use steadfast_api::bundle::{BundleError, parse_anchors};
+use steadfast_api::trust::v1::Bundle;
+use steadfast_api::{Code, KeyId, TrustBundle, TrustDomain};
+
+use crate::trust::Trust;
+
+/// Why a bundle is not used; the one in use stays.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BundleRefused {
+    #[error("the bundle {0}")]
+    Bundle(#[from] BundleError),
+    #[error("seq {0} was published twice with different anchors or denied issuers")]
+    Changed(u64),
+    #[error("the bundle names an issuer or anchor by {0} bytes; an id has 32")]
+    Id(usize),
+    #[error("the bundle has seq {sent}, and {held} is in use")]
+    Lower { sent: u64, held: u64 },
+    #[error("the bundle is of the trust domain {sent:?}, and we are of {ours}")]
+    TrustDomain { sent: String, ours: TrustDomain },
+}
+
+impl BundleRefused {
+    pub(crate) const fn code(&self) -> Code {
+        match self {
+            Self::Lower { .. } => Code::BUNDLE_SEQ_LOWER,
+            _ => Code::BUNDLE_INVALID,
+        }
+    }
+}
+
+/// What to use from now on; `None` when it is what is used already.
+pub(crate) fn next(
+    held: Option<&Trust>,
+    trust_domain: &TrustDomain,
+    sent: &Bundle,
+) -> Result<Option<Trust>, BundleRefused> {
+    if sent.trust_domain != trust_domain.as_str() {
+        let (sent, ours) = (sent.trust_domain.clone(), trust_domain.clone());
+        return Err(BundleRefused::TrustDomain { sent, ours });
+    }
+    if let Some(held) = held.filter(|held| sent.seq < held.sequence()) {
+        return Err(BundleRefused::Lower { sent: sent.seq, held: held.sequence() });
+    }
+    let denied = ids(sent.denied_issuers.iter().map(|denied| denied.issuer_id.as_slice()))?;
+    let mut tombstones = ids(sent.tombstones.iter().map(Vec::as_slice))?;
+    tombstones.extend(held.into_iter().flat_map(|held| held.tombstones()));
+    let bundle = TrustBundle::new(trust_domain.clone(), sent.seq, parse_anchors(&sent.anchors)?)?;
+    let trust = Trust::new(&bundle, denied, tombstones)?;
+    match held.filter(|held| held.sequence() == sent.seq) {
+        None => Ok(Some(trust)),
+        Some(held) if held.digest() != trust.digest() => Err(BundleRefused::Changed(sent.seq)),
+        Some(_) => Ok(None),
+    }
+}
+
+fn ids<'a>(ids: impl Iterator<Item = &'a [u8]>) -> Result<BTreeSet<KeyId>, BundleRefused> {
+    ids.map(|id| KeyId::from_slice(id).ok_or(BundleRefused::Id(id.len()))).collect()
+}

@@ -1,0 +1,130 @@
+//! How the identity service is reached: server-authenticated, by the live bundle or the mounted
+//! one, one replica at a time.
+//!
+//! Our own SVID plays no part, so a workload that slept through every expiry comes back this way.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use steadfast_api::Code;
+use steadfast_api::bundle::BundleError;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::connector::{ALPN_H2, ConnectError, dial_one};
+use crate::context::{Contexts, Expected, TlsContext};
+use crate::metrics::Refusals;
+use crate::mounted::{Mounted, MountedError};
+use crate::refusal::Refusal;
+use crate::stream::TlsStream;
+use crate::trust::Trust;
+
+/// Dials replicas of the identity service.
+pub(crate) struct Dialer {
+    pub(crate) address: String,
+    pub(crate) expected: Expected,
+    pub(crate) mounted: Mounted,
+    pub(crate) contexts: Contexts,
+    pub(crate) refusals: Refusals,
+}
+
+/// Why the identity service could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The mounted bundle has no anchor that is not withdrawn.
+    #[error("the mounted bundle cannot be used: it {0}")]
+    Bundle(BundleError),
+    /// No HTTP/2 could be spoken on the connection.
+    #[error("the identity service at {0} speaks no HTTP/2")]
+    Channel(String, #[source] tonic::transport::Error),
+    /// Not connected, or refused.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// No bundle to verify it with.
+    #[error(transparent)]
+    Mounted(#[from] MountedError),
+    /// Neither the live nor the mounted bundle has the anchor of the service's chain.
+    #[error("neither the live nor the mounted bundle fits the identity service: {0}")]
+    Stale(Refusal),
+    /// A defect of ours.
+    #[error("TLS cannot be configured")]
+    Tls(#[from] rustls::Error),
+}
+
+impl Dialer {
+    /// A connection to the n-th replica; there may be fewer, then it goes round.
+    pub(crate) async fn dial(&self, replica: usize) -> Result<Channel, DialError> {
+        let resolved: Vec<_> = tokio::net::lookup_host(&self.address)
+            .await
+            .map_err(|source| ConnectError::Resolve(self.address.clone(), source))?
+            .collect();
+        let nobody = || ConnectError::Tcp {
+            address: self.address.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        let index = replica.checked_rem(resolved.len()).ok_or_else(nobody)?;
+        let address = resolved.get(index).copied().ok_or_else(nobody)?;
+        let dial = || async move {
+            let failed = |source| ConnectError::Tcp { address: address.to_string(), source };
+            dial_one(address).await.map_err(failed)
+        };
+
+        let live = self.contexts.current();
+        if live.bundle.is_some() {
+            match self.handshake(&live, dial().await?).await {
+                Err(refusal) if refusal.code == Code::PEER_UNKNOWN_ISSUER => {}
+                result => return self.channel(result.map_err(ConnectError::Refused)?).await,
+            }
+        }
+        let mounted = self.mounted_context(live.bundle.as_deref())?;
+        match self.handshake(&mounted, dial().await?).await {
+            Err(refusal) if refusal.code == Code::PEER_UNKNOWN_ISSUER => {
+                Err(DialError::Stale(refusal))
+            }
+            result => self.channel(result.map_err(ConnectError::Refused)?).await,
+        }
+    }
+
+    async fn handshake(
+        &self,
+        context: &TlsContext,
+        io: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, Refusal> {
+        let address = io.peer_addr().ok();
+        let result = context.connect_bootstrap(io, &self.expected, Some(ALPN_H2)).await;
+        result.map(|(stream, _)| stream).inspect_err(|refusal| {
+            self.refusals.report(address, refusal);
+        })
+    }
+
+    /// What the mounted bundle gives, less what is known to be withdrawn or denied.
+    fn mounted_context(&self, live: Option<&Trust>) -> Result<TlsContext, DialError> {
+        let bundle = self.mounted.read()?;
+        let denied = live.iter().flat_map(|live| live.denied().iter().copied());
+        let tombstones = live.iter().flat_map(|live| live.tombstones().iter().copied());
+        let trust = Trust::new(&bundle, denied, tombstones).map_err(DialError::Bundle)?;
+        Ok(self.contexts.snapshot(None, Arc::new(trust))?)
+    }
+
+    /// A channel over this one connection: when it breaks, the next dial may go elsewhere.
+    async fn channel(&self, stream: TlsStream<TcpStream>) -> Result<Channel, DialError> {
+        let mut once = Some(stream);
+        let connector = tower::service_fn(move |_| {
+            let stream = once.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+            std::future::ready(stream.map(TokioIo::new))
+        });
+        Endpoint::from_static("http://identity")
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect_with_connector(connector)
+            .await
+            .map_err(|source| DialError::Channel(self.address.clone(), source))
+    }
+}
+
+/// A replica that vanished without a word is noticed after both.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,0 +1,106 @@
+//! The bundle that a workload starts with: mounted as a file, or given as text.
+//!
+//! It authenticates the identity service and nobody else. It is read again at each use (each time
+//! the service is dialled without a live bundle that fits, and for each ack, at least every 30 s),
+//! so a change is never missed. A file that cannot be used leaves the last good one in force.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use steadfast_api::bundle::{BundleError, digest};
+use steadfast_api::{TrustAnchor, TrustBundle, TrustDomain};
+
+/// Where the first trust comes from.
+#[derive(Clone, Debug)]
+pub enum BootstrapBundle {
+    /// A mounted file, as a SPIFFE bundle or PEM; read again whenever it is used.
+    File(PathBuf),
+    /// PEM text from the environment.
+    Pem(String),
+}
+
+/// Why a mounted bundle cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MountedError {
+    /// It is no bundle.
+    #[error("the bundle of {origin} cannot be used: it {source}")]
+    Bundle {
+        /// The file, or the environment.
+        origin: String,
+        /// What is wrong with it.
+        source: BundleError,
+    },
+    /// The file cannot be read.
+    #[error("the mounted bundle {0} cannot be read: check that it is mounted into the workload")]
+    Read(PathBuf, #[source] std::io::Error),
+}
+
+/// The mounted bundle and the last of it that was good.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    source: BootstrapBundle,
+    trust_domain: TrustDomain,
+    last_good: Mutex<Option<TrustBundle>>,
+}
+
+impl Mounted {
+    /// # Errors
+    /// Text that is no bundle; a file may still come.
+    pub(crate) fn new(
+        source: BootstrapBundle,
+        trust_domain: TrustDomain,
+    ) -> Result<Self, MountedError> {
+        let mounted = Self { source, trust_domain, last_good: Mutex::default() };
+        match (&mounted.source, mounted.fresh()) {
+            (BootstrapBundle::Pem(_), Err(error)) => Err(error),
+            _ => Ok(mounted),
+        }
+    }
+
+    /// The bundle as it is now; if it cannot be used, the last good one.
+    ///
+    /// # Errors
+    /// There never was a good one.
+    pub(crate) fn read(&self) -> Result<TrustBundle, MountedError> {
+        let mut last_good = self.last_good.lock().unwrap_or_else(PoisonError::into_inner);
+        match (self.fresh(), last_good.as_ref()) {
+            (Ok(bundle), _) => {
+                *last_good = Some(bundle.clone());
+                Ok(bundle)
+            }
+            (Err(error), Some(bundle)) => {
+                tracing::warn!(code = %steadfast_api::Code::BUNDLE_INVALID, "{error}; the last good one stays in force");
+                Ok(bundle.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// What an ack names as the mounted file; empty without a file that can be read.
+    pub(crate) fn digest(&self) -> Vec<u8> {
+        let BootstrapBundle::File(_) = self.source else { return Vec::new() };
+        self.fresh().map_or_else(
+            |_| Vec::new(),
+            |bundle| digest(bundle.anchors().iter().map(TrustAnchor::id), []).to_vec(),
+        )
+    }
+
+    fn fresh(&self) -> Result<TrustBundle, MountedError> {
+        let (bytes, origin) = match &self.source {
+            BootstrapBundle::Pem(text) => (text.clone().into_bytes(), "the environment".to_owned()),
+            BootstrapBundle::File(path) => {
+                let failed = |source| MountedError::Read(path.clone(), source);
+                let mut bytes = Vec::new();
+                let file = std::fs::File::open(path).map_err(failed)?;
+                file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
+                (bytes, path.display().to_string())
+            }
+        };
+        TrustBundle::parse(&self.trust_domain, &bytes)
+            .map_err(|source| MountedError::Bundle { origin, source })
+    }
+}
+
+/// One byte more than a bundle may have, so that a larger one is seen to be.
+const FILE_BYTES_MAX: u64 = (1 << 20) + 1;
