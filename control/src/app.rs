@@ -1,0 +1,218 @@
+//! Wires everything: the only place that knows all parts.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use prometheus_client::registry::Registry;
+use steadfast_api::spiffe::SpiffeError;
+use steadfast_api::{DnsIdentity, TrustDomain};
+use steadfast_identity_client::{
+    BootstrapBundle, ClientAuth, Config as IdentityConfig, ConfigError, Identity, Incoming,
+    incoming,
+};
+use steadfast_platform::Store;
+use steadfast_platform::standalone::{Client, Directory};
+use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_process::admin::Admin;
+use steadfast_process::drain::terminated;
+use steadfast_process::readiness::Component;
+use steadfast_process::tasks::TaskError;
+use steadfast_process::{Clock, Drain, ErrorChain, Readiness, SystemClock, Tasks};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+use crate::config::Args;
+use crate::index::MeshNames;
+use crate::{Board, Destination, DestinationSettings, Metrics, feed};
+
+/// Why control ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {0}; is another process there?")]
+    Bind(SocketAddr, #[source] io::Error),
+    /// The configuration of its identity.
+    #[error("control's own identity cannot be configured")]
+    Identity(#[from] ConfigError),
+    /// Control's own name.
+    #[error("control's own name cannot be made")]
+    Name(#[from] SpiffeError),
+    /// A service.
+    #[error("control ended early")]
+    Task(#[from] TaskError),
+}
+
+/// Runs control until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`AppError`].
+pub async fn run(args: Args) -> Result<(), AppError> {
+    let (drain, readiness) = (Drain::new(), Readiness::new());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (admin, early_admin) = bind_twice(args.admin).await?;
+    let listener = bind(args.listen).await?;
+    let plaintext = match args.plaintext_listen {
+        Some(addr) => Some(bind(addr).await?),
+        None => None,
+    };
+    let resources = readiness.component("resources", "the resources of the store are not read yet");
+    let store: Arc<dyn Store> = Arc::new(Client::new(&Directory::new(&args.dir)));
+
+    // Everything has the trust domain in its name. Until the store tells it, the admin port says
+    // what is waited for.
+    let waiting = readiness.component("trust_domain", "the store was not asked yet");
+    let early = Admin::new(Arc::new(Registry::default()), readiness.clone());
+    let trust_domain = tokio::select! {
+        found = trust_domain(&*store, &waiting) => found,
+        ended = early.serve(early_admin, drain.clone()) => match ended {
+            Ok(()) => return Ok(()),
+            Err(never) => match never {},
+        },
+        stopped = terminated() => return stopped.map_err(|e| TaskError::Signals(e).into()),
+    };
+    drop(waiting);
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let identity = identity(&args, &trust_domain, clock.clone(), &readiness, &mut registry)?;
+    let names = MeshNames { trust_domain, control_namespace: args.control_namespace.clone() };
+    let board = Arc::new(Board::new(names));
+    let settings =
+        DestinationSettings { cluster_domain: args.cluster_domain.clone(), ..Default::default() };
+    let destination =
+        || Destination::new(board.clone(), metrics.clone(), drain.clone(), settings.clone());
+
+    let mut tasks = Tasks::new();
+    let tls = incoming(Incoming {
+        listener,
+        contexts: identity.contexts(),
+        client_auth: ClientAuth::Required,
+        alpns: &[b"h2"],
+        refusals: identity.refusals(),
+        drain: drain.clone(),
+    });
+    tasks.spawn("destination", serve(destination(), tls, drain.clone()));
+    if let Some(listener) = plaintext {
+        let connections = TcpListenerStream::new(listener);
+        tasks.spawn("destination, plaintext", serve(destination(), connections, drain.clone()));
+    }
+    tasks.spawn("identity", identity.run(drain.clone()));
+    tasks.spawn("resources", follow(store, board, metrics, clock, resources, drain.clone()));
+    tasks.spawn("admin", Admin::new(Arc::new(registry), readiness).serve(admin, drain.clone()));
+    tracing::info!(address = %args.listen, "control serves the destination API");
+    Ok(tasks.run(&drain, args.grace_period()).await?)
+}
+
+/// Serves the destination API on these connections until the drain starts and the streams have
+/// ended.
+///
+/// # Errors
+/// When the server cannot be built or its listener is broken.
+pub async fn serve<IO>(
+    destination: Destination,
+    connections: impl Stream<Item = io::Result<IO>> + Send + 'static,
+    drain: Drain,
+) -> Result<(), tonic::transport::Error>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let _unfinished = drain.hold();
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .add_service(destination.into_service())
+        .serve_with_incoming_shutdown(connections, drain.wait())
+        .await
+}
+
+/// The trust domain that the store knows; waits until it knows one.
+async fn trust_domain(store: &dyn Store, waiting: &Component) -> TrustDomain {
+    let mut logged = String::new();
+    loop {
+        let reason = match store.get(TRUST_DOMAIN_KEY).await {
+            Ok(Some(entry)) => match parse_trust_domain(&entry.value) {
+                Ok(trust_domain) => return trust_domain,
+                Err(reason) => format!("the trust domain in the store cannot be read: {reason}"),
+            },
+            Ok(None) => "the store has no trust domain yet: run `steadfast trust init`".to_owned(),
+            Err(error) => format!("the store cannot be asked: {}", ErrorChain(&error)),
+        };
+        waiting.not_ready(&reason);
+        if logged != reason {
+            tracing::warn!("{reason}");
+            logged = reason;
+        }
+        tokio::time::sleep(TRUST_DOMAIN_PAUSE).await;
+    }
+}
+
+/// Its name is all that is needed of the stored object, whatever else a newer version puts there.
+fn parse_trust_domain(value: &[u8]) -> Result<TrustDomain, String> {
+    let object: serde_json::Value = serde_json::from_slice(value).map_err(|e| e.to_string())?;
+    let name = object.get("trust_domain").and_then(|name| name.as_str());
+    name.ok_or("it has no trust_domain")?.parse().map_err(|e: SpiffeError| e.to_string())
+}
+
+fn identity(
+    args: &Args,
+    trust_domain: &TrustDomain,
+    clock: Arc<dyn Clock>,
+    readiness: &Readiness,
+    registry: &mut Registry,
+) -> Result<Identity, AppError> {
+    let namespace = &args.control_namespace;
+    let name = |account| DnsIdentity::new(account, namespace, namespace, trust_domain);
+    let config = IdentityConfig {
+        local: name("steadfast-control")?,
+        identity_address: args.identity_addr.clone(),
+        identity_name: name("steadfast-identity")?,
+        token_file: args.token_file(),
+        bootstrap: BootstrapBundle::File(args.bundle_file()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    Ok(Identity::new(config, clock, readiness, registry)?)
+}
+
+/// Follows the resources until the drain starts.
+async fn follow(
+    store: Arc<dyn Store>,
+    board: Arc<Board>,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    synced: Component,
+    drain: Drain,
+) -> Result<(), Infallible> {
+    tokio::select! {
+        never = feed::follow(store, board, metrics, clock, synced) => match never {},
+        () = drain.wait() => Ok(()),
+    }
+}
+
+async fn bind(addr: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(addr).await.map_err(|error| AppError::Bind(addr, error))
+}
+
+/// One socket, for two who listen one after the other.
+async fn bind_twice(addr: SocketAddr) -> Result<(TcpListener, TcpListener), AppError> {
+    let twice = || async {
+        let first = TcpListener::bind(addr).await?.into_std()?;
+        let second = TcpListener::from_std(first.try_clone()?)?;
+        Ok((TcpListener::from_std(first)?, second))
+    };
+    twice().await.map_err(|error| AppError::Bind(addr, error))
+}
+
+const TRUST_DOMAIN_PAUSE: Duration = Duration::from_millis(250);
+/// A client that is gone without a word is noticed within the sum of the two.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A sidecar watches at most some thousands of names and addresses.
+const STREAMS_PER_CONNECTION_MAX: u32 = 16_384;
