@@ -3,7 +3,32 @@
 //! An issuer signs SVIDs for workloads that prove who they are by a bound token; this crate makes
 //! the issuer, checks and signs the requests, writes each SVID into the issuance log, and serves
 //! all of it. The process never reads an anchor's key: only the making of anchors and issuers,
-//! which `steadfast trust init` calls, ever sees one.
+//! which `steadfast trust init` calls, ever sees one. Modules stand in the order in which a
+//! request meets them.
+
+pub mod app;
+pub mod config;
+pub mod confine;
+pub mod server;
+
+pub mod front;
+pub mod service;
+
+pub mod member;
+pub mod streams;
+
+pub mod certify;
+pub mod csr;
+pub mod issuance_log;
+pub mod issue;
+pub mod limits;
+pub mod replica;
+pub mod review;
+pub mod signer;
 
 pub mod authority;
 pub mod key;
+pub mod own;
+
+pub mod metrics;
+pub mod refusal;

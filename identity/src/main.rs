@@ -1,3 +1,40 @@
 //! `steadfast-identity`.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use steadfast_identity::config::{Args, Config};
+use steadfast_identity::{app, confine};
+use steadfast_platform::standalone::Directory;
+use steadfast_process::ErrorChain;
+
+fn main() -> ExitCode {
+    let config = match Args::parse().check() {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(2);
+        }
+    };
+    match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("steadfast-identity: {}", ErrorChain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
+    steadfast_process::log::init(&config.log_filter, config.log_format)
+        .map_err(anyhow::Error::msg)?;
+    let directory = Directory::new(&config.dir);
+    directory.create()?;
+    // Before any thread is there: what is confined is the thread, and those that it starts.
+    let confinement = confine::confine(&directory)?;
+    confine::report(confinement, &directory);
+    steadfast_process::limits::raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(app::run(config))?;
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! Puts the process together: what it is made of, which services run, how it stops.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use prometheus_client::registry::Registry;
+use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
+use steadfast_platform::standalone::{Client, Directory, Tokens};
+use steadfast_platform::{Store, TokenReview};
+use steadfast_process::admin::Admin;
+use steadfast_process::tasks::TaskError;
+use steadfast_process::{Clock, Drain, Readiness, SystemClock, Tasks};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::certify::{Certifier, IN_FLIGHT_MAX, Profile};
+use crate::config::Config;
+use crate::front::Front;
+use crate::issuance_log::{IssuanceLog, LogConfig, LogError, Writer};
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::own::{OwnSvid, server_config};
+use crate::replica::{Replica, Sources};
+use crate::review::Reviews;
+use crate::server::Server;
+use crate::service::Service;
+use crate::streams::Streams;
+
+/// What differs between platforms and in tests.
+pub struct Platform {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The keys of issuers.
+    pub keys: Arc<dyn KeyStore>,
+    /// Who holds a token.
+    pub tokens: Arc<dyn TokenReview>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Our wall clock less the store's, where the store says its time.
+    pub clock_offset_ms: Box<dyn Fn() -> Option<i64> + Send + Sync>,
+}
+
+/// The service, put together and running, but for its listeners.
+pub struct App {
+    /// Issues.
+    pub certifier: Arc<Certifier>,
+    /// The trust streams.
+    pub streams: Arc<Streams>,
+    /// What the server shows.
+    pub own: Arc<OwnSvid>,
+    /// Serves listeners.
+    pub server: Server,
+    /// Why it is not ready.
+    pub readiness: Readiness,
+    writer: Writer,
+}
+
+/// Why the process did not start or did not stop as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {0}: is another process there already?")]
+    Bind(SocketAddr, #[source] std::io::Error),
+    /// The directory of the issuers' keys.
+    #[error("cannot use the directory of the issuers' keys")]
+    Keys(#[from] KeyStoreError),
+    /// The issuance log.
+    #[error("cannot start")]
+    Log(#[from] LogError),
+    /// A service ended.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The TLS configuration.
+    #[error("cannot serve TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Runs the standalone service until SIGTERM.
+///
+/// # Errors
+/// Why it did not start, or which service failed.
+pub async fn run(config: Config) -> Result<(), AppError> {
+    let directory = Directory::new(&config.dir);
+    let listener = bind(config.listen).await?;
+    let admin = bind(config.admin).await?;
+    let plaintext = match config.plaintext_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let client = Client::new(&directory);
+    let offset = client.clone();
+    let store: Arc<dyn Store> = Arc::new(client);
+    let (tokens, follow_tokens) = Tokens::new(Arc::clone(&store), Arc::clone(&clock));
+    let platform = Platform {
+        store,
+        keys: Arc::new(FileKeys::open(directory.issuer_keys())?),
+        tokens,
+        clock,
+        clock_offset_ms: Box::new(move || offset.clock_offset_millis()),
+    };
+    let (mut tasks, drain, mut registry) = (Tasks::new(), Drain::new(), Registry::default());
+    let log = LogConfig {
+        directory: directory.log(),
+        file_bytes_max: config.log_file_bytes_max,
+        files_kept: config.log_files_kept,
+    };
+    let app = App::start(&config, platform, log, &mut registry, &mut tasks, &drain)?;
+    tasks.spawn("tokens", until(drain.clone(), follow_tokens));
+    let tls = server_config(Arc::clone(&app.own))?;
+    tasks.spawn("listener", app.server.clone().serve(listener, Some(tls)));
+    if let Some(plaintext) = plaintext {
+        tasks.spawn("plaintext listener", app.server.clone().serve(plaintext, None));
+    }
+    let admin_port = app.admin(registry);
+    tasks.spawn("admin", admin_port.serve(admin, drain.clone()));
+    let stopped = tasks.run(&drain, DRAIN_DEADLINE).await;
+    app.close().await;
+    Ok(stopped?)
+}
+
+impl App {
+    /// Puts the service together and starts what it does by itself. Must be called within a
+    /// runtime.
+    ///
+    /// # Errors
+    /// An issuance log that cannot be opened.
+    pub fn start(
+        config: &Config,
+        platform: Platform,
+        log: LogConfig,
+        registry: &mut Registry,
+        tasks: &mut Tasks,
+        drain: &Drain,
+    ) -> Result<Self, AppError> {
+        let (metrics, readiness) = (Metrics::register(registry), Readiness::new());
+        let clock = Arc::clone(&platform.clock);
+        let log_clock = Arc::clone(&clock);
+        let (log, writer) = IssuanceLog::open(log, move || log_clock.now())?;
+        let reviews = Reviews::new(platform.tokens, config.audience.clone(), Arc::clone(&clock));
+        let certifier = Arc::new(Certifier {
+            replica: Replica::new(Arc::clone(&clock), metrics.clone()),
+            reviews: Arc::clone(&reviews),
+            limits: Limits::new(config.rates),
+            log,
+            clock,
+            metrics: metrics.clone(),
+            profile: Profile {
+                control_namespace: config.control_namespace.clone(),
+                svid_lifetime: config.svid_ttl,
+            },
+            in_flight: Semaphore::new(IN_FLIGHT_MAX),
+        });
+        let streams = Streams::new(Arc::clone(&certifier), drain.clone());
+        let own = Arc::new(OwnSvid::default());
+        let service = Service { certifier: Arc::clone(&certifier), streams: Arc::clone(&streams) };
+        let front = Front::new(service, Arc::clone(&platform.store));
+        let server = Server::new(front, metrics, drain.clone());
+        let store = Arc::clone(&platform.store);
+        let sources = Sources {
+            store: platform.store,
+            keys: platform.keys,
+            clock_offset_ms: platform.clock_offset_ms,
+        };
+        let leased = readiness.component("trust_domain", "the store has not been read yet");
+        let issuer = readiness.component("issuer", "the trust domain is not known yet");
+        let own_ready = readiness.component("own_svid", "the service has no SVID of its own yet");
+        let log_ready = readiness.component("issuance_log", "not opened yet");
+        let replica = Arc::clone(&certifier.replica).run(sources, leased, issuer);
+        tasks.spawn("trust domain", until(drain.clone(), replica));
+        tasks.spawn("token reviews", until(drain.clone(), reviews.run(store)));
+        let renew = Arc::clone(&own).run(Arc::clone(&certifier), own_ready);
+        tasks.spawn("own SVID", until(drain.clone(), renew));
+        let tend = tend(Arc::clone(&certifier), Arc::clone(&streams), log_ready);
+        tasks.spawn("housekeeping", until(drain.clone(), tend));
+        Ok(Self { certifier, streams, own, server, readiness, writer })
+    }
+
+    /// The admin port: beside what every process shows, the members of the trust streams, and the
+    /// orders that a rotation gives them.
+    pub fn admin(&self, registry: Registry) -> Admin {
+        let (streams, certifier) = (Arc::clone(&self.streams), Arc::clone(&self.certifier));
+        Admin::new(Arc::new(registry), self.readiness.clone())
+            .with_routes(move |request| route(request, &streams, &certifier))
+    }
+
+    /// Waits for the last sync of the issuance log.
+    pub async fn close(self) {
+        let Self { certifier, streams, own, server, readiness, writer } = self;
+        drop((certifier, streams, own, server, readiness));
+        let joined = tokio::task::spawn_blocking(move || writer.join());
+        if tokio::time::timeout(LOG_CLOSE_TIMEOUT, joined).await.is_err() {
+            // Somebody still holds a handle (a connection past its deadline): the writer syncs
+            // once a second in any case.
+            tracing::warn!("the issuance log was not closed in time");
+        }
+    }
+}
+
+/// What must happen now and then, and what nobody else watches.
+async fn tend(
+    certifier: Arc<Certifier>,
+    streams: Arc<Streams>,
+    log_ready: steadfast_process::readiness::Component,
+) -> Result<(), Infallible> {
+    let mut health = certifier.log.health();
+    loop {
+        match &*health.borrow_and_update() {
+            Ok(()) => log_ready.ready(),
+            Err(error) => {
+                log_ready.not_ready(&crate::refusal::Refusal::from(error.clone()).to_string());
+            }
+        }
+        certifier.metrics.log_writable.set(i64::from(health.borrow().is_ok()));
+        let now = certifier.clock.now();
+        certifier.limits.tidy(now);
+        streams.tidy(now);
+        // A writer that ended has closed the log: every append says so.
+        if let Ok(Err(_)) = tokio::time::timeout(TIDY_EVERY, health.changed()).await {
+            tokio::time::sleep(TIDY_EVERY).await;
+        }
+    }
+}
+
+fn route(
+    request: &Request<Bytes>,
+    streams: &Streams,
+    certifier: &Certifier,
+) -> Option<Response<String>> {
+    let query = |name: &str| {
+        let pairs = request.uri().query().unwrap_or_default().split('&');
+        pairs.filter_map(|pair| pair.split_once('=')).find(|(n, _)| *n == name).map(|(_, v)| v)
+    };
+    let answer = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/members") => {
+            // Strings and numbers alone: serialising them cannot fail.
+            Ok(serde_json::to_string(&streams.members()).unwrap_or_default())
+        }
+        (&Method::POST, "/query") => match query("nonce").map(str::parse) {
+            Some(Ok(nonce)) => {
+                streams.query(nonce);
+                Ok(format!("{{\"nonce\":{nonce}}}"))
+            }
+            _ => Err("expected /query?nonce=NUMBER\n"),
+        },
+        (&Method::POST, "/renew") => match query("window_s").map(str::parse) {
+            Some(Ok(window_s)) => {
+                let id = streams.renew(certifier.clock.now(), Duration::from_secs(window_s));
+                Ok(format!("{{\"id\":{id}}}"))
+            }
+            _ => Err("expected /renew?window_s=SECONDS\n"),
+        },
+        _ => return None,
+    };
+    let (status, body) = match answer {
+        Ok(body) => (StatusCode::OK, body + "\n"),
+        Err(text) => (StatusCode::BAD_REQUEST, text.to_owned()),
+    };
+    Response::builder().status(status).body(body).ok()
+}
+
+/// A service that goes on for ever ends when the process does.
+async fn until<T>(
+    drain: Drain,
+    service: impl Future<Output = Result<T, Infallible>>,
+) -> Result<(), Infallible> {
+    tokio::select! {
+        ended = service => ended.map(|_| ()),
+        () = drain.wait() => Ok(()),
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
+    let listener =
+        TcpListener::bind(address).await.map_err(|error| AppError::Bind(address, error))?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "listening");
+    }
+    Ok(listener)
+}
+
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+const LOG_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+const TIDY_EVERY: Duration = Duration::from_secs(5);

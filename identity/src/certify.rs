@@ -1,0 +1,282 @@
+//! A request for an SVID, from the token to the reply: the story, in numbered steps.
+//!
+//! The steps themselves are elsewhere; here is their order, and the one place where an outcome is
+//! counted and a refusal is logged. The public key is all that is ever taken from a request.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_api::{Code, SpiffeId, UnixTime};
+use steadfast_platform::ReviewedToken;
+use steadfast_process::Clock;
+use tokio::sync::Semaphore;
+
+use crate::csr::{self, WorkloadKey};
+use crate::issuance_log::{Facts, IssuanceLog, Record};
+use crate::issue::{Issued, Linted, Prepared, Subject};
+use crate::limits::{Kind, Limits};
+use crate::metrics::{CertifyLabels, Metrics};
+use crate::refusal::Refusal;
+use crate::replica::{Replica, View};
+use crate::review::Reviews;
+use crate::signer::Signer;
+
+/// What issuance works with.
+pub struct Certifier {
+    /// The view of the trust domain and its lease.
+    pub replica: Arc<Replica>,
+    /// Who holds a token.
+    pub reviews: Arc<Reviews>,
+    /// How many are let through.
+    pub limits: Limits,
+    /// Where it is written down.
+    pub log: IssuanceLog,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What is the same for every SVID.
+    pub profile: Profile,
+    /// Requests that may be under way at once.
+    pub in_flight: Semaphore,
+}
+
+/// What is the same for every SVID.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// The namespace of the control plane, part of every DNS identity.
+    pub control_namespace: String,
+    /// How long an SVID lives from now.
+    pub svid_lifetime: Duration,
+}
+
+/// A request as it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The API it came by, for the counter.
+    pub api: &'static str,
+    /// The DNS identity it names; `None`: this API names none.
+    pub identity: Option<&'a str>,
+    /// Who proves to be the workload.
+    pub token: &'a [u8],
+    /// PKCS#10 in DER.
+    pub csr: &'a [u8],
+    /// Where it came from, for the log.
+    pub peer: Option<SocketAddr>,
+}
+
+/// The reply to a request.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    /// The SVID and its issuer.
+    pub issued: Issued,
+    /// When the server would like the next request.
+    pub renew_at: UnixTime,
+    /// The sequence number of the bundle that it was issued under.
+    pub seq: u64,
+}
+
+/// What is known of a request when it is refused.
+#[derive(Default)]
+struct Known {
+    spiffe_id: Option<SpiffeId>,
+    pod: Option<Arc<ReviewedToken>>,
+    kind: Option<Kind>,
+}
+
+impl Certifier {
+    /// Issues an SVID, or says why not. Counts the outcome; logs a refusal, once.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub async fn certify(&self, request: Request<'_>) -> Result<Certified, Refusal> {
+        let (started, mut known) = (self.clock.since_boot(), Known::default());
+        let outcome = self.steps(request, &mut known).await;
+        let took = self.clock.since_boot().saturating_sub(started);
+        self.metrics.certify_seconds.observe(took.as_secs_f64());
+        let (result, reason) = match &outcome {
+            Ok(_) => ("issued", "issued"),
+            Err(refusal) => ("refused", refusal.code.label()),
+        };
+        let kind = known.kind.map_or("unknown", Kind::label);
+        let labels = CertifyLabels { api: request.api, kind, reason, result };
+        self.metrics.certify.get_or_create(&labels).inc();
+        if let Err(refusal) = &outcome {
+            known.log(request, refusal);
+        }
+        outcome
+    }
+
+    async fn steps(&self, request: Request<'_>, known: &mut Known) -> Result<Certified, Refusal> {
+        // 1. Only so many at once, and only under a confirmed view.
+        let _slot = self.in_flight.try_acquire().map_err(|_| {
+            Refusal::new(Code::RATE_LIMITED, format!("{IN_FLIGHT_MAX} requests are under way"))
+        })?;
+        self.replica.current()?;
+        // 2. Authenticate: who holds this token.
+        let pod = self.reviews.review(request.token).await?;
+        known.pod = Some(Arc::clone(&pod));
+        // 3. Authorise: a workload gets the identity of its own service account and no other. The
+        // view is taken now: the review may have been long.
+        let view = self.replica.current()?;
+        let subject = self.subject(&view, &pod)?;
+        known.spiffe_id = Some(subject.spiffe_id().clone());
+        if let Some(asked) = request.identity
+            && asked != subject.dns_name()
+        {
+            let asked: String = asked.chars().take(IDENTITY_CHARS_SHOWN).collect();
+            let what = format!("the request names {asked:?}, the token {:?}", subject.dns_name());
+            return Err(Refusal::new(Code::IDENTITY_MISMATCH, what));
+        }
+        // 4. Rate limits, now that it is known whose they are.
+        let kind = self.limits.admit(&pod.pod_uid, self.clock.now());
+        known.kind = Some(*kind.as_ref().unwrap_or_else(|(kind, _)| kind));
+        kind.map_err(|(_, refusal)| refusal)?;
+        // 5. The certificate request: proof of possession, and its public key.
+        let key = csr::check(request.csr)?.key_for(&subject)?;
+        // 6. Prepare, record the intent, sign, verify, record.
+        let signer = view.signer()?;
+        let issued = self.issue(signer, subject, key, Bearer::of(&pod)).await?;
+        // 7. The view may have changed, or its lease ended, while the disk was written: what was
+        // signed under an issuer that is no longer in force is not handed out.
+        self.check_still(signer)?;
+        self.limits.issued(&pod.pod_uid, issued.not_after);
+        let renew_at = renew_at(&issued);
+        Ok(Certified { issued, renew_at, seq: view.state.seq })
+    }
+
+    /// Steps 6a to 6e, which our own SVID takes too.
+    ///
+    /// # Errors
+    /// An issuer that cannot sign, a log that cannot be written, an SVID that does not verify.
+    pub async fn issue(
+        &self,
+        signer: &Signer,
+        subject: Subject,
+        key: WorkloadKey,
+        bearer: Bearer<'_>,
+    ) -> Result<Issued, Refusal> {
+        // 6a. Our profile, checked against the rules.
+        let lifetime = self.profile.svid_lifetime;
+        let linted =
+            Prepared::new(subject, key, signer, self.clock.now(), lifetime)?.lint(signer)?;
+        // 6b. The intent is in the log before there is a signature.
+        let spiffe_id = linted.subject().spiffe_id().clone();
+        let facts = facts(&linted, &spiffe_id, signer, bearer);
+        let (at, serial) = (linted.issued_at().to_string(), linted.serial().to_string());
+        let intent = Record::Intent { at: at.clone(), serial: serial.clone(), facts: &facts };
+        self.log.append(&intent).await?;
+        // 6c, 6d. Sign; parse with a second parser and verify with a second library.
+        let checked = linted.sign(signer).and_then(|signed| signed.verify(signer));
+        let issued = match checked {
+            Ok(issued) => issued,
+            Err(error) => {
+                let refusal = Refusal::from(error);
+                let failed = Record::Failed { at, serial, reason: refusal.to_string() };
+                self.log.append(&failed).await?;
+                return Err(refusal);
+            }
+        };
+        // 6e. It is handed out only once it is in the log.
+        self.log.append(&Record::Issued { at, serial, facts: &facts }).await?;
+        Ok(issued)
+    }
+
+    /// The names of a pod's service account.
+    ///
+    /// # Errors
+    /// [`Code::IDENTITY_MISMATCH`] for names that fit no SPIFFE ID or DNS name.
+    pub fn subject(&self, view: &View, pod: &ReviewedToken) -> Result<Subject, Refusal> {
+        let trust_domain = &view.state.trust_domain;
+        let control = &self.profile.control_namespace;
+        Subject::new(trust_domain, control, &pod.namespace, &pod.service_account)
+            .map_err(|error| Refusal::new(Code::IDENTITY_MISMATCH, error.to_string()))
+    }
+
+    fn check_still(&self, signer: &Signer) -> Result<(), Refusal> {
+        let view = self.replica.current()?;
+        if view.signer()?.id() == signer.id() {
+            return Ok(());
+        }
+        let what = format!("the issuer {} was replaced while it signed", signer.id());
+        Err(Refusal::new(Code::ISSUER_UNUSABLE, what))
+    }
+}
+
+/// Who gets an SVID, as the log has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Bearer<'a> {
+    namespace: &'a str,
+    pod: &'a str,
+    pod_uid: &'a str,
+    node: Option<&'a str>,
+    token_id: &'a str,
+}
+
+impl<'a> Bearer<'a> {
+    fn of(pod: &'a ReviewedToken) -> Self {
+        Self {
+            namespace: &pod.namespace,
+            pod: &pod.pod_name,
+            pod_uid: &pod.pod_uid,
+            node: pod.node.as_deref(),
+            token_id: &pod.token_id,
+        }
+    }
+
+    /// This process itself, which needs no token.
+    pub(crate) fn own(control_namespace: &'a str) -> Self {
+        Self { namespace: control_namespace, pod: "", pod_uid: "", node: None, token_id: "own" }
+    }
+}
+
+fn facts<'a>(
+    linted: &Linted,
+    spiffe_id: &'a SpiffeId,
+    signer: &Signer,
+    bearer: Bearer<'a>,
+) -> Facts<'a> {
+    Facts {
+        spiffe_id: spiffe_id.as_str(),
+        namespace: bearer.namespace,
+        pod: bearer.pod,
+        pod_uid: bearer.pod_uid,
+        node: bearer.node,
+        token_id: bearer.token_id,
+        key_id: linted.key_id(),
+        issuer_id: signer.id(),
+        not_before: linted.not_before().to_string(),
+        not_after: linted.not_after().to_string(),
+    }
+}
+
+impl Known {
+    /// The one line about a refusal.
+    fn log(&self, request: Request<'_>, refusal: &Refusal) {
+        let pod = self.pod.as_deref();
+        tracing::warn!(
+            code = %refusal.code,
+            reason = refusal.code.label(),
+            api = request.api,
+            peer = request.peer.map(tracing::field::display),
+            workload = self.spiffe_id.as_ref().map(tracing::field::display),
+            namespace = pod.map(|pod| pod.namespace.as_str()),
+            pod = pod.map(|pod| pod.pod_name.as_str()),
+            pod_uid = pod.map(|pod| pod.pod_uid.as_str()),
+            error = %refusal.what,
+            "no SVID issued"
+        );
+    }
+}
+
+/// At 60 to 70 % of its life from now, spread by the serial number's random bits, so that a fleet
+/// that started together does not renew together.
+pub(crate) fn renew_at(issued: &Issued) -> UnixTime {
+    let life = issued.not_after.since(issued.issued_at);
+    issued.issued_at + life.mul_f64(0.6 + 0.1 * issued.serial.fraction())
+}
+
+/// Each holds some kilobytes; more than a core does in a second never wait.
+pub const IN_FLIGHT_MAX: usize = 4096;
+const IDENTITY_CHARS_SHOWN: usize = 300;

@@ -1,0 +1,272 @@
+//! The flags, checked as a whole: every error is told at once, and nothing starts before.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use steadfast_api::Code;
+use steadfast_platform::token::IDENTITY_AUDIENCE;
+use steadfast_process::log::Format;
+
+use crate::limits::Rates;
+
+/// Issues the SVIDs of a mesh: to every workload its own, for a token that proves it.
+///
+/// It needs the state directory that steadfast-store serves and `steadfast trust init` has filled:
+/// it reads DIR/keys/issuers, appends to DIR/log, talks to DIR/store.sock, and shuts itself out of
+/// everything else (above all the keys of anchors) where the kernel has Landlock.
+///
+/// GET /ready on the admin port says what it waits for, GET /metrics what it counts.
+/// `steadfast explain SFT-ID-003` explains a code.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "steadfast-identity", version, max_term_width = 100)]
+pub struct Args {
+    /// The state directory of the mesh
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Where to serve TLS: gRPC, GET /bundle and GET /jwks
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    listen: String,
+    /// Where to serve plaintext HTTP/2 to Linkerd's proxy; loopback only, off unless given
+    #[arg(long, value_name = "ADDR")]
+    plaintext_listen: Option<String>,
+    /// Where to serve /metrics, /live and /ready
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9990")]
+    admin: String,
+    /// How long an SVID lives: 24h, 90m, 20s (at least 2s, at most 7 days)
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    svid_ttl: String,
+    /// The namespace of the control plane, a part of every DNS identity
+    #[arg(long, value_name = "NAME", default_value = "steadfast")]
+    control_namespace: String,
+    /// Whom tokens must be for
+    #[arg(long, value_name = "NAME", default_value = IDENTITY_AUDIENCE)]
+    audience: String,
+    /// How many SVIDs a second all workloads together get
+    #[arg(long, value_name = "N", default_value = "4000")]
+    svids_per_second: String,
+    /// How many renewals a second are let through beside them: new work is shed first
+    #[arg(long, value_name = "N", default_value = "4000")]
+    renewals_per_second: String,
+    /// How many SVIDs a minute one workload gets
+    #[arg(long, value_name = "N", default_value = "120")]
+    svids_per_workload_per_minute: String,
+    /// The size at which a file of the issuance log is rotated, in MiB
+    #[arg(long, value_name = "N", default_value = "64")]
+    log_file_mib: String,
+    /// How many rotated files of the issuance log are kept
+    #[arg(long, value_name = "N", default_value = "20")]
+    log_files_kept: String,
+    /// What is logged, in the syntax of RUST_LOG
+    #[arg(long, value_name = "FILTER", env = "STEADFAST_LOG", default_value = "info")]
+    log: String,
+    /// plain or json
+    #[arg(long, value_name = "FORMAT", default_value = "plain")]
+    log_format: String,
+}
+
+/// What the process runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// Where TLS is served.
+    pub listen: SocketAddr,
+    /// Where plaintext is served.
+    pub plaintext_listen: Option<SocketAddr>,
+    /// Where the admin port is.
+    pub admin: SocketAddr,
+    /// How long an SVID lives.
+    pub svid_ttl: Duration,
+    /// The namespace of the control plane.
+    pub control_namespace: String,
+    /// Whom tokens must be for.
+    pub audience: String,
+    /// How much is let through.
+    pub rates: Rates,
+    /// The size at which the issuance log is rotated.
+    pub log_file_bytes_max: u64,
+    /// How many rotated files are kept.
+    pub log_files_kept: usize,
+    /// The filter of the log.
+    pub log_filter: String,
+    /// The form of the log.
+    pub log_format: Format,
+}
+
+/// Everything that is wrong with the flags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(Vec<String>);
+
+impl std::fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: the configuration is wrong", Code::CONFIG_INVALID)?;
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Args {
+    /// Checks all of it.
+    ///
+    /// # Errors
+    /// Every flag that cannot be used.
+    pub fn check(self) -> Result<Config, ConfigErrors> {
+        let mut wrong = Wrong(Vec::new());
+        if !self.dir.is_dir() {
+            wrong.push("--dir", &self.dir.display().to_string(), "no such directory");
+        }
+        let plaintext_listen =
+            self.plaintext_listen.as_deref().map(|text| wrong.loopback("--plaintext-listen", text));
+        let config = Config {
+            listen: wrong.parse("--listen", &self.listen, ADDRESS),
+            plaintext_listen: plaintext_listen.flatten(),
+            admin: wrong.parse("--admin", &self.admin, ADDRESS),
+            svid_ttl: wrong.lifetime("--svid-ttl", &self.svid_ttl),
+            rates: Rates {
+                common_per_second: wrong.count("--svids-per-second", &self.svids_per_second),
+                renewals_per_second: wrong
+                    .count("--renewals-per-second", &self.renewals_per_second),
+                workload_per_minute: wrong
+                    .count("--svids-per-workload-per-minute", &self.svids_per_workload_per_minute),
+            },
+            log_file_bytes_max: u64::from(wrong.count("--log-file-mib", &self.log_file_mib).get())
+                * (1 << 20),
+            log_files_kept: wrong.count("--log-files-kept", &self.log_files_kept).get() as usize,
+            log_format: wrong.format("--log-format", &self.log_format),
+            control_namespace: wrong.label("--control-namespace", self.control_namespace),
+            audience: wrong.filled("--audience", self.audience),
+            log_filter: self.log,
+            dir: self.dir,
+        };
+        if wrong.0.is_empty() { Ok(config) } else { Err(ConfigErrors(wrong.0)) }
+    }
+}
+
+/// What is wrong so far. Each check gives some value in any case, so that all are made.
+struct Wrong(Vec<String>);
+
+impl Wrong {
+    fn push(&mut self, flag: &str, value: &str, why: &str) {
+        self.0.push(format!("{flag} {value:?}: {why}"));
+    }
+
+    fn parse(&mut self, flag: &str, value: &str, expected: &str) -> SocketAddr {
+        value.parse().unwrap_or_else(|_| {
+            self.push(flag, value, expected);
+            SocketAddr::from(([127, 0, 0, 1], 0))
+        })
+    }
+
+    fn loopback(&mut self, flag: &str, value: &str) -> Option<SocketAddr> {
+        let address = self.parse(flag, value, ADDRESS);
+        if address.ip().to_canonical().is_loopback() {
+            return Some(address);
+        }
+        // Tokens would cross a network in the clear.
+        self.push(flag, value, "plaintext is served on loopback only, such as 127.0.0.1:8081");
+        None
+    }
+
+    fn lifetime(&mut self, flag: &str, value: &str) -> Duration {
+        let parsed = value.parse::<jiff::SignedDuration>().ok();
+        let parsed = parsed.and_then(|time| Duration::try_from(time).ok());
+        match parsed {
+            Some(time) if (SVID_TTL_MIN..=SVID_TTL_MAX).contains(&time) => time,
+            _ => {
+                self.push(flag, value, "expected a time from 2s to 168h, such as 24h or 90m");
+                SVID_TTL_MIN
+            }
+        }
+    }
+
+    fn count(&mut self, flag: &str, value: &str) -> NonZeroU32 {
+        value.parse().unwrap_or_else(|_| {
+            self.push(flag, value, "expected a whole number above 0");
+            NonZeroU32::MIN
+        })
+    }
+
+    fn format(&mut self, flag: &str, value: &str) -> Format {
+        value.parse().unwrap_or_else(|why: String| {
+            self.push(flag, value, &why);
+            Format::Plain
+        })
+    }
+
+    fn filled(&mut self, flag: &str, value: String) -> String {
+        if value.is_empty() {
+            self.push(flag, &value, "must not be empty");
+        }
+        value
+    }
+
+    fn label(&mut self, flag: &str, value: String) -> String {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let label = (1..=63).contains(&value.len())
+            && value.chars().all(inner)
+            && !value.starts_with('-')
+            && !value.ends_with('-');
+        if !label {
+            self.push(flag, &value, "is no namespace: lower-case letters, digits and \"-\"");
+        }
+        value
+    }
+}
+
+const ADDRESS: &str = "expected an IP address and a port, such as 127.0.0.1:8080";
+/// Below, a renewal has no time for a second try.
+const SVID_TTL_MIN: Duration = Duration::from_secs(2);
+/// An issuer has 30 days and is rotated when 10 are left.
+const SVID_TTL_MAX: Duration = Duration::from_secs(7 * 86_400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(flags: &[&str]) -> Result<Config, ConfigErrors> {
+        let args = ["steadfast-identity", "--dir", "/"].iter().chain(flags);
+        Args::try_parse_from(args).unwrap().check()
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_design() {
+        let config = check(&[]).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.svid_ttl, Duration::from_secs(86_400));
+        assert_eq!(config.plaintext_listen, None);
+        assert_eq!(config.audience, "identity.l5d.io");
+    }
+
+    #[test]
+    fn every_wrong_flag_is_told_at_once() {
+        let flags = [
+            "--listen=here",
+            "--plaintext-listen=0.0.0.0:8081",
+            "--svid-ttl=1s",
+            "--svids-per-second=0",
+            "--control-namespace=A",
+            "--audience=",
+            "--log-format=xml",
+        ];
+        let error = check(&flags).unwrap_err().to_string();
+        for flag in flags {
+            let name = flag.split('=').next().unwrap();
+            assert!(error.contains(name), "{name} in {error}");
+        }
+        assert!(error.starts_with("SFT-CFG-001"));
+    }
+
+    #[test]
+    fn plaintext_is_for_loopback_only() {
+        for good in ["127.0.0.1:1", "[::1]:1", "127.8.8.8:1"] {
+            assert!(check(&[&format!("--plaintext-listen={good}")]).is_ok(), "{good}");
+        }
+        for bad in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1"] {
+            assert!(check(&[&format!("--plaintext-listen={bad}")]).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! What is known of one instance of one workload: who it is, and what it acked last.
+
+use serde::Serialize;
+use steadfast_api::trust::v1;
+use steadfast_api::{KeyId, SpiffeId, UnixTime};
+use steadfast_platform::ReviewedToken;
+
+/// One start of one workload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Instance {
+    /// The pod, from the token.
+    pub pod_uid: String,
+    /// When its proxy was started, as it says itself.
+    pub started_at: UnixTime,
+}
+
+/// A member of the mesh, as this replica sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Member {
+    /// Which start of which pod.
+    #[serde(flatten)]
+    pub instance: Instance,
+    /// Who it is.
+    pub spiffe_id: SpiffeId,
+    /// Its pod's namespace.
+    pub namespace: String,
+    /// Its pod's name.
+    pub pod: String,
+    /// Of its proxy.
+    pub version: String,
+    /// Its open stream; `None`: it has none.
+    pub open: Option<u64>,
+    /// When anything was last heard of it.
+    pub last_seen: UnixTime,
+    /// Its last ack.
+    pub ack: Option<Ack>,
+    /// The highest nonce of a query that it has answered, on its open stream.
+    pub answered: u64,
+    /// Handshakes by anchor since this replica knows it.
+    pub handshakes: Vec<(KeyId, u64)>,
+}
+
+/// An ack, as far as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ack {
+    /// When it came.
+    pub at: UnixTime,
+    /// Of the query that it answers; 0: unasked.
+    pub nonce: u64,
+    /// Of the bundle in use.
+    pub seq: u64,
+    /// Of the bundle in use.
+    pub digest: Option<KeyId>,
+    /// Of the mounted file; `None`: it has none.
+    pub mounted_digest: Option<KeyId>,
+    /// Of its SVID; `None`: it has none.
+    pub svid_issuer: Option<KeyId>,
+    /// Of its SVID.
+    pub svid_not_after: Option<UnixTime>,
+    /// Its clock less ours, in milliseconds.
+    pub clock_offset_ms: i64,
+    /// Handshakes since its ack before, by anchor.
+    #[serde(skip)]
+    handshakes: Vec<(KeyId, u64)>,
+}
+
+impl Member {
+    /// A member that has just said hello.
+    pub fn new(
+        instance: Instance,
+        spiffe_id: SpiffeId,
+        pod: &ReviewedToken,
+        version: String,
+        now: UnixTime,
+    ) -> Self {
+        Self {
+            instance,
+            spiffe_id,
+            namespace: pod.namespace.clone(),
+            pod: pod.pod_name.clone(),
+            version,
+            open: None,
+            last_seen: now,
+            ack: None,
+            answered: 0,
+            handshakes: Vec::new(),
+        }
+    }
+
+    /// Takes over what was known from an older stream, but for what that stream has answered: a
+    /// query is settled over a stream that is still open.
+    pub fn inherit(&mut self, older: Self) {
+        self.ack = older.ack;
+        self.handshakes = older.handshakes;
+    }
+
+    /// Keeps an ack.
+    pub fn acked(&mut self, ack: Ack) {
+        self.answered = self.answered.max(ack.nonce);
+        for (anchor, count) in &ack.handshakes {
+            let full = self.handshakes.len() >= ANCHORS_MAX;
+            match self.handshakes.iter_mut().find(|(known, _)| known == anchor) {
+                Some((_, total)) => *total = total.saturating_add(*count),
+                None if full => {}
+                None => self.handshakes.push((*anchor, *count)),
+            }
+        }
+        self.ack = Some(ack);
+    }
+}
+
+impl Ack {
+    /// From the wire: ids that are none are as if they were not there.
+    pub fn new(ack: &v1::Ack, at: UnixTime) -> Self {
+        let handshakes = ack.handshakes.iter().take(ANCHORS_MAX);
+        Self {
+            at,
+            nonce: ack.nonce,
+            seq: ack.seq,
+            digest: KeyId::from_slice(&ack.digest),
+            mounted_digest: KeyId::from_slice(&ack.mounted_digest),
+            svid_issuer: KeyId::from_slice(&ack.svid_issuer),
+            svid_not_after: ack.svid_not_after.map(UnixTime::from),
+            clock_offset_ms: ack.clock_offset.as_ref().map_or(0, millis),
+            handshakes: handshakes
+                .filter_map(|used| Some((KeyId::from_slice(&used.anchor_id)?, used.count)))
+                .collect(),
+        }
+    }
+}
+
+fn millis(duration: &prost_types::Duration) -> i64 {
+    duration.seconds.saturating_mul(1000).saturating_add(i64::from(duration.nanos / 1_000_000))
+}
+
+/// A bundle has two or three anchors; a proxy that counts more is not believed further.
+const ANCHORS_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ack(nonce: u64, counts: &[(u8, u64)]) -> Ack {
+        let handshakes = counts
+            .iter()
+            .map(|(id, count)| v1::AnchorUse { anchor_id: vec![*id; 32], count: *count });
+        let wire = v1::Ack { nonce, handshakes: handshakes.collect(), ..Default::default() };
+        Ack::new(&wire, UnixTime::from_secs(1))
+    }
+
+    fn member() -> Member {
+        let pod = ReviewedToken {
+            namespace: "demo".into(),
+            service_account: "web".into(),
+            pod_name: "web-1".into(),
+            pod_uid: "uid".into(),
+            node: None,
+            token_id: "token".into(),
+            expires: UnixTime::from_secs(2),
+        };
+        let instance = Instance { pod_uid: "uid".into(), started_at: UnixTime::from_secs(0) };
+        let id = "spiffe://cluster.local/ns/demo/sa/web".parse().unwrap();
+        Member::new(instance, id, &pod, "1".into(), UnixTime::from_secs(1))
+    }
+
+    #[test]
+    fn handshakes_add_up_over_acks_and_stay_bounded() {
+        let mut member = member();
+        member.acked(ack(0, &[(1, 3)]));
+        member.acked(ack(0, &[(1, 4), (2, 1)]));
+        let id = |byte: u8| KeyId::from_slice(&[byte; 32]).unwrap();
+        assert_eq!(member.handshakes, [(id(1), 7), (id(2), 1)]);
+        for byte in 3..200 {
+            member.acked(ack(0, &[(byte, 1)]));
+        }
+        assert_eq!(member.handshakes.len(), ANCHORS_MAX);
+    }
+
+    #[test]
+    fn an_answer_counts_only_on_the_stream_that_is_open() {
+        let mut older = member();
+        older.acked(ack(5, &[]));
+        assert_eq!(older.answered, 5);
+        let mut newer = member();
+        newer.inherit(older);
+        assert_eq!(newer.answered, 0);
+        assert_eq!(newer.ack.as_ref().unwrap().nonce, 5);
+    }
+
+    #[test]
+    fn ids_that_are_none_are_left_out() {
+        let wire = v1::Ack {
+            digest: vec![1; 31],
+            clock_offset: Some(prost_types::Duration { seconds: i64::MAX, nanos: i32::MAX }),
+            ..Default::default()
+        };
+        let ack = Ack::new(&wire, UnixTime::from_secs(1));
+        assert_eq!(ack.digest, None);
+        assert_eq!(ack.clock_offset_ms, i64::MAX);
+    }
+}

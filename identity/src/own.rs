@@ -1,0 +1,174 @@
+//! The service's own SVID: issued to itself by the same steps, renewed on the same schedule, and
+//! swapped under the running TLS server.
+//!
+//! A new issuer or anchor renews it at once: whoever comes with the newest bundle must be able to
+//! verify us. It is server-authenticated TLS only; a workload that slept through a rotation has no
+//! SVID that we would believe, and comes back with its token.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rustls::SignatureScheme;
+use rustls::crypto::aws_lc_rs as provider;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig};
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use steadfast_api::{Code, KeyId, UnixTime};
+use steadfast_process::readiness::Component;
+
+use crate::certify::{Bearer, Certifier, renew_at};
+use crate::csr::WorkloadKey;
+use crate::issue::Subject;
+use crate::key::AuthorityKey;
+use crate::refusal::Refusal;
+
+/// What the TLS server shows: empty until the first SVID is issued.
+#[derive(Debug, Default)]
+pub struct OwnSvid(ArcSwapOption<Shown>);
+
+#[derive(Debug)]
+struct Shown {
+    certified: Arc<CertifiedKey>,
+    issuer: KeyId,
+    anchor: KeyId,
+    renew_at: UnixTime,
+    not_after: UnixTime,
+}
+
+impl ResolvesServerCert for OwnSvid {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let p256 = hello.signature_schemes().contains(&SignatureScheme::ECDSA_NISTP256_SHA256);
+        let shown = self.0.load();
+        shown.as_ref().filter(|_| p256).map(|shown| Arc::clone(&shown.certified))
+    }
+}
+
+impl OwnSvid {
+    /// Issues and renews it for ever.
+    ///
+    /// # Errors
+    /// None: what fails is told by `/ready` and tried again.
+    pub async fn run(
+        self: Arc<Self>,
+        certifier: Arc<Certifier>,
+        ready: Component,
+    ) -> Result<(), Infallible> {
+        let mut views = certifier.replica.subscribe();
+        let mut failures = 0_u32;
+        loop {
+            if self.due(&certifier) {
+                match self.renew(&certifier).await {
+                    Ok(()) => failures = 0,
+                    Err(refusal) => {
+                        failures = failures.saturating_add(1);
+                        self.failed(&certifier, &refusal, failures);
+                    }
+                }
+            }
+            self.tell(&certifier, &ready);
+            let pause = RETRY_MIN * 2_u32.saturating_pow(failures.min(6));
+            // A wall clock that jumps is seen at the next look, whatever the timer says.
+            let looked = tokio::time::timeout(pause.min(LOOK_EVERY), views.changed()).await;
+            if matches!(looked, Ok(Err(_))) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+
+    /// Due when there is none, when its time has come, and when issuer or anchor are others.
+    fn due(&self, certifier: &Certifier) -> bool {
+        let Some(shown) = self.0.load_full() else { return true };
+        if certifier.clock.now() >= shown.renew_at {
+            return true;
+        }
+        let Ok(view) = certifier.replica.current() else { return false };
+        view.signer()
+            .is_ok_and(|signer| signer.id() != shown.issuer || signer.anchor_id() != shown.anchor)
+    }
+
+    async fn renew(&self, certifier: &Certifier) -> Result<(), Refusal> {
+        let view = certifier.replica.current()?;
+        let signer = view.signer()?;
+        let broken = |what: String| Refusal::new(Code::SELF_CHECK_FAILED, what);
+        let control = &certifier.profile.control_namespace;
+        let subject = Subject::new(&view.state.trust_domain, control, control, SERVICE_ACCOUNT)
+            .map_err(|error| broken(error.to_string()))?;
+        let (key, pkcs8) = AuthorityKey::generate().map_err(|error| broken(error.to_string()))?;
+        let workload_key = WorkloadKey::own(&key).ok_or_else(|| broken("no key".to_owned()))?;
+        let bearer = Bearer::own(control);
+        let issued = certifier.issue(signer, subject, workload_key, bearer).await?;
+        let signing = provider::sign::any_ecdsa_type(&PrivateKeyDer::Pkcs8(
+            PrivatePkcs8KeyDer::from(pkcs8.as_slice()),
+        ))
+        .map_err(|error| broken(error.to_string()))?;
+        let chain = vec![issued.der.clone(), issued.issuer_der.clone()];
+        let shown = Shown {
+            certified: Arc::new(CertifiedKey::new(chain, signing)),
+            issuer: signer.id(),
+            anchor: signer.anchor_id(),
+            renew_at: renew_at(&issued),
+            not_after: issued.not_after,
+        };
+        certifier.metrics.own_svid(issued.issued_at, issued.not_after);
+        tracing::info!(
+            serial = %issued.serial, issuer = %signer.id(), not_after = %issued.not_after,
+            renew_at = %shown.renew_at, "own SVID issued"
+        );
+        self.0.store(Some(Arc::new(shown)));
+        Ok(())
+    }
+
+    fn failed(&self, certifier: &Certifier, refusal: &Refusal, failures: u32) {
+        certifier.metrics.own_svid_failures.inc();
+        let ends = self.0.load().as_ref().map(|shown| shown.not_after.to_string());
+        // The first failure and every 64th: the cause is in `/ready` all the while.
+        if failures == 1 || failures.is_multiple_of(64) {
+            tracing::warn!(
+                code = %refusal.code, error = %refusal.what, failures,
+                not_after = ends.as_deref(), "own SVID not issued"
+            );
+        }
+    }
+
+    fn tell(&self, certifier: &Certifier, ready: &Component) {
+        match self.0.load().as_ref() {
+            None => ready.not_ready("the service has no SVID of its own yet"),
+            Some(shown) if certifier.clock.now() >= shown.not_after => {
+                ready.not_ready(&format!("the service's own SVID expired at {}", shown.not_after));
+            }
+            Some(_) => ready.ready(),
+        }
+    }
+}
+
+/// TLS 1.3 with our SVID and no client certificate. No tickets and no resumption: a handshake that
+/// is cheap for us is a rotation that nobody sees.
+///
+/// # Errors
+/// A provider without TLS 1.3, which ours is not.
+pub fn server_config(own: Arc<OwnSvid>) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = rustls::crypto::CryptoProvider {
+        kx_groups: vec![
+            provider::kx_group::X25519MLKEM768,
+            provider::kx_group::X25519,
+            provider::kx_group::SECP256R1,
+        ],
+        ..provider::default_provider()
+    };
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(own);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Our service account: what `LINKERD2_PROXY_IDENTITY_SVC_NAME` names.
+pub const SERVICE_ACCOUNT: &str = "steadfast-identity";
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const RETRY_MIN: Duration = Duration::from_millis(100);

@@ -1,0 +1,370 @@
+//! This replica's copy of the trust domain, and the lease under which it may act on it.
+//!
+//! The copy comes from reads of the store. A read that was answered confirms it for [`LEASE`],
+//! counted on the boot clock from the moment the read was *sent*; a watch event is no read, it
+//! only makes the next one come at once. Past the lease nothing is issued and no bundle is served:
+//! a rotation counts on that when it waits out a fence. Nor is anything while our wall clock and
+//! the store's are too far apart, or while the store shows an older state than it has shown before.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use steadfast_api::trust::v1;
+use steadfast_api::{Code, TrustBundle, UnixTime};
+use steadfast_platform::keys::KeyStore;
+use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_platform::{Entry, Revision, Store, StoreError};
+use steadfast_process::readiness::Component;
+use steadfast_process::{Clock, ErrorChain};
+use steadfast_rotation_protocol::TrustDomainState;
+use tokio::sync::{Notify, watch};
+
+use crate::authority::SKEW;
+use crate::metrics::Metrics;
+use crate::refusal::Refusal;
+use crate::signer::{Signer, SignerError};
+
+/// The trust domain as it was at one revision, ready to be served.
+#[derive(Debug)]
+pub struct View {
+    /// As stored.
+    pub state: TrustDomainState,
+    /// The write that made it so.
+    pub revision: Revision,
+    /// What is published.
+    pub bundle: TrustBundle,
+    /// What an ack must name.
+    pub digest: [u8; 32],
+    /// The bundle as the trust stream sends it.
+    pub message: v1::Bundle,
+    /// The bundle as a SPIFFE bundle endpoint serves it.
+    pub jwks: String,
+    /// What signs; possibly the issuer before the active one, while that cannot be used.
+    signer: Option<Arc<Signer>>,
+    /// Why the active issuer cannot be used.
+    trouble: Option<SignerError>,
+}
+
+/// The copy and its lease.
+pub struct Replica {
+    views: watch::Sender<Option<Arc<View>>>,
+    lease: Lease,
+    /// Why the last read confirmed nothing.
+    trouble: Mutex<Refusal>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+}
+
+/// What the replica works with: where the state is, where the keys are, how far our clock is off.
+pub struct Sources {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The keys of issuers.
+    pub keys: Arc<dyn KeyStore>,
+    /// Our wall clock less the store's, in milliseconds, where the store says its time.
+    pub clock_offset_ms: Box<dyn Fn() -> Option<i64> + Send + Sync>,
+}
+
+/// Until when the copy may be acted on: the sending of the last answered read plus [`LEASE`].
+#[derive(Debug, Default)]
+pub struct Lease {
+    /// Milliseconds on the boot clock; 0: never confirmed.
+    ends_ms: AtomicU64,
+}
+
+impl Lease {
+    /// A read that was sent at this time has been answered.
+    pub fn confirm(&self, sent: Duration) {
+        let ends = sent.saturating_add(LEASE);
+        self.ends_ms.fetch_max(u64::try_from(ends.as_millis()).unwrap_or(0), Ordering::AcqRel);
+    }
+
+    /// Whether it holds at this time of the boot clock.
+    pub fn holds(&self, now: Duration) -> bool {
+        now.as_millis() < u128::from(self.ends_ms.load(Ordering::Acquire))
+    }
+}
+
+impl View {
+    /// What signs SVIDs now.
+    ///
+    /// # Errors
+    /// Why the active issuer cannot, when no other may stand in for it.
+    pub fn signer(&self) -> Result<&Arc<Signer>, Refusal> {
+        match (&self.signer, &self.trouble) {
+            (Some(signer), _) => Ok(signer),
+            (None, Some(error)) => Err(error.clone().into()),
+            (None, None) => Err(SignerError::Unknown(self.state.active_issuer).into()),
+        }
+    }
+}
+
+impl Replica {
+    /// A replica that knows nothing yet.
+    pub fn new(clock: Arc<dyn Clock>, metrics: Metrics) -> Arc<Self> {
+        let trouble = Refusal::new(Code::LEASE_EXPIRED, "the store has not been read yet");
+        Arc::new(Self {
+            views: watch::Sender::new(None),
+            lease: Lease::default(),
+            trouble: Mutex::new(trouble),
+            clock,
+            metrics,
+        })
+    }
+
+    /// The view, while it may be acted on.
+    ///
+    /// # Errors
+    /// [`Code::LEASE_EXPIRED`], or what stands in the way of a lease.
+    pub fn current(&self) -> Result<Arc<View>, Refusal> {
+        let view = self.views.borrow().clone();
+        match view {
+            Some(view) if self.lease.holds(self.clock.since_boot()) => Ok(view),
+            _ => Err(self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+        }
+    }
+
+    /// Wakes on every new view, and when a lease that had ended is confirmed again. What is seen
+    /// there may be acted on only if [`Replica::current`] gives it.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<View>>> {
+        self.views.subscribe()
+    }
+
+    /// Follows the store for ever.
+    pub async fn run(
+        self: Arc<Self>,
+        sources: Sources,
+        leased: Component,
+        issuer: Component,
+    ) -> Result<(), Infallible> {
+        let changed = Notify::new();
+        tokio::select! {
+            never = watch_store(&*sources.store, &changed) => match never {},
+            never = self.read_for_ever(&sources, &changed, &leased, &issuer) => match never {},
+        }
+    }
+
+    async fn read_for_ever(
+        &self,
+        sources: &Sources,
+        changed: &Notify,
+        leased: &Component,
+        issuer: &Component,
+    ) -> Infallible {
+        loop {
+            let read = self.read(sources).await;
+            self.report(read, leased, issuer);
+            let pause = if self.current().is_ok() { READ_EVERY } else { READ_EVERY_UNLEASED };
+            tokio::select! {
+                () = changed.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One read: installs what it shows and confirms the lease, or says why not.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub async fn read(&self, sources: &Sources) -> Result<(), Refusal> {
+        let sent = self.clock.since_boot();
+        let read = tokio::time::timeout(READ_TIMEOUT, sources.store.get(TRUST_DOMAIN_KEY)).await;
+        let refuse = |what: String| Refusal::new(Code::LEASE_EXPIRED, what);
+        let entry = match read {
+            Ok(Ok(Some(entry))) => entry,
+            Ok(Ok(None)) => return Err(refuse(NO_TRUST_DOMAIN.to_owned())),
+            Ok(Err(error)) => return Err(refuse(error.to_string())),
+            Err(_) => {
+                return Err(refuse(format!("the store has not answered in {READ_TIMEOUT:?}")));
+            }
+        };
+        check_clock((sources.clock_offset_ms)())?;
+        self.install(&entry, sources).await.map_err(refuse)?;
+        let held = self.lease.holds(self.clock.since_boot());
+        self.lease.confirm(sent);
+        if !held {
+            // Whoever waits for a lease waits on the views.
+            self.views.send_modify(|_| {});
+        }
+        Ok(())
+    }
+
+    /// Makes a newer entry the view; the same entry again only tries a missing issuer again.
+    async fn install(&self, entry: &Entry, sources: &Sources) -> Result<(), String> {
+        let held = self.views.borrow().clone();
+        if let Some(held) = &held {
+            let (revision, known) = (entry.revision.0, held.revision.0);
+            if revision == known && held.trouble.is_none() {
+                return Ok(());
+            }
+            if revision < known {
+                return Err(format!("the store went back from revision {known} to {revision}"));
+            }
+        }
+        let state: TrustDomainState = serde_json::from_slice(&entry.value)
+            .map_err(|error| format!("{TRUST_DOMAIN_KEY} in the store does not parse: {error}"))?;
+        if let Some(held) = &held
+            && state.seq < held.state.seq
+        {
+            return Err(format!("seq fell from {} to {}", held.state.seq, state.seq));
+        }
+        let view = self.view(state, entry.revision, held.as_deref(), sources).await?;
+        let (seq, revision) = (view.state.seq, view.revision.0);
+        tracing::info!(seq, revision, issuer = %view.state.active_issuer, "trust domain installed");
+        self.views.send_replace(Some(Arc::new(view)));
+        Ok(())
+    }
+
+    async fn view(
+        &self,
+        state: TrustDomainState,
+        revision: Revision,
+        held: Option<&View>,
+        sources: &Sources,
+    ) -> Result<View, String> {
+        let bundle = state.bundle().map_err(|error| format!("the stored bundle {error}"))?;
+        let held = held.and_then(|view| view.signer.clone());
+        let loaded = match &held {
+            // A key that is loaded need not be read again: its file may be gone for now.
+            Some(signer) if signer.serves(&state, &bundle) => Ok(Arc::clone(signer)),
+            _ => load_signer(&state, &bundle, &*sources.keys, self.clock.now()).await.map(Arc::new),
+        };
+        let (signer, trouble) = match loaded {
+            Ok(signer) => (Some(signer), None),
+            Err(error) => (held.filter(|signer| signer.may_stand_in(&state)), Some(error)),
+        };
+        Ok(View {
+            digest: state.digest(),
+            message: message(&state, &bundle),
+            jwks: bundle.to_jwks(),
+            state,
+            revision,
+            bundle,
+            signer,
+            trouble,
+        })
+    }
+
+    /// Tells `/ready`, the log (on change) and the metrics how the last read went.
+    fn report(&self, read: Result<(), Refusal>, leased: &Component, issuer: &Component) {
+        if let Err(refusal) = read {
+            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            if *trouble != refusal {
+                tracing::warn!(code = %refusal.code, error = %refusal.what,
+                    "the view of the trust domain is not confirmed");
+            }
+            *trouble = refusal;
+        }
+        let now = self.clock.now();
+        match self.current() {
+            Ok(view) => {
+                leased.ready();
+                match signer_trouble(&view, now) {
+                    None => issuer.ready(),
+                    Some(error) => issuer.not_ready(&Refusal::from(error).to_string()),
+                }
+                self.metrics.view(&view, now);
+            }
+            Err(refusal) => {
+                leased.not_ready(&refusal.to_string());
+                self.metrics.lease_held.set(0);
+            }
+        }
+    }
+}
+
+/// Why the active issuer does not sign, or soon cannot.
+fn signer_trouble(view: &View, now: UnixTime) -> Option<SignerError> {
+    if let Some(error) = &view.trouble {
+        return Some(error.clone());
+    }
+    view.signer.as_ref().and_then(|signer| signer.window(now, SKEW).err())
+}
+
+/// Every event is a reason to read now.
+async fn watch_store(store: &dyn Store, changed: &Notify) -> Infallible {
+    loop {
+        let error = watch_once(store, changed).await;
+        tracing::debug!(%error, "the watch of the trust domain broke off");
+        tokio::time::sleep(READ_EVERY_UNLEASED).await;
+    }
+}
+
+async fn watch_once(store: &dyn Store, changed: &Notify) -> StoreError {
+    let from = match store.list(TRUST_DOMAIN_KEY).await {
+        Ok((_, revision)) => revision,
+        Err(error) => return error,
+    };
+    let mut events = match store.watch(TRUST_DOMAIN_KEY, from).await {
+        Ok(events) => events,
+        Err(error) => return error,
+    };
+    loop {
+        match events.next().await {
+            Some(Ok(steadfast_platform::store::Event::Synced(_))) => {}
+            Some(Ok(_)) => changed.notify_one(),
+            Some(Err(error)) => return error,
+            None => return StoreError::Unavailable("the watch ended".to_owned()),
+        }
+    }
+}
+
+/// Our wall clock must agree with the store's before anything is dated by it.
+fn check_clock(offset_ms: Option<i64>) -> Result<(), Refusal> {
+    let Some(offset) = offset_ms else { return Ok(()) };
+    let skew_ms = i64::try_from(SKEW.as_millis()).unwrap_or(i64::MAX);
+    if offset.unsigned_abs() > skew_ms.unsigned_abs() {
+        let what = format!("this machine's clock is {offset} ms off the store's, over {skew_ms}");
+        return Err(Refusal::new(Code::CLOCK_OFF, what));
+    }
+    if offset.unsigned_abs() > skew_ms.unsigned_abs() / 2 {
+        tracing::warn!(offset_ms = offset, "this machine's clock drifts from the store's");
+    }
+    Ok(())
+}
+
+async fn load_signer(
+    state: &TrustDomainState,
+    bundle: &TrustBundle,
+    keys: &dyn KeyStore,
+    now: UnixTime,
+) -> Result<Signer, SignerError> {
+    let id = state.active_issuer;
+    let record = state.active_issuer().ok_or(SignerError::Unknown(id))?;
+    let pkcs8 = keys
+        .load(id)
+        .await
+        .map_err(|error| SignerError::Key { id, reason: ErrorChain(&error).to_string() })?;
+    Signer::new(state, bundle, record, &pkcs8, now)
+}
+
+fn message(state: &TrustDomainState, bundle: &TrustBundle) -> v1::Bundle {
+    v1::Bundle {
+        trust_domain: state.trust_domain.as_str().to_owned(),
+        seq: state.seq,
+        anchors: bundle.anchors().iter().map(|anchor| anchor.der().to_vec()).collect(),
+        denied_issuers: state
+            .denied_issuers
+            .iter()
+            .map(|denied| v1::DeniedIssuer {
+                issuer_id: denied.id.as_bytes().to_vec(),
+                until: Some(denied.until.into()),
+            })
+            .collect(),
+        tombstones: state.tombstones.iter().map(|id| id.as_bytes().to_vec()).collect(),
+    }
+}
+
+/// Tc of the rotation protocol.
+pub const LEASE: Duration = Duration::from_secs(15);
+/// Several tries fit into a lease.
+const READ_EVERY: Duration = Duration::from_secs(2);
+const READ_EVERY_UNLEASED: Duration = Duration::from_millis(250);
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+const NO_TRUST_DOMAIN: &str =
+    "the store holds no trust domain yet: run `steadfast trust init --dir DIR`";

@@ -1,0 +1,210 @@
+//! The listeners: TLS on the port that everyone uses, plaintext on loopback where it is asked for.
+//!
+//! A connection has a slot, a deadline for its handshake, bounds on what it may open and send, and
+//! an end when nothing has gone on for a while: nobody here is authenticated before a request.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use steadfast_process::{Clock, Drain, SystemClock};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::front::Front;
+use crate::metrics::{Metrics, RefusalLabels};
+
+/// Where a request came from, as an extension of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// What goes on on a connection.
+#[derive(Debug, Default)]
+pub struct Activity {
+    busy: AtomicUsize,
+    /// Milliseconds on the boot clock.
+    last_ms: AtomicU64,
+}
+
+/// Held while something goes on.
+#[derive(Debug)]
+pub struct Busy(Arc<Activity>);
+
+/// A server for any number of listeners: they share the slots.
+#[derive(Clone)]
+pub struct Server {
+    front: Front,
+    metrics: Metrics,
+    slots: Arc<Semaphore>,
+    drain: Drain,
+}
+
+impl Server {
+    /// A server that answers with this front.
+    pub fn new(front: Front, metrics: Metrics, drain: Drain) -> Self {
+        Self { front, metrics, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), drain }
+    }
+
+    /// Accepts until the drain, and then waits for what is open.
+    ///
+    /// # Errors
+    /// None: a connection that fails is counted, and accepting goes on.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Result<(), Infallible> {
+        let acceptor = tls.map(TlsAcceptor::from);
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.drain.wait() => break,
+            };
+            let Ok((stream, peer)) = accepted else {
+                self.failed("accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+                self.failed("capacity");
+                continue;
+            };
+            let (server, acceptor) = (self.clone(), acceptor.clone());
+            connections.spawn(async move {
+                server.metrics.connections.inc();
+                server.connection(stream, peer, acceptor).await;
+                server.metrics.connections.dec();
+                drop(slot);
+            });
+        }
+        connections.close();
+        connections.wait().await;
+        Ok(())
+    }
+
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>) {
+        // A socket that refuses this is about to fail anyway.
+        let _ = stream.set_nodelay(true);
+        let Some(acceptor) = tls else { return self.requests(stream, peer).await };
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => self.requests(stream, peer).await,
+            Ok(Err(error)) => {
+                self.failed("handshake");
+                tracing::debug!(%peer, %error, "handshake failed");
+            }
+            Err(_) => self.failed("handshake_timeout"),
+        }
+    }
+
+    async fn requests<IO>(&self, io: IO, peer: SocketAddr)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let activity = Arc::new(Activity::default());
+        drop(Activity::begin(Arc::clone(&activity)));
+        let service = service_fn(|mut request: http::Request<hyper::body::Incoming>| {
+            let (front, busy) = (self.front.clone(), Activity::begin(Arc::clone(&activity)));
+            request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(Arc::clone(&activity));
+            async move {
+                let answer = front.answer(request).await;
+                drop(busy);
+                answer
+            }
+        });
+        let builder = builder();
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let mut asked = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "connection broke");
+                    }
+                    return;
+                }
+                () = self.drain.wait(), if !asked => {}
+                () = tokio::time::sleep(IDLE_MAX / 2) => {
+                    if !activity.idle_for(IDLE_MAX) {
+                        continue;
+                    }
+                    if asked {
+                        // Nothing goes on and it does not close: it is dropped.
+                        return;
+                    }
+                }
+            }
+            asked = true;
+            connection.as_mut().graceful_shutdown();
+        }
+    }
+
+    fn failed(&self, reason: &'static str) {
+        self.metrics.connection_failures.get_or_create(&RefusalLabels { reason }).inc();
+    }
+}
+
+impl Activity {
+    /// Something begins.
+    #[must_use]
+    pub fn begin(self: Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::AcqRel);
+        Busy(self)
+    }
+
+    fn idle_for(&self, time: Duration) -> bool {
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Acquire));
+        self.busy.load(Ordering::Acquire) == 0
+            && SystemClock.since_boot().saturating_sub(last) >= time
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let now = u64::try_from(SystemClock.since_boot().as_millis()).unwrap_or(u64::MAX);
+        self.0.last_ms.store(now, Ordering::Release);
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// HTTP/2 by its preface, also without ALPN (Linkerd's proxy names none), else HTTP/1.1.
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    builder
+}
+
+/// Per process: a proxy has one.
+const CONNECTIONS_MAX: usize = 24_000;
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+const SEND_BUFFER_BYTES_MAX: usize = 64 * 1024;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A connection on which nothing goes on for this long is closed; a client opens another.
+const IDLE_MAX: Duration = Duration::from_secs(120);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,95 @@
+//! The gRPC services: Linkerd's `Identity` and our `Trust`. Both only translate.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use linkerd2_proxy_api::identity as linkerd;
+use linkerd2_proxy_api::identity::identity_server::Identity;
+use steadfast_api::trust::v1;
+use steadfast_api_grpc::trust_server::Trust;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::certify::{Certifier, Request as CertifyRequest};
+use crate::server::{Activity, Peer};
+use crate::streams::Streams;
+
+/// Both services. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    /// Issues.
+    pub certifier: Arc<Certifier>,
+    /// Keeps the streams.
+    pub streams: Arc<Streams>,
+}
+
+#[tonic::async_trait]
+impl Identity for Service {
+    /// The comments in Linkerd's proto say PEM; its wire is DER.
+    async fn certify(
+        &self,
+        request: Request<linkerd::CertifyRequest>,
+    ) -> Result<Response<linkerd::CertifyResponse>, Status> {
+        let peer = peer(&request);
+        let message = request.get_ref();
+        let request = CertifyRequest {
+            api: "linkerd",
+            identity: Some(&message.identity),
+            token: &message.token,
+            csr: &message.certificate_signing_request,
+            peer,
+        };
+        let certified =
+            self.certifier.certify(request).await.map_err(|refusal| refusal.status())?;
+        Ok(Response::new(linkerd::CertifyResponse {
+            leaf_certificate: certified.issued.der.to_vec(),
+            intermediate_certificates: vec![certified.issued.issuer_der.to_vec()],
+            valid_until: Some(certified.issued.not_after.into()),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Trust for Service {
+    type StreamStream = BoxStream<'static, Result<v1::StreamResponse, Status>>;
+
+    async fn certify(
+        &self,
+        request: Request<v1::CertifyRequest>,
+    ) -> Result<Response<v1::CertifyResponse>, Status> {
+        let peer = peer(&request);
+        let message = request.get_ref();
+        let request = CertifyRequest {
+            api: "steadfast",
+            identity: None,
+            token: &message.token,
+            csr: &message.csr,
+            peer,
+        };
+        let certified =
+            self.certifier.certify(request).await.map_err(|refusal| refusal.status())?;
+        let issued = certified.issued;
+        Ok(Response::new(v1::CertifyResponse {
+            chain: vec![issued.der.to_vec(), issued.issuer_der.to_vec()],
+            issued_at: Some(issued.issued_at.into()),
+            not_after: Some(issued.not_after.into()),
+            renew_at: Some(certified.renew_at.into()),
+            server_time: Some(self.certifier.clock.now().into()),
+            seq: certified.seq,
+        }))
+    }
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<v1::StreamRequest>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let peer = peer(&request);
+        let activity = request.extensions().get::<Arc<Activity>>().cloned();
+        let streams = Arc::clone(&self.streams);
+        Ok(Response::new(streams.open(request.into_inner(), peer, activity).await?))
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> Option<SocketAddr> {
+    request.extensions().get::<Peer>().map(|peer| peer.0)
+}

@@ -1,0 +1,247 @@
+//! The issuer that signs SVIDs: certificate and key, checked against each other and against the
+//! published bundle before anything is signed.
+//!
+//! A signer that exists has passed a test: a throw-away SVID was signed and its whole chain was
+//! verified up to the anchor. What can change later (the clock, the anchor's state) is asked anew.
+
+use std::time::Duration;
+
+use rcgen::Issuer;
+use rustls_pki_types::CertificateDer;
+use steadfast_api::{KeyId, TrustBundle, UnixTime};
+use steadfast_process::ErrorChain;
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::IssuerRecord;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::authority::{SKEW, Validity};
+use crate::csr::WorkloadKey;
+use crate::issue::{IssueError, Prepared, Subject};
+use crate::key::AuthorityKey;
+
+/// An issuer that can sign.
+pub struct Signer {
+    issuer: Issuer<'static, AuthorityKey>,
+    certificate: CertificateDer<'static>,
+    anchor: CertificateDer<'static>,
+    id: KeyId,
+    anchor_id: KeyId,
+    /// Of the issuer itself.
+    not_before: UnixTime,
+    not_after: UnixTime,
+    /// Of the anchor above it.
+    anchor_not_after: UnixTime,
+}
+
+/// Why there is no signer, or it cannot sign now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignerError {
+    /// Its anchor is not in the published bundle.
+    #[error("the anchor {anchor} of the issuer {issuer} is not in the published bundle")]
+    AnchorUnpublished {
+        /// The issuer.
+        issuer: KeyId,
+        /// The anchor that the state names for it.
+        anchor: KeyId,
+    },
+    /// Its certificate is none of an issuer.
+    #[error("the certificate of the issuer {id} {reason}")]
+    Certificate {
+        /// Which issuer.
+        id: KeyId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// What it signed does not verify.
+    #[error("a test SVID of the issuer {id} does not verify: {reason}")]
+    Chain {
+        /// Which issuer.
+        id: KeyId,
+        /// What the verifier says.
+        reason: String,
+    },
+    /// It is denied.
+    #[error("the issuer {0} has been denied")]
+    Denied(KeyId),
+    /// It, or its anchor, ends before an SVID could.
+    #[error("the issuer {id} or its anchor ends at {ends}: too soon for an SVID")]
+    Ending {
+        /// Which issuer.
+        id: KeyId,
+        /// The earlier of both ends.
+        ends: UnixTime,
+    },
+    /// The key file is missing, unreadable or no key.
+    #[error("the key of the issuer {id} cannot be used: {reason}")]
+    Key {
+        /// Which issuer.
+        id: KeyId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The state names no active issuer.
+    #[error("the trust domain's state has no issuer {0}, though it names it as the active one")]
+    Unknown(KeyId),
+}
+
+impl Signer {
+    /// The signer of an issuer under this bundle.
+    ///
+    /// # Errors
+    /// The first thing about it that cannot be used.
+    pub fn new(
+        state: &TrustDomainState,
+        bundle: &TrustBundle,
+        record: &IssuerRecord,
+        pkcs8: &[u8],
+        now: UnixTime,
+    ) -> Result<Self, SignerError> {
+        let id = record.id;
+        if state.denied_issuers.iter().any(|denied| denied.id == id) {
+            return Err(SignerError::Denied(id));
+        }
+        let anchor = bundle
+            .anchor(record.anchor_id)
+            .ok_or(SignerError::AnchorUnpublished { issuer: id, anchor: record.anchor_id })?;
+        let key = AuthorityKey::from_pkcs8(pkcs8)
+            .map_err(|error| SignerError::Key { id, reason: error.to_string() })?;
+        if key.id() != id {
+            let reason = format!("it is the key {}", key.id());
+            return Err(SignerError::Key { id, reason });
+        }
+        let validity = check_certificate(record)?;
+        let certificate = CertificateDer::from(record.der.clone());
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)
+            .map_err(|error| SignerError::Certificate { id, reason: error.to_string() })?;
+        let signer = Self {
+            issuer,
+            certificate,
+            anchor: CertificateDer::from(anchor.der().to_vec()),
+            id,
+            anchor_id: record.anchor_id,
+            not_before: validity.not_before,
+            not_after: validity.not_after,
+            anchor_not_after: anchor.not_after(),
+        };
+        signer.test(state, now)?;
+        Ok(signer)
+    }
+
+    /// Signs a throw-away SVID and verifies it, so that a broken issuer is found before a workload
+    /// asks. It is handed to nobody and its key is dropped.
+    fn test(&self, state: &TrustDomainState, now: UnixTime) -> Result<(), SignerError> {
+        let broken = |reason: String| SignerError::Chain { id: self.id, reason };
+        let subject = Subject::new(&state.trust_domain, "self-test", "self-test", "self-test");
+        let subject = subject.map_err(|error| broken(error.to_string()))?;
+        let (key, _) = AuthorityKey::generate().map_err(|error| broken(error.to_string()))?;
+        let key = WorkloadKey::own(&key).ok_or_else(|| broken("no key".to_owned()))?;
+        let issued = Prepared::new(subject, key, self, now, TEST_LIFETIME)
+            .and_then(|prepared| prepared.lint(self))
+            .and_then(|linted| linted.sign(self))
+            .and_then(|signed| signed.verify(self));
+        match issued {
+            Ok(_) => Ok(()),
+            Err(IssueError::Signer(error)) => Err(error),
+            Err(error) => Err(broken(ErrorChain(&error).to_string())),
+        }
+    }
+
+    /// Whether it may still sign under this state when the active issuer cannot be used: only
+    /// under the same anchor, since every anchor's SVIDs are counted from the moment the active
+    /// anchor changed, and never once it is denied or gone.
+    pub fn may_stand_in(&self, state: &TrustDomainState) -> bool {
+        let same_anchor =
+            state.active_issuer().is_some_and(|active| active.anchor_id == self.anchor_id);
+        same_anchor
+            && state.issuers.iter().any(|issuer| issuer.id == self.id)
+            && state.denied_issuers.iter().all(|denied| denied.id != self.id)
+    }
+
+    /// Whether it is the active issuer of this state, under an anchor that is published, and not
+    /// denied.
+    pub fn serves(&self, state: &TrustDomainState, bundle: &TrustBundle) -> bool {
+        state.active_issuer == self.id
+            && state.active_issuer().is_some_and(|record| record.der == *self.certificate)
+            && bundle.anchor(self.anchor_id).is_some_and(|anchor| anchor.der() == &*self.anchor)
+            && state.denied_issuers.iter().all(|denied| denied.id != self.id)
+    }
+
+    /// The window of an SVID of this lifetime that is made now: it ends before everything above
+    /// it, less the clocks' skew.
+    ///
+    /// # Errors
+    /// [`SignerError::Ending`] when nothing would be left of it.
+    pub(crate) fn window(
+        &self,
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<Validity, SignerError> {
+        let ends = self.not_after.min(self.anchor_not_after);
+        let not_after = (now + lifetime).min(ends - SKEW);
+        if not_after <= now || now < self.not_before {
+            return Err(SignerError::Ending { id: self.id, ends });
+        }
+        Ok(Validity { not_before: (now - SVID_BACKDATE).max(self.not_before), not_after })
+    }
+
+    /// SHA-256 of the issuer's SPKI.
+    pub fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// The anchor above it.
+    pub fn anchor_id(&self) -> KeyId {
+        self.anchor_id
+    }
+
+    /// The end of the issuer's certificate.
+    pub fn not_after(&self) -> UnixTime {
+        self.not_after
+    }
+
+    /// The issuer's certificate, sent after each SVID.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// The certificate of the anchor above it.
+    pub(crate) fn anchor(&self) -> &CertificateDer<'static> {
+        &self.anchor
+    }
+
+    pub(crate) fn issuer(&self) -> &Issuer<'static, AuthorityKey> {
+        &self.issuer
+    }
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Signer({} under {})", self.id, self.anchor_id)
+    }
+}
+
+/// Its certificate must be of its key, and of a CA whose SVIDs sign nothing.
+fn check_certificate(record: &IssuerRecord) -> Result<Validity, SignerError> {
+    let refuse = |reason: &str| SignerError::Certificate { id: record.id, reason: reason.into() };
+    let (rest, certificate) = X509Certificate::from_der(&record.der)
+        .map_err(|error| refuse(&format!("does not parse: {error}")))?;
+    if !rest.is_empty() {
+        return Err(refuse("has bytes behind it"));
+    }
+    if KeyId::of_spki(certificate.public_key().raw) != record.id {
+        return Err(refuse("is of another key"));
+    }
+    let constraints = certificate.basic_constraints().ok().flatten().map(|found| found.value);
+    match constraints {
+        Some(found) if found.ca && found.path_len_constraint == Some(0) => {}
+        _ => return Err(refuse("is not that of an issuer (CA:true, pathLen 0)")),
+    }
+    Ok(Validity {
+        not_before: UnixTime::from_secs(certificate.validity().not_before.timestamp()),
+        not_after: UnixTime::from_secs(certificate.validity().not_after.timestamp()),
+    })
+}
+
+/// SVIDs begin this long before they are made, for peers whose clocks are behind.
+const SVID_BACKDATE: Duration = Duration::from_secs(300);
+const TEST_LIFETIME: Duration = Duration::from_secs(60);

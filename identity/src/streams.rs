@@ -1,0 +1,372 @@
+//! The trust streams: one per proxy, bundles and queries one way, acks the other.
+//!
+//! A stream speaks for one instance of one workload: the pod is the token's, never what a message
+//! says, and an ack that names another closes the stream (a forged ack would break every census).
+//! What a member acked last is kept in memory, by instance, also for a while after its stream has
+//! ended; nothing is written to the store. A stream has no task of its own: the connection polls
+//! it, and between messages it holds some hundred bytes.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt as _};
+use steadfast_api::trust::v1;
+use steadfast_api::trust::v1::stream_request::Message as FromProxy;
+use steadfast_api::trust::v1::stream_response::Message as ToProxy;
+use steadfast_api::{Code, SpiffeId, UnixTime};
+use steadfast_process::Drain;
+use tokio::sync::watch;
+use tokio::time::Interval;
+use tonic::{Status, Streaming};
+
+use crate::certify::Certifier;
+use crate::member::{Ack, Instance, Member};
+use crate::metrics::RefusalLabels;
+use crate::refusal::Refusal;
+use crate::replica::View;
+use crate::server::Activity;
+
+/// All trust streams of this replica.
+pub struct Streams {
+    certifier: Arc<Certifier>,
+    members: Mutex<Members>,
+    orders: watch::Sender<Orders>,
+    drain: Drain,
+}
+
+#[derive(Default)]
+struct Members {
+    by_instance: HashMap<Instance, Member>,
+    open: usize,
+    last_stream: u64,
+}
+
+/// What every stream should have been sent: levels, not events.
+#[derive(Clone, Debug, Default)]
+struct Orders {
+    /// The newest query; 0: none yet.
+    nonce: u64,
+    /// The newest renewal that is pulled forward.
+    renew: Option<v1::Renew>,
+}
+
+impl Streams {
+    /// No stream yet.
+    pub fn new(certifier: Arc<Certifier>, drain: Drain) -> Arc<Self> {
+        let (members, orders) = (Mutex::default(), watch::Sender::default());
+        Arc::new(Self { certifier, members, orders, drain })
+    }
+
+    /// Asks every member for an ack that carries this nonce.
+    pub fn query(&self, nonce: u64) {
+        self.orders.send_modify(|orders| orders.nonce = orders.nonce.max(nonce));
+    }
+
+    /// Pulls every renewal forward into a window that begins at `from`. Returns the order's id.
+    pub fn renew(&self, from: UnixTime, window: Duration) -> u64 {
+        let mut id = 0;
+        self.orders.send_modify(|orders| {
+            id = orders.renew.as_ref().map_or(0, |renew| renew.id) + 1;
+            let window = prost_types::Duration::try_from(window).ok();
+            orders.renew = Some(v1::Renew { id, from: Some(from.into()), window });
+        });
+        id
+    }
+
+    /// Every member that is known, by pod UID.
+    pub fn members(&self) -> Vec<Member> {
+        let mut members: Vec<_> = self.lock().by_instance.values().cloned().collect();
+        members.sort_by(|a, b| a.instance.cmp(&b.instance));
+        members
+    }
+
+    /// Forgets members whose stream ended so long ago that their SVID has, too.
+    pub fn tidy(&self, now: UnixTime) {
+        let kept = self.certifier.profile.svid_lifetime + crate::authority::SKEW;
+        self.lock()
+            .by_instance
+            .retain(|_, member| member.open.is_some() || member.last_seen + kept > now);
+    }
+
+    /// Opens a stream: the first message says whose it is.
+    ///
+    /// # Errors
+    /// A refused hello.
+    pub async fn open(
+        self: Arc<Self>,
+        mut inbound: Streaming<v1::StreamRequest>,
+        peer: Option<SocketAddr>,
+        activity: Option<Arc<Activity>>,
+    ) -> Result<BoxStream<'static, Result<v1::StreamResponse, Status>>, Status> {
+        let mut known = None;
+        let hello = self.hello(&mut inbound, &mut known).await;
+        let (instance, id) = hello.map_err(|refusal| {
+            self.refused(&refusal, known.as_ref(), peer);
+            refusal.status()
+        })?;
+        let session = Session {
+            views: self.certifier.replica.subscribe(),
+            orders: self.orders.subscribe(),
+            heartbeat: heartbeat(),
+            sent: Sent::default(),
+            streams: self,
+            inbound,
+            instance,
+            id,
+            peer,
+            ended: false,
+            _activity: activity.map(Activity::begin),
+        };
+        let answers = stream::unfold(session, |mut session| async move {
+            session.next().await.map(|answer| (answer, session))
+        });
+        Ok(answers.boxed())
+    }
+
+    /// Reads the hello and makes its sender a member.
+    async fn hello(
+        &self,
+        inbound: &mut Streaming<v1::StreamRequest>,
+        known: &mut Option<SpiffeId>,
+    ) -> Result<(Instance, u64), Refusal> {
+        let protocol = |what: &str| Refusal::new(Code::STREAM_PROTOCOL, what);
+        let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
+            .await
+            .map_err(|_| protocol("no hello came in time"))?
+            .map_err(|status| protocol(&format!("no hello came: {}", status.message())))?;
+        let Some(FromProxy::Hello(hello)) = first.and_then(|request| request.message) else {
+            return Err(protocol("the first message is no hello"));
+        };
+        let pod = self.certifier.reviews.review(&hello.token).await?;
+        let view = self.certifier.replica.current()?;
+        let spiffe_id = self.certifier.subject(&view, &pod)?.spiffe_id().clone();
+        *known = Some(spiffe_id.clone());
+        let said = hello.instance.ok_or_else(|| protocol("the hello names no instance"))?;
+        if said.pod_uid != pod.pod_uid {
+            return Err(foreign(&said.pod_uid, &pod.pod_uid));
+        }
+        let started_at = said.started_at.map(UnixTime::from).unwrap_or_default();
+        let instance = Instance { pod_uid: pod.pod_uid.clone(), started_at };
+        let now = self.certifier.clock.now();
+        let version: String = hello.version.chars().take(VERSION_CHARS_MAX).collect();
+        let member = Member::new(instance.clone(), spiffe_id, &pod, version, now);
+        let id = self.lock().join(member)?;
+        self.count_open();
+        Ok((instance, id))
+    }
+
+    fn acked(&self, instance: &Instance, id: u64, ack: v1::Ack) -> Result<(), Refusal> {
+        let now = self.certifier.clock.now();
+        let said = ack.instance.as_ref();
+        let said =
+            said.ok_or_else(|| Refusal::new(Code::STREAM_PROTOCOL, "an ack names no instance"))?;
+        let started_at = said.started_at.map(UnixTime::from).unwrap_or_default();
+        if said.pod_uid != instance.pod_uid || started_at != instance.started_at {
+            return Err(foreign(&said.pod_uid, &instance.pod_uid));
+        }
+        let mut members = self.lock();
+        let Some(member) = members.by_instance.get_mut(instance) else { return Ok(()) };
+        if member.open != Some(id) {
+            let what = "the instance has opened a newer stream";
+            return Err(Refusal::new(Code::STREAM_PROTOCOL, what));
+        }
+        member.last_seen = now;
+        member.acked(Ack::new(&ack, now));
+        Ok(())
+    }
+
+    /// The one line about a stream that was refused or closed.
+    fn refused(&self, refusal: &Refusal, workload: Option<&SpiffeId>, peer: Option<SocketAddr>) {
+        let labels = RefusalLabels { reason: refusal.code.label() };
+        self.certifier.metrics.stream_refusals.get_or_create(&labels).inc();
+        tracing::warn!(
+            code = %refusal.code,
+            reason = refusal.code.label(),
+            peer = peer.map(tracing::field::display),
+            workload = workload.map(tracing::field::display),
+            error = %refusal.what,
+            "trust stream closed"
+        );
+    }
+
+    fn closed(&self, instance: &Instance, id: u64) {
+        let now = self.certifier.clock.now();
+        self.lock().leave(instance, id, now);
+        self.count_open();
+    }
+
+    fn count_open(&self) {
+        let open = self.lock().open;
+        self.certifier.metrics.streams.set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Members {
+    /// A new stream of an instance takes the place of an older one, which may be dead already
+    /// without anybody having noticed.
+    fn join(&mut self, mut member: Member) -> Result<u64, Refusal> {
+        if self.open >= STREAMS_MAX || self.by_instance.len() >= MEMBERS_MAX {
+            let what = format!("{} trust streams are open on this replica", self.open);
+            return Err(Refusal::new(Code::RATE_LIMITED, what));
+        }
+        self.last_stream += 1;
+        self.open += 1;
+        member.open = Some(self.last_stream);
+        if let Some(older) = self.by_instance.remove(&member.instance) {
+            member.inherit(older);
+        }
+        self.by_instance.insert(member.instance.clone(), member);
+        Ok(self.last_stream)
+    }
+
+    fn leave(&mut self, instance: &Instance, id: u64, now: UnixTime) {
+        self.open = self.open.saturating_sub(1);
+        if let Some(member) = self.by_instance.get_mut(instance)
+            && member.open == Some(id)
+        {
+            member.open = None;
+            member.last_seen = now;
+        }
+    }
+}
+
+/// One open stream.
+struct Session {
+    streams: Arc<Streams>,
+    inbound: Streaming<v1::StreamRequest>,
+    views: watch::Receiver<Option<Arc<View>>>,
+    orders: watch::Receiver<Orders>,
+    heartbeat: Interval,
+    instance: Instance,
+    id: u64,
+    sent: Sent,
+    peer: Option<SocketAddr>,
+    ended: bool,
+    _activity: Option<crate::server::Busy>,
+}
+
+/// What this stream has been sent.
+#[derive(Default)]
+struct Sent {
+    bundle: Option<(u64, [u8; 32])>,
+    nonce: u64,
+    renew: u64,
+}
+
+impl Session {
+    /// The next message to the proxy; `None` ends the stream.
+    async fn next(&mut self) -> Option<Result<v1::StreamResponse, Status>> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            if let Some(message) = self.owed() {
+                return Some(Ok(self.response(Some(message))));
+            }
+            tokio::select! {
+                received = self.inbound.message() => match received {
+                    Ok(Some(request)) => {
+                        if let Err(refusal) = self.receive(request) {
+                            return Some(Err(self.end(&refusal)));
+                        }
+                    }
+                    // The proxy has gone: an end, not an event.
+                    Ok(None) | Err(_) => return None,
+                },
+                Ok(()) = self.views.changed() => {}
+                Ok(()) = self.orders.changed() => {}
+                _ = self.heartbeat.tick() => return Some(Ok(self.response(None))),
+                () = self.streams.drain.wait() => {
+                    self.ended = true;
+                    return Some(Err(Status::unavailable("this replica is stopping")));
+                }
+            }
+        }
+    }
+
+    /// What the proxy should have and has not been sent yet: the bundle first, so that the ack to
+    /// a query speaks of the newest. A bundle is served under a confirmed view only.
+    fn owed(&mut self) -> Option<ToProxy> {
+        let current = self.streams.certifier.replica.current();
+        if let Ok(view) = current {
+            let published = Some((view.state.seq, view.digest));
+            if self.sent.bundle != published {
+                self.sent.bundle = published;
+                return Some(ToProxy::Bundle(view.message.clone()));
+            }
+        }
+        // Nothing else before the first bundle.
+        self.sent.bundle?;
+        let orders = self.orders.borrow();
+        if orders.nonce > self.sent.nonce {
+            self.sent.nonce = orders.nonce;
+            return Some(ToProxy::Query(v1::Query { nonce: orders.nonce }));
+        }
+        match &orders.renew {
+            Some(renew) if renew.id > self.sent.renew => {
+                self.sent.renew = renew.id;
+                Some(ToProxy::Renew(*renew))
+            }
+            _ => None,
+        }
+    }
+
+    fn receive(&self, request: v1::StreamRequest) -> Result<(), Refusal> {
+        let protocol = |what: &str| Refusal::new(Code::STREAM_PROTOCOL, what);
+        match request.message {
+            Some(FromProxy::Ack(ack)) => self.streams.acked(&self.instance, self.id, ack),
+            Some(FromProxy::Hello(_)) => Err(protocol("a second hello came")),
+            None => Err(protocol("a message without content came")),
+        }
+    }
+
+    fn response(&self, message: Option<ToProxy>) -> v1::StreamResponse {
+        let server_time = Some(self.streams.certifier.clock.now().into());
+        v1::StreamResponse { server_time, message }
+    }
+
+    fn end(&mut self, refusal: &Refusal) -> Status {
+        self.ended = true;
+        let workload = {
+            let members = self.streams.lock();
+            members.by_instance.get(&self.instance).map(|member| member.spiffe_id.clone())
+        };
+        self.streams.refused(refusal, workload.as_ref(), self.peer);
+        refusal.status()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.streams.closed(&self.instance, self.id);
+    }
+}
+
+fn heartbeat() -> Interval {
+    let mut heartbeat =
+        tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    heartbeat
+}
+
+fn foreign(said: &str, own: &str) -> Refusal {
+    let said: String = said.chars().take(UID_CHARS_SHOWN).collect();
+    let what = format!("a message speaks for the pod {said:?}, the token is of {own:?}");
+    Refusal::new(Code::ACK_FOREIGN, what)
+}
+
+/// The server's time is sent at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Per replica: 24 KiB each make some 500 MiB.
+const STREAMS_MAX: usize = 20_000;
+/// With those whose stream has ended.
+const MEMBERS_MAX: usize = 100_000;
+const VERSION_CHARS_MAX: usize = 64;
+const UID_CHARS_SHOWN: usize = 64;
