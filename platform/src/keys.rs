@@ -123,7 +123,7 @@ pub(crate) fn create_private_dir(path: &Path) -> Result<(), KeyStoreError> {
 
 /// Writes a file that must not exist yet, with mode 0600, whole or not at all, durably.
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), KeyStoreError> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // A name of its own: what an earlier crash has left is in nobody's way.
     let draft = directory.join(format!(".{name}.{}", uuid::Uuid::new_v4()));
@@ -199,7 +199,7 @@ const KEY_BYTES_MAX: u64 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 

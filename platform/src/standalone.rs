@@ -7,13 +7,19 @@
 mod claims;
 pub mod client;
 pub mod directory;
+pub mod engine;
 pub mod follow;
+pub mod metrics;
 pub mod names;
+pub mod process;
 pub mod resources;
+pub mod server;
 pub mod tokens;
 mod wire;
 
 pub use client::Client;
 pub use directory::Directory;
+pub use engine::Engine;
 pub use resources::Resources;
+pub use server::Server;
 pub use tokens::Tokens;

@@ -90,26 +90,24 @@ impl Client {
         &self,
         stream: &mut Streaming<wire::WatchReply>,
     ) -> Result<Event, StoreError> {
-        loop {
-            let Some(reply) = self.within(SILENCE_MAX, stream.message()).await? else {
-                return Err(self.unavailable("the store ended the watch"));
-            };
-            self.note_time(reply.server_time_ms);
-            match reply.event {
-                Some(wire::watch_reply::Event::Put(entry)) => return Ok(Event::Put(entry.into())),
-                Some(wire::watch_reply::Event::Deleted(deleted)) => {
-                    let revision = Revision(deleted.revision);
-                    return Ok(Event::Deleted { key: deleted.key, revision });
-                }
-                Some(wire::watch_reply::Event::Synced(revision)) => {
-                    return Ok(Event::Synced(Revision(revision)));
-                }
-                Some(wire::watch_reply::Event::Compacted(oldest)) => {
-                    return Err(StoreError::Compacted(Revision(oldest)));
-                }
-                // An event of a newer store: it is told again as part of a list.
-                None => return Err(self.unavailable("the store sent an event of no known kind")),
+        let Some(reply) = self.within(SILENCE_MAX, stream.message()).await? else {
+            return Err(self.unavailable("the store ended the watch"));
+        };
+        self.note_time(reply.server_time_ms);
+        match reply.event {
+            Some(wire::watch_reply::Event::Put(entry)) => Ok(Event::Put(entry.into())),
+            Some(wire::watch_reply::Event::Deleted(deleted)) => {
+                let revision = Revision(deleted.revision);
+                Ok(Event::Deleted { key: deleted.key, revision })
             }
+            Some(wire::watch_reply::Event::Synced(revision)) => {
+                Ok(Event::Synced(Revision(revision)))
+            }
+            Some(wire::watch_reply::Event::Compacted(oldest)) => {
+                Err(StoreError::Compacted(Revision(oldest)))
+            }
+            // An event of a newer store: it is told again as part of a list.
+            None => Err(self.unavailable("the store sent an event of no known kind")),
         }
     }
 }

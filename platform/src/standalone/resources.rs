@@ -38,6 +38,8 @@ pub struct Resources {
     pub service_accounts: Arc<Objects<ServiceAccount>>,
     /// Services.
     pub services: Arc<Objects<Service>>,
+    /// Whether anything was taken over since the last whole snapshot.
+    changed: bool,
 }
 
 impl Resources {
@@ -62,13 +64,19 @@ impl Resources {
     /// Takes one change over; says whether the snapshot is whole, so that it can be published.
     fn apply(&mut self, change: Change<'_>) -> bool {
         match change {
-            Change::Event(Event::Deleted { key, .. }) => self.remove(&key),
-            Change::Event(Event::Put(entry)) => self.put(&entry),
-            // Also a sign of life, of which nobody need be told.
+            Change::Event(Event::Deleted { key, .. }) => {
+                self.changed = true;
+                self.remove(&key);
+            }
+            Change::Event(Event::Put(entry)) => {
+                self.changed = true;
+                self.put(&entry);
+            }
+            // Also a sign of life, and told after changes elsewhere: of both nobody need hear.
             Change::Event(Event::Synced(revision)) => {
-                let changed = revision != self.revision || self.stale.is_some();
-                (self.revision, self.stale) = (revision, None);
-                return changed;
+                self.revision = revision;
+                let changed = std::mem::take(&mut self.changed);
+                return self.stale.take().is_some() || changed;
             }
             // A store that was restarted is back at once: only the first failure is an event.
             Change::Failed(error) => return self.stale.replace(error.clone()).is_none(),
@@ -192,7 +200,10 @@ mod tests {
         let mut resources = Resources::default();
         resources.apply(Change::Reset(Vec::new(), Revision(7)));
         assert!(!resources.apply(Change::Event(Event::Synced(Revision(7)))));
-        assert!(resources.apply(Change::Event(Event::Synced(Revision(8)))));
+        assert!(!resources.apply(Change::Event(Event::Synced(Revision(8)))));
+        let deleted = Event::Deleted { key: WEB.to_owned(), revision: Revision(9) };
+        assert!(!resources.apply(Change::Event(deleted)));
+        assert!(resources.apply(Change::Event(Event::Synced(Revision(9)))));
     }
 
     #[test]

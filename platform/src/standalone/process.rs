@@ -1,0 +1,102 @@
+//! `steadfast-store`, wired: what it opens, what it runs, and in which order it stops.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+use steadfast_process::admin::Admin;
+use steadfast_process::readiness::Component;
+use steadfast_process::{Drain, Readiness, SystemClock, Tasks};
+use tokio::net::TcpListener;
+
+use super::{Directory, Engine, Server};
+
+/// How the store is to run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the mesh keeps its state.
+    pub directory: PathBuf,
+    /// Where `/metrics` and `/ready` are served.
+    pub admin: SocketAddr,
+    /// How long a projected token lives.
+    pub token_ttl: Duration,
+}
+
+/// Runs the store until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What could not be opened or bound, or which service failed.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let directory = Directory::new(config.directory);
+    directory.create()?;
+    let (drain, readiness, mut tasks) = (Drain::new(), Readiness::new(), Tasks::new());
+    let clock = Arc::new(SystemClock);
+
+    let (engine, writer) = Engine::open(&directory, drain.clone())?;
+    tasks.spawn("writer", writer);
+    tasks.spawn("disk", report_disk(engine.clone(), readiness.component("disk", "opening")));
+
+    let mut registry = Registry::default();
+    engine.metrics().register(&mut registry);
+    let admin = Admin::new(Arc::new(registry), readiness.clone());
+    let listener = TcpListener::bind(config.admin)
+        .await
+        .with_context(|| format!("cannot listen on the admin address {}", config.admin))?;
+    tasks.spawn("admin", admin.serve(listener, drain.clone()));
+
+    // Last: whoever can connect finds everything there.
+    let server = Server::bind(&directory, engine.clone(), clock)?;
+    tasks.spawn("server", server.serve(drain.clone()));
+    let (revisions, socket) = (engine.revisions(), directory.socket());
+    let revision = revisions.borrow().0;
+    tracing::info!(socket = %socket.display(), revision, "the store is open");
+    drop(engine);
+    tasks.run(&drain, STOP_MAX).await?;
+    Ok(())
+}
+
+/// Shows in `/ready` whether the disk takes writes.
+async fn report_disk(engine: Engine, component: Component) -> Result<(), String> {
+    let mut refusing = engine.refusing();
+    loop {
+        match &*refusing.borrow_and_update() {
+            Some(why) => component.not_ready(&format!("the disk refuses writes: {why}")),
+            None => component.ready(),
+        }
+        refusing.changed().await.map_err(|error| error.to_string())?;
+    }
+}
+
+/// Parses the lifetime of tokens: `90s`, `15m`, `1h`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let expected = || format!("{text:?} is no duration: expected a number with s, m, h or d (1h)");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(expected()),
+    };
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let ttl = Duration::from_secs(number.saturating_mul(seconds));
+    if !(TOKEN_TTL_MIN..=TOKEN_TTL_MAX).contains(&ttl) {
+        return Err(format!("{text} is out of bounds: tokens live from 5s to 2d"));
+    }
+    Ok(ttl)
+}
+
+/// Short enough for a demo, long enough to be read before it ends.
+const TOKEN_TTL_MIN: Duration = Duration::from_secs(5);
+/// A token that leaked should not outlive a weekend.
+const TOKEN_TTL_MAX: Duration = Duration::from_secs(2 * 86_400);
+
+/// How long calls in flight get to finish.
+const STOP_MAX: Duration = Duration::from_secs(5);
