@@ -1,0 +1,34 @@
+//! One module a command; each parses nothing, since clap has, and prints its answer.
+
+use std::process::ExitCode;
+
+use crate::cli::Command;
+use crate::demo;
+use crate::problem::Problem;
+
+pub(crate) mod completions;
+pub(crate) mod explain;
+pub(crate) mod identity;
+pub(crate) mod man;
+pub(crate) mod trust;
+pub(crate) mod version;
+
+/// Does what was typed.
+///
+/// # Errors
+/// Why it was not done.
+pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
+    match command {
+        Command::Completions(args) => completions::run(&args)?,
+        Command::Demo(args) => return demo::run(args).await,
+        Command::DemoApp(args) => demo::app::run(args).await?,
+        Command::DemoExec(args) => demo::guard::exec(&args)?,
+        Command::DemoJanitor(args) => demo::guard::janitor(&args)?,
+        Command::Explain(args) => explain::run(&args)?,
+        Command::Identity(args) => identity::run(args).await?,
+        Command::Man(args) => man::run(&args)?,
+        Command::Trust(args) => trust::run(args).await?,
+        Command::Version(args) => return version::run(args).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}

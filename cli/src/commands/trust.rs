@@ -1,0 +1,236 @@
+//! `steadfast trust`: the anchors and the issuer of a mesh.
+//!
+//! `init` founds a trust domain, once; `status` and `bundle` show what the store holds. No key is
+//! read here after it was made.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde::Serialize;
+use steadfast_api::{TrustDomain, UnixTime};
+use steadfast_platform::Store as _;
+use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_process::{Clock as _, SystemClock};
+use steadfast_rotation_protocol::TrustDomainState;
+
+use crate::duration;
+use crate::output::{self, Format, Paint, table};
+use crate::problem::Problem;
+use crate::store::{self, DirArg, StoreProblem};
+
+pub(crate) mod init;
+
+/// Make and look at the trust of a mesh: anchors, issuers, the bundle
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the trust anchors and the first issuer of a new mesh
+    Init(InitArgs),
+    /// Show the anchors and issuers, and how long each has left
+    Status(StatusArgs),
+    /// Print the trust bundle: what a workload must hold to know its peers
+    Bundle(BundleArgs),
+}
+
+/// Make the trust anchors and the first issuer of a new mesh
+///
+/// Two anchors are made (one signs, the other stands by for the day the first must go) and an
+/// issuer under the first. Their keys become files that only their owner may read, in DIR/keys.
+/// What is there is never overwritten: a second call says what exists, and finishes a first one
+/// that was interrupted.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast-store --dir ./mesh &
+  steadfast trust init --dir ./mesh
+  steadfast trust init --dir ./mesh --trust-domain prod.example.org")]
+struct InitArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    /// The name of the trust domain: lower-case letters, digits, dots, dashes. It cannot be
+    /// changed later
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+}
+
+/// Show the anchors and issuers, and how long each has left
+#[derive(Debug, clap::Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+/// Print the trust bundle: what a workload must hold to know its peers
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast trust bundle --dir ./mesh                    SPIFFE's form (a JWK set)
+  steadfast trust bundle --dir ./mesh --pem > ca.pem     for openssl, curl and others")]
+struct BundleArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    /// Print PEM instead of SPIFFE's JWK set
+    #[arg(long)]
+    pem: bool,
+}
+
+/// Why the trust of a mesh cannot be made or shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TrustError {
+    #[error("the stored state of the trust domain makes no bundle")]
+    Bundle(#[from] steadfast_api::bundle::BundleError),
+    #[error(transparent)]
+    Init(#[from] init::InitError),
+    #[error("the store holds no trust domain yet\n  Make one:  steadfast trust init --dir {}", .0.display())]
+    NoTrustDomain(PathBuf),
+    #[error(
+        "{TRUST_DOMAIN_KEY:?} in the store is no trust domain of ours (written by a newer version?)"
+    )]
+    State(#[from] serde_json::Error),
+    #[error(transparent)]
+    Store(#[from] StoreProblem),
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Problem> {
+    match args.command {
+        Command::Init(args) => {
+            let outcome = init::run(&args.dir.dir, &args.trust_domain).await;
+            Ok(output::print(&outcome.map_err(TrustError::from)?.to_string())?)
+        }
+        Command::Status(args) => {
+            let status = Status::of(&state(&args.dir.dir).await?, SystemClock.now());
+            Ok(match args.output {
+                Format::Json => output::print_json(&status)?,
+                Format::Table => output::print(&status.table(Paint::stdout()))?,
+            })
+        }
+        Command::Bundle(args) => {
+            let bundle = state(&args.dir.dir).await?.bundle().map_err(TrustError::from)?;
+            let ders = bundle.anchors().iter().map(|anchor| anchor.der());
+            Ok(match args.pem {
+                true => output::print(&ders.map(output::pem).collect::<String>())?,
+                false => output::print(&(bundle.to_jwks() + "\n"))?,
+            })
+        }
+    }
+}
+
+async fn state(dir: &std::path::Path) -> Result<TrustDomainState, TrustError> {
+    let entry = store::client(dir).get(TRUST_DOMAIN_KEY).await;
+    let entry = entry.map_err(|error| store::explain(dir, error))?;
+    let entry = entry.ok_or_else(|| TrustError::NoTrustDomain(dir.to_owned()))?;
+    Ok(serde_json::from_slice(&entry.value)?)
+}
+
+/// The trust of a mesh at one moment.
+#[derive(Serialize)]
+struct Status {
+    trust_domain: String,
+    bundle_sequence: u64,
+    authorities: Vec<AuthorityStatus>,
+}
+
+#[derive(Serialize)]
+struct AuthorityStatus {
+    kind: &'static str,
+    id: String,
+    state: String,
+    signed_by: Option<String>,
+    not_after: String,
+    remaining_s: u64,
+}
+
+impl Status {
+    fn of(state: &TrustDomainState, now: UnixTime) -> Self {
+        let anchors = state.anchors.iter().map(|anchor| {
+            let parsed = steadfast_api::TrustAnchor::parse(&anchor.der).ok();
+            let not_after = parsed.as_ref().map(steadfast_api::TrustAnchor::not_after);
+            AuthorityStatus {
+                kind: "anchor",
+                id: anchor.id.to_string(),
+                state: format!("{:?}", anchor.state).to_lowercase(),
+                signed_by: None,
+                not_after: not_after.map_or_else(|| "unreadable".to_owned(), |t| t.to_string()),
+                remaining_s: not_after.map_or(0, |t| t.since(now).as_secs()),
+            }
+        });
+        let issuers = state.issuers.iter().map(|issuer| {
+            let denied = state.denied_issuers.iter().any(|denied| denied.id == issuer.id);
+            let role = if denied {
+                "denied"
+            } else if issuer.id == state.active_issuer {
+                "active"
+            } else {
+                "former"
+            };
+            AuthorityStatus {
+                kind: "issuer",
+                id: issuer.id.to_string(),
+                state: role.to_owned(),
+                signed_by: Some(issuer.anchor_id.to_string()),
+                not_after: issuer.not_after.to_string(),
+                remaining_s: issuer.not_after.since(now).as_secs(),
+            }
+        });
+        Self {
+            trust_domain: state.trust_domain.to_string(),
+            bundle_sequence: state.seq,
+            authorities: anchors.chain(issuers).collect(),
+        }
+    }
+
+    fn table(&self, paint: Paint) -> String {
+        let short = |id: &str| id.get(..8).unwrap_or(id).to_owned();
+        let rows: Vec<_> = self
+            .authorities
+            .iter()
+            .map(|authority| {
+                let left = std::time::Duration::from_secs(authority.remaining_s);
+                [
+                    authority.kind.to_owned(),
+                    short(&authority.id),
+                    authority.state.clone(),
+                    authority.signed_by.as_deref().map_or_else(|| "itself".to_owned(), short),
+                    authority.not_after.clone(),
+                    if left.is_zero() { "expired".to_owned() } else { duration::show(left) },
+                ]
+            })
+            .collect();
+        format!(
+            "{} {}, bundle seq {}\n\n{}",
+            paint.bold("trust domain"),
+            self.trust_domain,
+            self.bundle_sequence,
+            table(["KIND", "ID", "STATE", "SIGNED BY", "ENDS", "LEFT"], &rows)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_names_every_authority_and_what_it_has_left() {
+        let now = UnixTime::from_secs(1_800_000_000);
+        let domain: TrustDomain = "cluster.local".parse().unwrap();
+        let founding = steadfast_identity::authority::found(&domain, now).unwrap();
+        let text = Status::of(&founding.state, now).table(Paint::plain());
+        for id in [&founding.active.id, &founding.standby.id, &founding.issuer.id] {
+            assert!(text.contains(&id.short()), "{text}");
+        }
+        for word in ["active", "standby", "cluster.local", "bundle seq 1", "30d 0h"] {
+            assert!(text.contains(word), "{word} is not in\n{text}");
+        }
+        let late = Status::of(&founding.state, UnixTime::from_secs(2_800_000_000));
+        assert!(late.table(Paint::plain()).contains("expired"));
+    }
+}

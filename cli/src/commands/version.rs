@@ -1,0 +1,92 @@
+//! `steadfast version`: of this command, and of what runs in a mesh.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::identity::{KnownPod, pods};
+use crate::admin;
+use crate::output::{self, Format, table};
+use crate::problem::Problem;
+
+/// Print the version of this command, and of what runs in a mesh
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast version
+  steadfast version --dir ./mesh        also of every process that the mesh knows
+  steadfast version -o json")]
+pub(crate) struct Args {
+    /// The state directory of a mesh: its processes are asked too
+    #[arg(long, value_name = "DIR", env = "STEADFAST_DIR")]
+    dir: Option<PathBuf>,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+#[derive(Serialize)]
+struct Versions {
+    client: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    processes: Vec<ProcessVersion>,
+}
+
+#[derive(Serialize)]
+struct ProcessVersion {
+    workload: String,
+    version: Option<String>,
+    /// Why the version is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
+    let mut versions = Versions { client: env!("CARGO_PKG_VERSION"), processes: Vec::new() };
+    if let Some(dir) = &args.dir {
+        let pods = pods(dir).await?;
+        versions.processes = futures::future::join_all(pods.iter().map(ask)).await;
+    }
+    match args.output {
+        Format::Json => output::print_json(&versions)?,
+        Format::Table => output::print(&versions.table())?,
+    }
+    let silent = versions.processes.iter().any(|process| process.problem.is_some());
+    Ok(if silent { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn ask(pod: &KnownPod) -> ProcessVersion {
+    let answer = match pod.admin {
+        Some(addr) => admin::metrics(addr).await.map_err(|error| error.to_string()),
+        None => Err("its Pod does not say where its admin port is".to_owned()),
+    };
+    let version = answer.and_then(|metrics| {
+        let version = metrics.label_of_any("_build_info", "version").map(str::to_owned);
+        version.ok_or_else(|| "it does not tell its version".to_owned())
+    });
+    ProcessVersion {
+        workload: pod.name.clone(),
+        problem: version.as_ref().err().cloned(),
+        version: version.ok(),
+    }
+}
+
+impl Versions {
+    fn table(&self) -> String {
+        let mut text = format!("steadfast {}\n", self.client);
+        if !self.processes.is_empty() {
+            let rows: Vec<_> = self
+                .processes
+                .iter()
+                .map(|process| {
+                    let known = process.version.as_ref().or(process.problem.as_ref());
+                    [process.workload.clone(), known.cloned().unwrap_or_default()]
+                })
+                .collect();
+            text.push('\n');
+            text.push_str(&table(["WORKLOAD", "VERSION"], &rows));
+        }
+        text
+    }
+}

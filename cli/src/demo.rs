@@ -1,0 +1,353 @@
+//! `steadfast demo`: a mesh of three services on this machine, under load, renewing its identities.
+//!
+//! Everything is real: separate processes, sockets on loopback, the programs that a mesh of one's
+//! own would run. The demo only starts them, sends requests, and shows what the sidecars tell.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use steadfast_api::TrustDomain;
+use steadfast_platform::standalone::Directory;
+use steadfast_process::{Clock as _, SystemClock};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use crate::admin::AdminError;
+use crate::duration;
+use crate::output::{self, Paint};
+use crate::problem::Problem;
+use home::Home;
+use load::{Load, Target};
+use observe::{Observer, Screen};
+use plan::{Plan, PlanError};
+use processes::{Death, Processes};
+use programs::Programs;
+use progress::Progress;
+use signals::Signals;
+use start::{StartError, Starter};
+use summary::Summary;
+use terminal::Live;
+use view::Look;
+
+pub(crate) mod app;
+pub(crate) mod guard;
+mod home;
+mod load;
+mod manifests;
+mod observe;
+mod plan;
+mod processes;
+mod programs;
+mod progress;
+mod signals;
+mod start;
+mod summary;
+mod terminal;
+mod view;
+
+/// Run a small mesh on this machine and watch its identities renew under load
+///
+/// Starts the store, the identity service, discovery and three services (web calls api, api calls
+/// store), each with its own sidecar, as separate processes on loopback; sends requests; shows
+/// rates, latencies, identities and renewals. Needs no root, no network and no configuration.
+/// Ctrl-C (or q) stops everything and leaves nothing behind.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast demo                                  until Ctrl-C
+  steadfast demo --for 60s --svid-ttl 15s         a minute, in which every SVID renews often
+  steadfast demo --for 30s --json                 only the summary, for a program
+  steadfast demo --dir ./mesh                     keep the mesh's files: edit ./mesh/manifests
+  steadfast demo --keep --dir ./mesh              and print how to attach programs of your own
+
+Exit code 1 if a request failed, was not seen with its caller's identity, or a process died.")]
+pub(crate) struct Args {
+    /// Send load for this long (60s, 5m); without it, until Ctrl-C
+    #[arg(long = "for", value_name = "DURATION", value_parser = length)]
+    length: Option<Duration>,
+    /// How long each SVID lives: it renews at about two thirds of that
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = svid_ttl)]
+    svid_ttl: Duration,
+    /// Requests a second
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=RATE_MAX))]
+    rate: u32,
+    /// Print the summary as JSON on standard output, and nothing else there
+    #[arg(long)]
+    json: bool,
+    /// Keep state, manifests and logs in this directory; what one changes in its manifests while
+    /// the demo runs, the mesh follows
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Print the environment of each process, to attach more, and keep the mesh running until
+    /// Ctrl-C, even after --for is over
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Why there is no demo.
+#[derive(Debug, thiserror::Error)]
+enum DemoError {
+    #[error("{0}")]
+    Died(Death),
+    #[error("stopped before the mesh was ready")]
+    Interrupted,
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("the sidecars do not tell what they have counted")]
+    Scrape(#[from] AdminError),
+    #[error("the mesh did not come up")]
+    Start(#[from] StartError),
+    #[error("the name of the trust domain")]
+    TrustDomain(#[from] steadfast_api::spiffe::SpiffeError),
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// Whatever is in its way.
+pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
+    let signals = Signals::new()?;
+    let programs = Programs::find()?;
+    let home = Home::open(&programs.own, args.dir.as_deref())?;
+    let progress = Progress::new(args.json);
+    let processes = Processes::new(&programs.own, home.directory().log());
+    let mut demo =
+        Demo { args, programs, directory: home.directory(), progress, processes, signals };
+    let whose = if home.is_kept() { "" } else { " (removed at the end)" };
+    progress.say(&format!("Starting a mesh in {}{whose}", demo.directory.path().display()));
+    let outcome = demo.run().await;
+    // From here on, a signal only says: hurry.
+    demo.processes.stop(demo.signals.next()).await;
+    let end = match home.is_kept() {
+        true => format!("Stopped; its files are in {}", demo.directory.path().display()),
+        false => "Stopped; nothing is left behind".to_owned(),
+    };
+    drop(home);
+    progress.say(&end);
+    outcome
+}
+
+/// A demo while it runs.
+struct Demo {
+    args: Args,
+    programs: Programs,
+    directory: Directory,
+    progress: Progress,
+    processes: Processes,
+    signals: Signals,
+}
+
+impl Demo {
+    async fn run(&mut self) -> Result<ExitCode, Problem> {
+        let plan = self.bring_up().await?;
+        let environments = start::write_environments(&self.directory, &self.processes)?;
+        if self.args.keep {
+            self.progress.say(&format!("\n{environments}"));
+        }
+        let Some(target) = Target::of(&plan) else { return Ok(ExitCode::SUCCESS) };
+        let baseline = observe::scrape(&plan).await.map_err(DemoError::from)?;
+        let load = Load::start(target, self.args.rate, self.args.length);
+        let mut observer = Observer::new(baseline, &load);
+        let death = self.watch(&plan, &load, &mut observer).await;
+        let length = load.elapsed();
+        load.stop();
+        tokio::select! { () = load.finished() => {} () = self.signals.next() => {} }
+        let summary = settle(&plan, &load, &observer, length).await;
+        self.report(&summary)?;
+        if let Some(death) = death {
+            return Err(DemoError::Died(death).into());
+        }
+        if self.args.keep && self.args.length.is_some() {
+            self.stay().await?;
+        }
+        Ok(if summary.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Starts the mesh; with other ports, if one was taken in the moment between choice and use.
+    async fn bring_up(&mut self) -> Result<Plan, DemoError> {
+        let trust_domain: TrustDomain = TRUST_DOMAIN.parse()?;
+        for attempt in 0.. {
+            let plan = Plan::new(&trust_domain, self.args.svid_ttl, attempt)?;
+            let starter = Starter {
+                plan: &plan,
+                directory: &self.directory,
+                programs: &self.programs,
+                processes: &mut self.processes,
+                progress: self.progress,
+            };
+            let started = tokio::select! {
+                started = starter.start() => started,
+                () = self.signals.next() => return Err(DemoError::Interrupted),
+            };
+            match started {
+                Ok(()) => return Ok(plan),
+                Err(StartError::Died(death))
+                    if death.is_of_a_taken_port() && attempt + 1 < ATTEMPTS_MAX =>
+                {
+                    self.progress.say("  a port was taken meanwhile: once more, with others");
+                    self.processes.stop(self.signals.next()).await;
+                }
+                Err(StartError::Died(death)) => return Err(DemoError::Died(death)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(DemoError::Plan(PlanError::NoPort))
+    }
+
+    /// Shows what happens until the load's time is over, the user has had enough, or a process
+    /// dies.
+    async fn watch(&mut self, plan: &Plan, load: &Load, observer: &mut Observer) -> Option<Death> {
+        let mut live = self.live();
+        let mut look = interval(if live.is_some() { LOOK } else { LINE });
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut keys = interval(KEYS);
+        keys.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut screen: Option<Screen> = None;
+        if live.is_none() {
+            // The first tick comes at once, when there is nothing to tell yet.
+            look.tick().await;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                death = self.processes.death() => return Some(death),
+                () = self.signals.next() => return None,
+                () = load.finished() => return None,
+                _ = look.tick() => {
+                    let now = observer.look(plan, load, SystemClock.now()).await;
+                    let now = Screen { length: self.args.length, ..now };
+                    match &mut live {
+                        // A terminal that has gone asks for nothing more.
+                        Some(live) => if live.draw(&now, &self.note()).is_err() { return None },
+                        None => self.progress.tick(&now),
+                    }
+                    screen = Some(now);
+                }
+                _ = keys.tick(), if live.is_some() => {
+                    let (Some(live), Some(screen)) = (&mut live, &screen) else { continue };
+                    match live.end_asked() {
+                        Ok(false) if live.is_stale() => {
+                            if live.draw(screen, &self.note()).is_err() { return None }
+                        }
+                        Ok(false) => {}
+                        Ok(true) | Err(_) => return None,
+                    }
+                }
+            }
+        }
+    }
+
+    /// The live view, if standard output is a terminal that can show one.
+    fn live(&self) -> Option<Live> {
+        if self.args.json || !std::io::stdout().is_terminal() {
+            return None;
+        }
+        Live::open(Look { colours: Paint::stdout().is_on() }).ok()
+    }
+
+    fn note(&self) -> String {
+        let dir = self.directory.path().display();
+        match (self.args.keep, &self.args.dir) {
+            (true, _) => format!("q or Ctrl-C stops it all · to attach more: {dir}/env"),
+            (false, Some(_)) => format!("q or Ctrl-C stops it all · change {dir}/manifests"),
+            (false, None) => format!("q or Ctrl-C stops it all · logs: {dir}/log"),
+        }
+    }
+
+    fn report(&self, summary: &Summary) -> Result<(), Problem> {
+        if !self.args.json {
+            self.progress.say(&summary.table(self.progress.paint));
+            return Ok(());
+        }
+        if !summary.is_well() {
+            self.progress.say(summary.problems().trim_end());
+        }
+        Ok(output::print(&(serde_json::to_string(summary)? + "\n"))?)
+    }
+
+    async fn stay(&mut self) -> Result<(), DemoError> {
+        let dir = self.directory.path().display();
+        self.progress.say(&format!(
+            "The load has ended; the mesh runs until Ctrl-C (environments: {dir}/env)"
+        ));
+        tokio::select! {
+            () = self.signals.next() => Ok(()),
+            death = self.processes.death() => Err(DemoError::Died(death)),
+        }
+    }
+}
+
+/// The final numbers. What the sidecars count, they tell a moment later: they are asked until the
+/// count is full, or no longer.
+async fn settle(plan: &Plan, load: &Load, observer: &Observer, length: Duration) -> Summary {
+    let end = Instant::now() + SETTLE_DEADLINE;
+    let mut latest = observer.latest.clone();
+    loop {
+        if let Ok(scrape) = observe::scrape(plan).await {
+            latest = scrape;
+        }
+        let edges = latest.edges_since(plan, &observer.baseline);
+        let summary = Summary::of(&load.tally(), &edges, latest.renewals(), length);
+        if summary.mtls_rate.is_none_or(|rate| rate >= 1.0) || Instant::now() >= end {
+            return summary;
+        }
+        sleep(SETTLE_POLL).await;
+    }
+}
+
+fn length(text: &str) -> Result<Duration, String> {
+    let length = parsed(text)?;
+    if length.is_zero() {
+        return Err(
+            "is too short to send anything; leave --for away to run until Ctrl-C".to_owned()
+        );
+    }
+    Ok(length)
+}
+
+fn svid_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = parsed(text)?;
+    if !(SVID_TTL_MIN..=SVID_TTL_MAX).contains(&ttl) {
+        return Err(format!(
+            "must be from {} to {}: a shorter life leaves no time to renew and retry, and no \
+             demo runs for longer",
+            duration::show(SVID_TTL_MIN),
+            duration::show(SVID_TTL_MAX)
+        ));
+    }
+    Ok(ttl)
+}
+
+fn parsed(text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|error| error.to_string())
+}
+
+const TRUST_DOMAIN: &str = "cluster.local";
+const SVID_TTL_MIN: Duration = Duration::from_secs(3);
+const SVID_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+const RATE_MAX: i64 = 20_000;
+const ATTEMPTS_MAX: u16 = 3;
+/// How often the live view looks at the sidecars.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often there is a line where no live view is.
+const LINE: Duration = Duration::from_secs(5);
+/// How long a key may wait.
+const KEYS: Duration = Duration::from_millis(100);
+const SETTLE_DEADLINE: Duration = Duration::from_secs(3);
+const SETTLE_POLL: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_and_lives_that_make_no_sense_are_refused_with_a_reason() {
+        assert_eq!(length("60s"), Ok(Duration::from_secs(60)));
+        assert!(length("0s").unwrap_err().contains("leave --for away"));
+        assert!(length("60").unwrap_err().contains("60s"));
+        assert_eq!(svid_ttl("15s"), Ok(Duration::from_secs(15)));
+        assert!(svid_ttl("2s").unwrap_err().contains("from 3s to 1d 0h"));
+        assert!(svid_ttl("2d").is_err());
+    }
+}
