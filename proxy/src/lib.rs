@@ -17,8 +17,6 @@ pub mod io;
 pub mod refusal;
 pub mod transport;
 
-pub mod http {
-pub mod sniff;
-}
+pub mod http;
 
 pub mod metrics;

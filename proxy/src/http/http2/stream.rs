@@ -1,0 +1,202 @@
+//! The two directions of one stream.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use tokio::task::AbortHandle;
+
+use crate::http::body::{Body, BodyError, Frame, Length, Reset, Source};
+
+/// Content that a peer sends. Its window opens as frames are taken.
+pub(super) struct Received<G> {
+    stream: RecvStream,
+    length: Length,
+    data_over: bool,
+    over: bool,
+    /// The rest of the request: pointless once the response is given up.
+    upload: Option<AbortHandle>,
+    /// Whatever must live as long as the stream.
+    _guard: G,
+}
+
+impl<G: 'static> Received<G> {
+    pub(super) fn body(
+        stream: RecvStream,
+        headers: &HeaderMap,
+        upload: Option<AbortHandle>,
+        guard: G,
+    ) -> Body {
+        if stream.is_end_stream() {
+            return Body::empty();
+        }
+        let length = headers
+            .get(CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse().ok())
+            .map_or(Length::Unknown, Length::Exact);
+        let (data_over, over) = (false, false);
+        Body::from_source(Self { stream, length, data_over, over, upload, _guard: guard })
+    }
+}
+
+impl<G> Source for Received<G> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let polled = ready!(self.poll_stream(cx));
+        self.over = match &polled {
+            None | Some(Err(_) | Ok(Frame::Trailers(_))) => true,
+            Some(Ok(Frame::Data(_))) => self.stream.is_end_stream(),
+        };
+        Poll::Ready(polled)
+    }
+
+    fn length(&self) -> Length {
+        if self.over { Length::Exact(0) } else { self.length }
+    }
+
+    fn is_end(&self) -> bool {
+        self.over
+    }
+}
+
+impl<G> Received<G> {
+    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        if !self.data_over {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Taken is read: whoever took it has room for it.
+                    let released = self.stream.flow_control().release_capacity(data.len());
+                    if let Length::Exact(left) = &mut self.length {
+                        *left = left.saturating_sub(data.len() as u64);
+                    }
+                    return Poll::Ready(Some(match released {
+                        Ok(()) => Ok(Frame::Data(data)),
+                        Err(error) => Err(body_error(error)),
+                    }));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(body_error(error)))),
+                None => self.data_over = true,
+            }
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(body_error).transpose();
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::Trailers)))
+    }
+}
+
+impl<G> Drop for Received<G> {
+    fn drop(&mut self) {
+        if let Some(upload) = &self.upload
+            && !self.over
+        {
+            upload.abort();
+        }
+    }
+}
+
+/// Content on its way to the peer.
+pub(super) struct Sending {
+    body: Body,
+    stream: SendStream<Bytes>,
+    /// Taken from the body; waits for the window.
+    waiting: Bytes,
+    /// A frame was taken from the body: it cannot be sent again.
+    pub(super) taken: bool,
+}
+
+/// Why content was not sent to its end.
+#[derive(Debug)]
+pub(super) enum Unsent {
+    /// It broke; the peer has been told.
+    Body(BodyError),
+    /// The peer wants no more of it.
+    Refused,
+}
+
+impl Sending {
+    pub(super) fn new(body: Body, stream: SendStream<Bytes>) -> Self {
+        Self { body, stream, waiting: Bytes::new(), taken: false }
+    }
+
+    pub(super) fn into_body(self) -> Body {
+        self.body
+    }
+
+    /// Sends what the window allows.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unsent>> {
+        loop {
+            if !self.waiting.is_empty() {
+                if ready!(self.poll_send(cx))? {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            match self.body.poll_frame(cx) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    self.taken = true;
+                    if data.is_empty() && self.body.is_end() {
+                        return Poll::Ready(self.send(Bytes::new(), true));
+                    }
+                    self.waiting = data;
+                }
+                Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
+                    self.taken = true;
+                    return Poll::Ready(refused(self.stream.send_trailers(trailers)));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.stream.send_reset(reason(error.reset()));
+                    return Poll::Ready(Err(Unsent::Body(error)));
+                }
+                Poll::Ready(None) => return Poll::Ready(self.send(Bytes::new(), true)),
+                Poll::Pending => {
+                    // Nothing to send: a peer that resets the stream would go unnoticed.
+                    ready!(self.stream.poll_reset(cx)).ok();
+                    return Poll::Ready(Err(Unsent::Refused));
+                }
+            }
+        }
+    }
+
+    /// Sends some of what waits; says whether it was the last of the content.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Unsent>> {
+        self.stream.reserve_capacity(self.waiting.len());
+        while self.stream.capacity() == 0 {
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(Err(Unsent::Refused)),
+            }
+        }
+        let bytes = self.stream.capacity().min(self.waiting.len());
+        let data = self.waiting.split_to(bytes);
+        let last = self.waiting.is_empty() && self.body.is_end();
+        Poll::Ready(self.send(data, last).map(|()| last))
+    }
+
+    fn send(&mut self, data: Bytes, last: bool) -> Result<(), Unsent> {
+        refused(self.stream.send_data(data, last))
+    }
+}
+
+impl Future for Sending {
+    type Output = Result<(), Unsent>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Self::poll(&mut self, cx)
+    }
+}
+
+fn refused(result: Result<(), h2::Error>) -> Result<(), Unsent> {
+    result.map_err(|_| Unsent::Refused)
+}
+
+pub(super) fn reason(reset: Reset) -> Reason {
+    reset.0.into()
+}
+
+pub(super) fn body_error(error: h2::Error) -> BodyError {
+    match error.reason() {
+        Some(reason) if error.is_reset() => BodyError::Reset(Reset(reason.into())),
+        _ => error.into_io().map_or(BodyError::Closed, BodyError::Io),
+    }
+}
