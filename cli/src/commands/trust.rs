@@ -103,24 +103,25 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
     match args.command {
         Command::Init(args) => {
             let outcome = init::run(&args.dir.dir, &args.trust_domain).await;
-            Ok(output::print(&outcome.map_err(TrustError::from)?.to_string())?)
+            output::print(&outcome.map_err(TrustError::from)?.to_string())?;
         }
         Command::Status(args) => {
             let status = Status::of(&state(&args.dir.dir).await?, SystemClock.now());
-            Ok(match args.output {
+            match args.output {
                 Format::Json => output::print_json(&status)?,
                 Format::Table => output::print(&status.table(Paint::stdout()))?,
-            })
+            }
         }
         Command::Bundle(args) => {
             let bundle = state(&args.dir.dir).await?.bundle().map_err(TrustError::from)?;
             let ders = bundle.anchors().iter().map(|anchor| anchor.der());
-            Ok(match args.pem {
+            match args.pem {
                 true => output::print(&ders.map(output::pem).collect::<String>())?,
                 false => output::print(&(bundle.to_jwks() + "\n"))?,
-            })
+            }
         }
     }
+    Ok(())
 }
 
 async fn state(dir: &std::path::Path) -> Result<TrustDomainState, TrustError> {

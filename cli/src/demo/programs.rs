@@ -37,7 +37,7 @@ impl Programs {
     }
 
     fn beside(own: PathBuf) -> Result<Self, ProgramsError> {
-        let dir = own.parent().unwrap_or(Path::new("/")).to_owned();
+        let dir = own.parent().unwrap_or_else(|| Path::new("/")).to_owned();
         let names =
             ["steadfast-store", "steadfast-identity", "steadfast-control", "steadfast-proxy"];
         let missing: Vec<_> = names.into_iter().filter(|name| !dir.join(name).is_file()).collect();

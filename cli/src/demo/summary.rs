@@ -114,7 +114,7 @@ pub(crate) fn mtls_rate(requests: u64, counted_by_edge: &[i64]) -> Option<f64> {
 pub(crate) fn percent(share: Option<f64>) -> String {
     match share {
         None => "–".to_owned(),
-        Some(share) if share == 1.0 => "100 %".to_owned(),
+        Some(1.0) => "100 %".to_owned(),
         Some(share) if share < 1.0 => format!("{:.2} %", (share * 10_000.0).floor() / 100.0),
         Some(share) => format!("{:.2} %", (share * 10_000.0).ceil() / 100.0),
     }

@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn the_whole_view_fits_into_80_columns_and_24_lines() {
         let expected = [
-            " Steadfast demo   trust domain cluster.local · SVIDs live 30s        0:42 / 1:00",
+            " Steadfast demo   trust domain cluster.local · SVIDs live 30s       0:42 / 1:00",
             "",
             " REQUESTS               per s    success        p50        p99",
             " you   → web            100.0      100 %     1.2 ms      18 ms",
