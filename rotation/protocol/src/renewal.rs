@@ -317,10 +317,11 @@ impl Renewal {
 
     fn request_when_due(&mut self, jitter: Jitter, effects: &mut Vec<Effect>) {
         let now = self.clock.now();
-        if self.live_svid().is_none() {
+        if self.live_svid().is_none()
+            && self.next_request().is_some_and(|at| at > now + RETRY_CAP_EXPIRED)
+        {
             // A wait that was planned while there was a life to lose is too long now.
-            let soon = RETRY_CAP_EXPIRED / 2 + jitter.of(RETRY_CAP_EXPIRED / 2);
-            self.hasten(now + soon);
+            self.hasten(now + RETRY_CAP_EXPIRED / 2 + jitter.of(RETRY_CAP_EXPIRED / 2));
         }
         if self.next_request().is_none_or(|at| at > now) {
             return;
