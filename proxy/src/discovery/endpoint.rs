@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use linkerd2_proxy_api::destination::{TlsIdentity, WeightedAddr, protocol_hint, tls_identity};
 use linkerd2_proxy_api::net::TcpAddress;
+use steadfast_api::DnsIdentity;
 use steadfast_api::spiffe::SpiffeError;
-use steadfast_api::{DnsIdentity, SpiffeId};
+use steadfast_identity_client::Expected;
 
 /// Metric labels, by name.
 pub type Labels = BTreeMap<String, String>;
@@ -32,15 +33,6 @@ pub struct Endpoint {
     pub authority_override: Option<String>,
     /// Labels for its metrics: those of the set and its own.
     pub labels: Arc<Labels>,
-}
-
-/// Who must answer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Expected {
-    /// The URI SAN that its SVID must have.
-    pub id: SpiffeId,
-    /// The SNI.
-    pub server_name: DnsIdentity,
 }
 
 /// What the control plane knows of an endpoint's protocol.
@@ -100,7 +92,7 @@ impl Endpoint {
         set_labels: &HashMap<String, String>,
     ) -> Result<Self, Unusable> {
         let addr = wire.addr.as_ref().and_then(parse_addr).ok_or(Unusable::Address)?;
-        let identity = wire.tls_identity.map(Expected::parse).transpose()?;
+        let identity = wire.tls_identity.map(expected).transpose()?;
         let hint = wire.protocol_hint.unwrap_or_default();
         let inbound_port = hint.opaque_transport.map(|transport| {
             port(transport.inbound_port).ok_or(Unusable::InboundPort(transport.inbound_port))
@@ -125,27 +117,21 @@ impl Endpoint {
     }
 }
 
-impl Expected {
-    /// The holder of a DNS identity.
-    pub fn of(server_name: DnsIdentity) -> Self {
-        Self { id: server_name.spiffe_id(), server_name }
-    }
-
-    fn parse(wire: TlsIdentity) -> Result<Self, Unusable> {
-        let server_name = wire
-            .server_name
-            .map(|server_name| server_name.name.parse().map_err(Unusable::ServerName))
-            .transpose()?;
-        match (wire.strategy, server_name) {
-            (Some(tls_identity::Strategy::DnsLikeIdentity(dns)), server_name) => {
-                let dns: DnsIdentity = dns.name.parse().map_err(Unusable::IdentityName)?;
-                Ok(Self { id: dns.spiffe_id(), server_name: server_name.unwrap_or(dns) })
-            }
-            (Some(tls_identity::Strategy::UriLikeIdentity(uri)), Some(server_name)) => {
-                Ok(Self { id: uri.uri.parse().map_err(Unusable::IdentityName)?, server_name })
-            }
-            _ => Err(Unusable::IdentityKind),
+fn expected(wire: TlsIdentity) -> Result<Expected, Unusable> {
+    let server_name = wire
+        .server_name
+        .map(|server_name| server_name.name.parse().map_err(Unusable::ServerName))
+        .transpose()?;
+    match (wire.strategy, server_name) {
+        (Some(tls_identity::Strategy::DnsLikeIdentity(dns)), server_name) => {
+            let dns: DnsIdentity = dns.name.parse().map_err(Unusable::IdentityName)?;
+            Ok(Expected { id: dns.spiffe_id(), server_name: server_name.unwrap_or(dns) })
         }
+        (Some(tls_identity::Strategy::UriLikeIdentity(uri)), Some(server_name)) => {
+            let id = uri.uri.parse().map_err(Unusable::IdentityName)?;
+            Ok(Expected { id, server_name })
+        }
+        _ => Err(Unusable::IdentityKind),
     }
 }
 

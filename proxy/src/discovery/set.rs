@@ -42,11 +42,10 @@ impl Set {
         self.spoken = false;
     }
 
-    /// Applies one message; returns the endpoints that it made unusable.
+    /// Applies one message; returns the endpoints that are unusable since it.
     pub(super) fn apply(&mut self, update: Update) -> Vec<(Option<SocketAddr>, Unusable)> {
-        if !std::mem::replace(&mut self.spoken, true) {
-            self.endpoints.clear();
-        }
+        let first = !std::mem::replace(&mut self.spoken, true);
+        let before = if first { std::mem::take(&mut self.endpoints) } else { BTreeMap::new() };
         self.exists = true;
         let mut unusable = Vec::new();
         match update.update {
@@ -54,10 +53,14 @@ impl Set {
                 for wire in set.addrs {
                     let addr = wire.addr.as_ref().and_then(parse_addr);
                     let endpoint = Endpoint::parse(wire, &set.metric_labels).map(Arc::new);
-                    if let Err(reason) = &endpoint {
+                    // Without an address there is nothing to remember it by, nor to dial.
+                    let known =
+                        addr.and_then(|a| before.get(&a).or_else(|| self.endpoints.get(&a)));
+                    if let Err(reason) = &endpoint
+                        && known != Some(&endpoint)
+                    {
                         unusable.push((addr, reason.clone()));
                     }
-                    // Without an address there is nothing to remember it by, nor to dial.
                     if let Some(addr) = addr {
                         self.endpoints.insert(addr, endpoint);
                     }
