@@ -22,31 +22,18 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// Each says of itself what it does.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a small mesh on this machine and watch its identities renew under load
     Demo(demo::Args),
-    /// Show the identity of a workload: chain, names, lifetimes, next renewal, trust anchor
     Identity(identity::Args),
-    /// Make and look at the trust of a mesh: anchors, issuers, the bundle
     Trust(trust::Args),
-    /// Say what an error code means and what to do about it
     Explain(explain::Args),
-    /// Print the version of this command, and of what runs in a mesh
     Version(version::Args),
-    /// Print the completions for a shell
     Completions(completions::Args),
-    /// Print the manual page, or write all of them into a directory
     Man(man::Args),
-    /// One application of the demo
     #[command(hide = true)]
-    DemoApp(demo::app::Args),
-    /// Becomes another program that ends with the demo
-    #[command(hide = true)]
-    DemoExec(demo::guard::ExecArgs),
-    /// Removes the demo's directory once the demo is gone
-    #[command(hide = true)]
-    DemoJanitor(demo::guard::JanitorArgs),
+    Internal(demo::InternalArgs),
 }
 
 const STYLES: Styles = Styles::styled()

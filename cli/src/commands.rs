@@ -21,11 +21,9 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
     match command {
         Command::Completions(args) => completions::run(&args)?,
         Command::Demo(args) => return demo::run(args).await,
-        Command::DemoApp(args) => demo::app::run(args).await?,
-        Command::DemoExec(args) => demo::guard::exec(&args)?,
-        Command::DemoJanitor(args) => demo::guard::janitor(&args)?,
         Command::Explain(args) => explain::run(&args)?,
         Command::Identity(args) => identity::run(args).await?,
+        Command::Internal(args) => demo::run_internal(args).await?,
         Command::Man(args) => man::run(&args)?,
         Command::Trust(args) => trust::run(args).await?,
         Command::Version(args) => return version::run(args).await,

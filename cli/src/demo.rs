@@ -30,8 +30,8 @@ use summary::Summary;
 use terminal::Live;
 use view::Look;
 
-pub(crate) mod app;
-pub(crate) mod guard;
+mod app;
+mod guard;
 mod home;
 mod load;
 mod manifests;
@@ -85,6 +85,20 @@ pub(crate) struct Args {
     keep: bool,
 }
 
+/// What the demo starts this program as: for nobody to type
+#[derive(Debug, clap::Args)]
+pub(crate) struct InternalArgs {
+    #[command(subcommand)]
+    command: Internal,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Internal {
+    App(app::Args),
+    Exec(guard::ExecArgs),
+    Janitor(guard::JanitorArgs),
+}
+
 /// Why there is no demo.
 #[derive(Debug, thiserror::Error)]
 enum DemoError {
@@ -126,6 +140,18 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     drop(home);
     progress.say(&end);
     outcome
+}
+
+/// Runs what the demo started this program as.
+///
+/// # Errors
+/// Why it cannot.
+pub(crate) async fn run_internal(args: InternalArgs) -> Result<(), Problem> {
+    match args.command {
+        Internal::App(args) => Ok(app::run(args).await?),
+        Internal::Exec(args) => Ok(guard::exec(&args)?),
+        Internal::Janitor(args) => Ok(guard::janitor(&args)?),
+    }
 }
 
 /// A demo while it runs.
@@ -347,7 +373,7 @@ mod tests {
         assert!(length("0s").unwrap_err().contains("leave --for away"));
         assert!(length("60").unwrap_err().contains("60s"));
         assert_eq!(svid_ttl("15s"), Ok(Duration::from_secs(15)));
-        assert!(svid_ttl("2s").unwrap_err().contains("from 3s to 1d 0h"));
+        assert!(svid_ttl("2s").unwrap_err().contains("from 3s to 1d"));
         assert!(svid_ttl("2d").is_err());
     }
 }

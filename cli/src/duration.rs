@@ -57,7 +57,7 @@ pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
     Ok(Duration::from_millis(millis))
 }
 
-/// A duration in the two units that matter: `850ms`, `12s`, `4m05s`, `23h10m`, `29d 4h`.
+/// A duration in the two units that matter: `850ms`, `12s`, `4m05s`, `23h10m`, `29d4h`.
 pub(crate) fn show(duration: Duration) -> String {
     let secs = duration.as_secs();
     match secs {
@@ -66,7 +66,8 @@ pub(crate) fn show(duration: Duration) -> String {
         1..60 => format!("{secs}s"),
         60..3600 => format!("{}m{:02}s", secs / 60, secs % 60),
         3600..86_400 => format!("{}h{:02}m", secs / 3600, secs % 3600 / 60),
-        _ => format!("{}d {}h", secs / 86_400, secs % 86_400 / 3600),
+        _ if secs % 86_400 < 3600 => format!("{}d", secs / 86_400),
+        _ => format!("{}d{}h", secs / 86_400, secs % 86_400 / 3600),
     }
 }
 
@@ -115,7 +116,8 @@ mod tests {
             (12_400, "12s"),
             (245_000, "4m05s"),
             (83_400_000, "23h10m"),
-            (2_520_000_000, "29d 4h"),
+            (2_520_000_000, "29d4h"),
+            (2_592_000_000, "30d"),
         ] {
             assert_eq!(show(Duration::from_millis(millis)), text);
         }

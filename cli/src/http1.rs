@@ -26,8 +26,8 @@ pub(crate) enum HttpError {
     #[error("the answer broke off: {0}")]
     Body(String),
     /// Nobody listens.
-    #[error("cannot connect to {0}")]
-    Connect(SocketAddr, #[source] std::io::Error),
+    #[error("cannot connect")]
+    Connect(#[source] std::io::Error),
     /// The request cannot be sent or answered.
     #[error("the connection failed")]
     Exchange(#[source] hyper::Error),
@@ -45,9 +45,8 @@ impl Connection {
     /// # Errors
     /// [`HttpError::Connect`] or [`HttpError::Exchange`].
     pub(crate) async fn open(addr: SocketAddr, tasks: &TaskTracker) -> Result<Self, HttpError> {
-        let stream =
-            TcpStream::connect(addr).await.map_err(|error| HttpError::Connect(addr, error))?;
-        stream.set_nodelay(true).map_err(|error| HttpError::Connect(addr, error))?;
+        let stream = TcpStream::connect(addr).await.map_err(HttpError::Connect)?;
+        stream.set_nodelay(true).map_err(HttpError::Connect)?;
         let (sender, connection) =
             handshake(TokioIo::new(stream)).await.map_err(HttpError::Exchange)?;
         // Its error is the request's error too, or nobody's.

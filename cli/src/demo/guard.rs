@@ -53,7 +53,7 @@ pub(crate) enum GuardError {
 /// starts it, so it must be the main one: the demo's runtime has no other.
 pub(crate) fn command(own_program: &Path, program: &Path) -> Command {
     let mut command = Command::new(own_program);
-    command.arg("demo-exec").arg("--parent").arg(std::process::id().to_string());
+    command.args(["internal", "exec", "--parent"]).arg(std::process::id().to_string());
     command.arg("--").arg(program);
     command
 }
@@ -76,7 +76,7 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<(), GuardError> {
 /// The command of a janitor for this directory: it waits until its standard input ends.
 pub(crate) fn janitor_command(own_program: &Path, dir: &Path) -> Command {
     let mut command = Command::new(own_program);
-    command.arg("demo-janitor").arg("--dir").arg(dir);
+    command.args(["internal", "janitor", "--dir"]).arg(dir);
     // A group of its own: a Ctrl-C or the end of the terminal is not for the janitor.
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command

@@ -218,7 +218,7 @@ fn application(plan: &Plan, index: usize, programs: &Programs) -> Spec {
         args.push(("--via", workload.outbound.to_string()));
     }
     let mut spec = ours(&format!("{}-app", workload.name), &programs.own, Layer::Workload, &args);
-    spec.args.insert(0, "demo-app".to_owned());
+    spec.args.splice(0..0, ["internal", "app"].map(str::to_owned));
     spec
 }
 
