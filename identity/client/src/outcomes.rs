@@ -40,11 +40,6 @@ impl Outcomes {
             inner.paths.remove(&oldest);
         }
     }
-
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).paths.len()
-    }
 }
 
 /// Some 600 bytes each.
