@@ -67,13 +67,21 @@ impl Slots {
 /// An address that is taken, or not ours.
 pub fn bind(addr: SocketAddr, workers: usize) -> Result<Vec<std::net::TcpListener>, BindError> {
     let failed = |source| BindError { addr, source };
+    let probe = bind_one(addr)?;
     if workers <= 1 {
-        return Ok(vec![listen(addr, false).map_err(failed)?]);
+        return Ok(vec![probe]);
     }
-    let probe = listen(addr, false).map_err(failed)?;
     let addr = probe.local_addr().map_err(failed)?;
     drop(probe);
     (0..workers).map(|_| listen(addr, true).map_err(failed)).collect()
+}
+
+/// Opens a listening socket that is not shared.
+///
+/// # Errors
+/// An address that is taken, or not ours.
+pub fn bind_one(addr: SocketAddr) -> Result<std::net::TcpListener, BindError> {
+    listen(addr, false).map_err(|source| BindError { addr, source })
 }
 
 /// Hands each connection to `each` until the drain starts.
@@ -225,8 +233,10 @@ mod tests {
     async fn what_the_kernel_let_in_is_served_when_the_drain_has_begun() {
         let listener = bind(loopback(), 1).unwrap().remove(0);
         let addr = listener.local_addr().unwrap();
-        let _waiting =
-            [std::net::TcpStream::connect(addr).unwrap(), std::net::TcpStream::connect(addr).unwrap()];
+        let _waiting = [
+            std::net::TcpStream::connect(addr).unwrap(),
+            std::net::TcpStream::connect(addr).unwrap(),
+        ];
         let (drain, seen) = (Drain::new(), Rc::new(RefCell::new(Vec::new())));
         drain.start();
         let each = |stream, client, _slot| seen.borrow_mut().push((stream, client));
@@ -239,8 +249,7 @@ mod tests {
     async fn a_connection_to_our_own_address_has_no_destination() {
         let listener = TcpListener::bind(loopback()).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (_client, accepted_pair) =
-            tokio::join!(TcpStream::connect(addr), listener.accept());
+        let (_client, accepted_pair) = tokio::join!(TcpStream::connect(addr), listener.accept());
         let (stream, client) = accepted_pair.unwrap();
         let accepted = accepted(stream, client).unwrap();
         assert_eq!(accepted.local, addr);

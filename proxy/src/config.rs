@@ -204,10 +204,17 @@ pub fn help() -> String {
         env!("CARGO_PKG_VERSION")
     );
     for variable in VARIABLES {
-        text += &format!("  {} ({})\n      {}\n", variable.name, variable.default, variable.meaning);
+        text +=
+            &format!("  {} ({})\n      {}\n", variable.name, variable.default, variable.meaning);
     }
-    text += "\nIt logs to standard error, and drains on SIGTERM. Wrong configuration: exit code 64.\n";
+    text +=
+        "\nIt logs to standard error, and drains on SIGTERM. Wrong configuration: exit code 64.\n";
     text
+}
+
+/// What is printed when the log cannot start with the filter it was given.
+pub fn log_filter_error(problem: &str) -> ConfigError {
+    ConfigError { name: LOG, problem: problem.to_owned() }
 }
 
 fn identity(read: &mut Reader<'_>) -> Option<Identity> {
@@ -552,7 +559,8 @@ mod tests {
     fn durations_need_a_unit() {
         assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "10", "s", "-1s", "1w", "99999999999999999999s", "18446744073709551615d"] {
+        for wrong in ["", "10", "s", "-1s", "1w", "99999999999999999999s", "18446744073709551615d"]
+        {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
         }
     }

@@ -19,15 +19,6 @@ use crate::io::Io;
 #[derive(Clone, Debug)]
 pub struct Scratch(Rc<RefCell<Box<[u8]>>>);
 
-/// Which way bytes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// From the client to the server.
-    ToServer,
-    /// From the server to the client.
-    ToClient,
-}
-
 /// Which side broke.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection of the {side} broke")]
@@ -52,7 +43,7 @@ impl Default for Scratch {
     }
 }
 
-/// Copies until both sides have ended; `progress` hears of each piece.
+/// Copies until both sides have ended.
 ///
 /// # Errors
 /// Which side broke; the other one is then to be dropped.
@@ -60,15 +51,12 @@ pub async fn opaque(
     client: &mut impl Io,
     server: &mut impl Io,
     scratch: &Scratch,
-    progress: impl Fn(Way, usize),
 ) -> Result<(), CopyError> {
     let mut to_server = Half::new(["client", "server"]);
     let mut to_client = Half::new(["server", "client"]);
     poll_fn(|cx| {
-        let up = |bytes| progress(Way::ToServer, bytes);
-        let up = to_server.poll(cx, client, server, scratch, up)?;
-        let down = |bytes| progress(Way::ToClient, bytes);
-        let down = to_client.poll(cx, server, client, scratch, down)?;
+        let up = to_server.poll(cx, client, server, scratch)?;
+        let down = to_client.poll(cx, server, client, scratch)?;
         match (up, down) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
             _ => Poll::Pending,
@@ -108,7 +96,6 @@ impl Half {
         reader: &mut impl Io,
         writer: &mut impl Io,
         scratch: &Scratch,
-        progress: impl Fn(usize),
     ) -> Poll<Result<(), CopyError>> {
         let [read_side, write_side] = self.sides;
         let broke = |side| move |source| CopyError { side, source };
@@ -149,7 +136,6 @@ impl Half {
                 self.state = State::Ended;
                 continue;
             }
-            progress(read.len());
             self.write_or_stall(cx, writer, read).map_err(broke(write_side))?;
         }
     }
@@ -175,11 +161,7 @@ impl Half {
         Ok(())
     }
 
-    fn poll_stalled(
-        &mut self,
-        cx: &mut Context<'_>,
-        writer: &mut impl Io,
-    ) -> Poll<io::Result<()>> {
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, writer: &mut impl Io) -> Poll<io::Result<()>> {
         while self.stalled_at < self.stalled.len() {
             let rest = &self.stalled[self.stalled_at..];
             match ready!(Pin::new(&mut *writer).poll_write(cx, rest))? {
@@ -197,8 +179,6 @@ const SCRATCH_BYTES: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
     use super::*;
@@ -208,11 +188,6 @@ mod tests {
         let (mut client, mut client_side) = duplex(1024);
         let (mut server, mut server_side) = duplex(1024);
         let scratch = Scratch::new();
-        let copied = [Cell::new(0), Cell::new(0)];
-        let progress = |way: Way, bytes| {
-            let count = &copied[way as usize];
-            count.set(count.get() + bytes);
-        };
         let talk = async {
             client.write_all(b"question").await.unwrap();
             client.shutdown().await.unwrap();
@@ -226,10 +201,9 @@ mod tests {
             client.read_to_string(&mut answer).await.unwrap();
             assert_eq!(answer, "the answer");
         };
-        let copy = opaque(&mut client_side, &mut server_side, &scratch, progress);
+        let copy = opaque(&mut client_side, &mut server_side, &scratch);
         let (copy, ()) = tokio::join!(copy, talk);
         copy.unwrap();
-        assert_eq!([copied[0].get(), copied[1].get()], [8, 10]);
     }
 
     #[tokio::test]
@@ -248,7 +222,7 @@ mod tests {
             drop(server);
             received
         };
-        let copy = opaque(&mut client_side, &mut server_side, &scratch, |_, _| {});
+        let copy = opaque(&mut client_side, &mut server_side, &scratch);
         let (_, (), received) = tokio::join!(copy, send, receive);
         assert!(received == sent);
     }
@@ -257,7 +231,7 @@ mod tests {
     async fn the_buffer_is_free_while_a_connection_waits() {
         let ((_client, mut a), (_server, mut b)) = (duplex(8), duplex(8));
         let scratch = Scratch::new();
-        let mut copy = std::pin::pin!(opaque(&mut a, &mut b, &scratch, |_, _| {}));
+        let mut copy = std::pin::pin!(opaque(&mut a, &mut b, &scratch));
         assert!(futures::poll!(copy.as_mut()).is_pending());
         assert!(scratch.0.try_borrow_mut().is_ok());
     }

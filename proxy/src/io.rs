@@ -128,6 +128,81 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Prefixed<IO> {
     }
 }
 
+/// Hears of the bytes of a connection.
+pub trait Traffic {
+    /// So many were read.
+    fn read(&self, bytes: usize);
+    /// So many were written.
+    fn written(&self, bytes: usize);
+    /// The connection broke.
+    fn broke(&self, error: &io::Error);
+}
+
+/// A connection whose bytes are counted.
+#[derive(Debug)]
+pub struct Counted<IO, T> {
+    io: IO,
+    traffic: T,
+}
+
+impl<IO, T: Traffic> Counted<IO, T> {
+    /// Counts the bytes of this connection there.
+    pub fn new(io: IO, traffic: T) -> Self {
+        Self { io, traffic }
+    }
+
+    fn note<V>(&self, result: io::Result<V>) -> io::Result<V> {
+        result.inspect_err(|error| self.traffic.broke(error))
+    }
+}
+
+impl<IO: AsyncRead + Unpin, T: Traffic + Unpin> AsyncRead for Counted<IO, T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        self.traffic.read(buf.filled().len() - before);
+        Poll::Ready(self.note(result))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin, T: Traffic + Unpin> AsyncWrite for Counted<IO, T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.io).poll_write(cx, bytes));
+        self.traffic.written(*result.as_ref().unwrap_or(&0));
+        Poll::Ready(self.note(result))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices));
+        self.traffic.written(*result.as_ref().unwrap_or(&0));
+        Poll::Ready(self.note(result))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// More than a ClientHello with a post-quantum key share, so that one look is mostly enough.
 const LOOK_BYTES: usize = 2048;
 

@@ -9,7 +9,7 @@ mod histogram;
 mod process;
 mod table;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use steadfast_process::Clock;
 
+use crate::io::Traffic;
 use histogram::Histogram;
 pub use table::Labels;
 use table::{Family, Table};
@@ -83,6 +84,7 @@ pub struct HttpMeter {
 pub struct TcpMeter {
     labels: Labels,
     series: Arc<TcpSeries>,
+    errno: Cell<&'static str>,
     metrics: Metrics,
 }
 
@@ -121,24 +123,27 @@ impl Metrics {
             outliving: Arc::default(),
             panics: Arc::default(),
         };
-        registry.register_collector(Box::new(table::Collected::new(metrics.clone(), clock.clone())));
+        registry
+            .register_collector(Box::new(table::Collected::new(metrics.clone(), clock.clone())));
         process::register(registry, clock);
         metrics
     }
 
     /// Counts a refused connection or request.
     pub fn refused(&self, direction: Direction, reason: &'static str, code: &str) {
-        let labels = Labels::new([
-            ("direction", direction.label()),
-            ("reason", reason),
-            ("code", code),
-        ]);
+        let labels =
+            Labels::new([("direction", direction.label()), ("reason", reason), ("code", code)]);
         self.refusals.series(&labels).add(1);
     }
 
-    /// Counts a decision of the inbound policy; `what` is "http_allow", "tcp_deny" and so on.
+    /// Counts a decision of the inbound policy.
     pub fn authorized(&self, what: Authz, labels: &Labels) {
-        self.authz.series(&labels.with("", what.family())).add(1);
+        self.decisions(what, labels).add(1);
+    }
+
+    /// What counts decisions of this kind.
+    pub fn decisions(&self, what: Authz, labels: &Labels) -> Arc<Counter> {
+        self.authz.series(&labels.with("", what.family()))
     }
 
     /// Counts an error that the proxy answered instead of the server.
@@ -147,8 +152,9 @@ impl Metrics {
     }
 
     /// Counts a request that was sent again because it provably was not processed.
-    pub fn retried(&self, reason: &'static str) {
-        self.retries.series(&Labels::new([("direction", "outbound"), ("reason", reason)])).add(1);
+    pub fn retried(&self, direction: Direction, reason: &'static str) {
+        let labels = [("direction", direction.label()), ("reason", reason)];
+        self.retries.series(&Labels::new(labels)).add(1);
     }
 
     /// The requests with these labels.
@@ -162,7 +168,7 @@ impl Metrics {
         let series = self.tcp.series(&labels);
         series.opened.add(1);
         series.open.add(1);
-        TcpMeter { labels, series, metrics: self.clone() }
+        TcpMeter { labels, series, errno: Cell::new(""), metrics: self.clone() }
     }
 
     /// The families in the order of the output.
@@ -170,18 +176,24 @@ impl Metrics {
         let mut families = self.http_families();
         families.extend(self.tcp_families());
         families.extend([
-            Family::split(
-                &self.authz,
-                &Authz::FAMILIES,
-                "Decisions of the inbound policy",
-            ),
+            Family::split(&self.authz, &Authz::FAMILIES, "Decisions of the inbound policy"),
             Family::split(
                 &self.errors,
                 &[("inbound", "inbound_http_errors"), ("outbound", "outbound_http_errors")],
                 "Errors that the proxy answered instead of the server",
             ),
-            Family::counter(&self.retries, "request_resend", "Requests sent again because they were not processed", |c| c),
-            Family::counter(&self.refusals, "steadfast_connection_refusals", "Refused connections and handshakes", |c| c),
+            Family::counter(
+                &self.retries,
+                "request_resend",
+                "Requests sent again because they were not processed",
+                |c| c,
+            ),
+            Family::counter(
+                &self.refusals,
+                "steadfast_connection_refusals",
+                "Refused connections and handshakes",
+                |c| c,
+            ),
         ]);
         families
     }
@@ -274,26 +286,39 @@ impl HttpMeter {
     }
 }
 
-impl TcpMeter {
-    /// Bytes were read from the peer of this connection.
-    pub fn read(&self, bytes: usize) {
+impl Traffic for TcpMeter {
+    fn read(&self, bytes: usize) {
         self.series.read_bytes.add(bytes as u64);
     }
 
-    /// Bytes were written to it.
-    pub fn written(&self, bytes: usize) {
+    fn written(&self, bytes: usize) {
         self.series.write_bytes.add(bytes as u64);
     }
 
-    /// The connection has ended; `errno` is empty if it ended well.
-    pub fn closed(self, errno: &str) {
-        self.metrics.closes.series(&self.labels.with("errno", errno)).add(1);
+    fn broke(&self, error: &std::io::Error) {
+        self.errno.set(errno(error));
     }
 }
 
 impl Drop for TcpMeter {
     fn drop(&mut self) {
         self.series.open.sub(1);
+        self.metrics.closes.series(&self.labels.with("errno", self.errno.get())).add(1);
+    }
+}
+
+/// The names that Linkerd's label has.
+fn errno(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::BrokenPipe => "EPIPE",
+        Kind::ConnectionAborted => "ECONNABORTED",
+        Kind::ConnectionRefused => "ECONNREFUSED",
+        Kind::ConnectionReset => "ECONNRESET",
+        Kind::NotConnected => "ENOTCONN",
+        Kind::TimedOut => "ETIMEDOUT",
+        Kind::UnexpectedEof => "EOF",
+        _ => "OTHER",
     }
 }
 
@@ -453,7 +478,9 @@ mod tests {
     #[test]
     fn a_closed_connection_is_no_longer_open() {
         let (registry, metrics) = metrics();
-        metrics.tcp(Labels::new([("peer", "src")])).closed("ECONNRESET");
+        let tcp = metrics.tcp(Labels::new([("peer", "src")]));
+        tcp.broke(&std::io::ErrorKind::ConnectionReset.into());
+        drop(tcp);
         let text = text(&registry);
         assert!(text.contains("tcp_open_connections{peer=\"src\"} 0"), "{text}");
         assert!(text.contains("tcp_close_total{peer=\"src\",errno=\"ECONNRESET\"} 1"), "{text}");

@@ -144,7 +144,8 @@ impl Lines {
     fn take(&mut self, now: Duration) -> Option<u64> {
         let whole_secs = now.saturating_sub(self.refilled).as_secs();
         if whole_secs > 0 {
-            let refill = u32::try_from(whole_secs).unwrap_or(u32::MAX).saturating_mul(LINES_PER_SEC);
+            let refill =
+                u32::try_from(whole_secs).unwrap_or(u32::MAX).saturating_mul(LINES_PER_SEC);
             (self.left, self.refilled) = (self.left.saturating_add(refill).min(LINES_MAX), now);
         }
         match self.left.checked_sub(1) {

@@ -47,6 +47,11 @@ pub enum HeaderError {
     /// No protobuf of a header.
     #[error("the transport header does not parse")]
     Malformed(#[source] prost::DecodeError),
+    /// A direct connection whose ALPN does not announce the header.
+    #[error(
+        "the ALPN announces no transport header, and nothing else says what the connection is for"
+    )]
+    Missing,
     /// Not a port.
     #[error("the transport header names the port {0}; expected 1 to 65535")]
     Port(i32),

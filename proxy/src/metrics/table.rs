@@ -235,7 +235,11 @@ impl Collector for Collected {
         }
         for (name, help, value) in [
             ("proxy_metric_series_evicted", "Series given up or shared", self.metrics.evicted()),
-            ("proxy_connection_panics", "Connections whose task panicked", self.metrics.panics.value()),
+            (
+                "proxy_connection_panics",
+                "Connections whose task panicked",
+                self.metrics.panics.value(),
+            ),
         ] {
             let mut counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             counter.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;

@@ -1,0 +1,73 @@
+//! CONNECT: a connection to a server in the shape of an exchange.
+//!
+//! After a 2xx to CONNECT the two bodies of the exchange are the two directions of the tunnel: what
+//! the client sends is pumped into the server, what the server sends is the body of the response,
+//! and the end of either is passed on as a half-close.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Response;
+use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf, split};
+use tokio::task::AbortHandle;
+
+use crate::http::{Body, BodyError, Frame, Length, Source, Worker};
+use crate::io::BoxIo;
+
+/// Answers CONNECT with a tunnel between the request's body and a server.
+pub fn tunnel(server: BoxIo, upload: Body, worker: &Worker) -> Response<Body> {
+    let (reader, writer) = split(server);
+    let pump = worker.tasks().spawn_local(pump(upload, writer)).abort_handle();
+    Response::new(Body::from_source(Download { reader, pump: Some(pump) }))
+}
+
+/// What the server sends.
+struct Download {
+    reader: ReadHalf<BoxIo>,
+    /// Ended with the download if that is dropped before its end: nobody is there any more.
+    pump: Option<AbortHandle>,
+}
+
+impl Source for Download {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        // On the stack: a tunnel that waits holds no buffer.
+        let mut bytes = [0; READ_BYTES];
+        let mut buf = ReadBuf::new(&mut bytes);
+        let read = ready!(Pin::new(&mut self.reader).poll_read(cx, &mut buf));
+        Poll::Ready(match read {
+            Err(error) => Some(Err(BodyError::Io(error))),
+            Ok(()) if buf.filled().is_empty() => {
+                // The other direction goes on.
+                self.pump = None;
+                None
+            }
+            Ok(()) => Some(Ok(Frame::Data(Bytes::copy_from_slice(buf.filled())))),
+        })
+    }
+
+    fn length(&self) -> Length {
+        Length::Unknown
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if let Some(pump) = self.pump.take() {
+            pump.abort();
+        }
+    }
+}
+
+async fn pump(mut upload: Body, mut writer: WriteHalf<BoxIo>) -> io::Result<()> {
+    while let Some(Ok(frame)) = upload.frame().await {
+        if let Frame::Data(bytes) = frame {
+            writer.write_all(&bytes).await?;
+            writer.flush().await?;
+        }
+    }
+    writer.shutdown().await
+}
+
+const READ_BYTES: usize = 8 * 1024;

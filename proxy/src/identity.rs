@@ -1,0 +1,105 @@
+//! The workload's identity: what the configuration says, in the words of the identity client, and
+//! each worker's own copy of what it publishes.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_api::UnixTime;
+use steadfast_identity_client::{BootstrapBundle, Config, TlsContext, VerifiedPeer};
+use tokio::sync::watch;
+
+use crate::config::{Anchors, Identity};
+
+/// The identity client's configuration.
+pub fn client_config(identity: &Identity) -> Config {
+    Config {
+        local: identity.local_name.clone(),
+        identity_address: identity.service.addr.clone(),
+        identity_name: identity.service.name.clone(),
+        token_file: identity.token_file.clone(),
+        bootstrap: match &identity.anchors {
+            Anchors::File(file) => BootstrapBundle::File(file.clone()),
+            Anchors::Pem(pem) => BootstrapBundle::Pem(pem.clone()),
+        },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// A worker's copy of the newest TLS snapshot: taking it locks nothing.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    current: Rc<RefCell<Arc<TlsContext>>>,
+    /// Rises with each snapshot: who holds a connection of an older one learns of it here.
+    generation: Rc<watch::Sender<u64>>,
+}
+
+impl Tls {
+    /// The newest snapshot that the watch has.
+    pub fn new(contexts: &mut watch::Receiver<Arc<TlsContext>>) -> Self {
+        let context = contexts.borrow_and_update().clone();
+        let generation = Rc::new(watch::Sender::new(context.generation));
+        Self { current: Rc::new(RefCell::new(context)), generation }
+    }
+
+    /// The snapshot of now.
+    pub fn now(&self) -> Arc<TlsContext> {
+        self.current.borrow().clone()
+    }
+
+    /// Its generation, to be waited on.
+    pub fn generation(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Copies each new snapshot until the publisher is gone.
+    pub async fn follow(&self, mut contexts: watch::Receiver<Arc<TlsContext>>) {
+        loop {
+            let context = contexts.borrow_and_update().clone();
+            let generation = context.generation;
+            self.current.replace(context);
+            self.generation
+                .send_if_modified(|old| std::mem::replace(old, generation) != generation);
+            if contexts.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// When a connection between these two should end: at 90 % of the life of the older SVID, life
+/// being counted from issue. `None` without a peer: nothing of it expires.
+pub fn retire_at(context: &TlsContext, peer: Option<&VerifiedPeer>) -> Option<UnixTime> {
+    let peer = peer.map(|peer| ninety_percent(peer.not_before + BACKDATED, peer.not_after));
+    let own = context.svid.as_deref();
+    let own = own.map(|own| ninety_percent(own.issued_at(), own.facts().not_after));
+    peer.into_iter().chain(own).min()
+}
+
+/// When the first of two SVIDs ends.
+pub fn expires_at(context: &TlsContext, peer: Option<&VerifiedPeer>) -> Option<UnixTime> {
+    let own = context.svid.as_deref().map(|own| own.facts().not_after);
+    peer.map(|peer| peer.not_after).into_iter().chain(own).min()
+}
+
+fn ninety_percent(issued_at: UnixTime, not_after: UnixTime) -> UnixTime {
+    issued_at + not_after.since(issued_at) * 9 / 10
+}
+
+/// SVIDs begin this long before they are made, for clocks that are behind.
+const BACKDATED: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_ends_at_ninety_percent_of_the_life_from_issue() {
+        let issued_at = UnixTime::from_secs(1000);
+        let at = ninety_percent(issued_at, issued_at + Duration::from_secs(100));
+        assert_eq!(at, UnixTime::from_secs(1090));
+        // An SVID that ended before it began is at its end.
+        assert_eq!(ninety_percent(issued_at, UnixTime::from_secs(5)), issued_at);
+    }
+}

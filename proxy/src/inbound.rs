@@ -1,0 +1,276 @@
+//! The story of a connection from a peer, and of a request on it.
+//!
+//! In the order in which it happens: who is there (TLS in place, by our own name), where to (the
+//! transport header, or where the kernel says), whether it may (policy), what it speaks, and then
+//! bytes or requests to the application. Nothing reaches the application, not even a connection,
+//! before the policy has let the peer in.
+
+mod exchange;
+mod facts;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use steadfast_api::Code;
+use steadfast_identity_client::ClientAuth;
+use steadfast_process::{Clock, Drain};
+
+use crate::accept::Accepted;
+use crate::config::Mode;
+use crate::connect::Connect;
+use crate::detect::{self, First, Proto};
+use crate::forward::{self, Scratch};
+use crate::http::{Peer, Worker, http1, http2};
+use crate::identity::{Tls, expires_at, retire_at};
+use crate::io::{BoxIo, Counted, Io, Prefixed};
+use crate::lifetime::{Lifetime, outliving};
+use crate::metrics::{Authz, Metrics};
+use crate::policy::{Policies, Ports};
+use crate::refusal::{Refusal, Reporter};
+use crate::transport::{self, HeaderError, Session};
+use crate::worker::Shared;
+use exchange::Serving;
+use facts::Facts;
+
+/// What inbound connections of one worker need.
+pub struct Inbound {
+    local_name: String,
+    ports: Ports,
+    opaque_ports: BTreeSet<u16>,
+    /// Ports that the proxy itself listens on.
+    own_ports: BTreeSet<u16>,
+    application: IpAddr,
+    policies: Rc<dyn Policies>,
+    tls: Tls,
+    clock: Arc<dyn Clock>,
+    drain: Drain,
+    metrics: Metrics,
+    reporter: Rc<Reporter>,
+    connect: Rc<Connect>,
+    http: Worker,
+    scratch: Scratch,
+}
+
+/// A connection of which all is known but what it speaks.
+struct Identified {
+    facts: Rc<Facts>,
+    /// What the transport header says is spoken.
+    session: Option<Session>,
+    io: Prefixed<BoxIo>,
+}
+
+impl Inbound {
+    /// For one worker.
+    pub fn new(
+        shared: &Shared,
+        tls: Tls,
+        connect: Rc<Connect>,
+        http: Worker,
+        scratch: Scratch,
+        reporter: Rc<Reporter>,
+    ) -> Self {
+        let config = &shared.config;
+        let (ports, application) = match config.mode {
+            Mode::Explicit => {
+                (Ports::Declared(config.inbound.ports.clone()), config.inbound.application)
+            }
+            Mode::Transparent => (Ports::Redirected, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        };
+        Self {
+            local_name: config.identity.local_name.to_string().to_ascii_lowercase(),
+            ports,
+            opaque_ports: config.inbound.opaque_ports.clone(),
+            own_ports: config.own_listeners().iter().map(SocketAddr::port).collect(),
+            application,
+            policies: Rc::new(shared.policies.clone()),
+            tls,
+            clock: shared.clock.clone(),
+            drain: shared.drain.clone(),
+            metrics: shared.metrics.clone(),
+            reporter,
+            connect,
+            http,
+            scratch,
+        }
+    }
+
+    /// Serves one connection to its end.
+    ///
+    /// # Errors
+    /// Why it went no further.
+    pub async fn serve<IO: Io>(self: Rc<Self>, conn: Accepted<IO>) -> Result<(), Refusal> {
+        let (client, redirected) = (conn.client, conn.orig_dst.map(|orig_dst| orig_dst.0));
+        let mut io = Prefixed::new(conn.io);
+        let mut dialled = None;
+        if let Some(target) = redirected {
+            // A client that stays silent may wait for the application's first word.
+            let dial = self.dial_before_a_word(Facts::plaintext(client, target));
+            match detect::first(&mut io, dial).await? {
+                First::Client => {}
+                First::Both(server) => dialled = Some(server),
+                First::Server(server) => {
+                    let conn = plaintext(io, client, target);
+                    self.authorize(&conn.facts)?;
+                    return self.opaque(conn, Some(server)).await;
+                }
+            }
+        }
+        let conn = match detect::tls(&mut io, &self.local_name).await? {
+            detect::Tls::Mesh => {
+                dialled = None;
+                self.handshake(io, client, redirected).await?
+            }
+            found => {
+                let target = redirected.ok_or_else(|| no_direct_plaintext(client, found))?;
+                plaintext(io, client, target)
+            }
+        };
+        let port = conn.facts.target.port();
+        self.ports.check(port)?;
+        // A header may name any port; forwarding to one of ours would never end.
+        if redirected.is_none() && self.own_ports.contains(&port) {
+            return Err(Refusal::Loop(conn.facts.target));
+        }
+        self.authorize(&conn.facts)?;
+        // Boxed, so that a connection that is served pays for no other state than this.
+        Box::pin(self.speak(conn, dialled)).await
+    }
+
+    /// Terminates mutual TLS and reads the transport header, if one is announced.
+    async fn handshake<IO: Io>(
+        &self,
+        io: Prefixed<IO>,
+        client: SocketAddr,
+        redirected: Option<SocketAddr>,
+    ) -> Result<Identified, Refusal> {
+        let context = self.tls.now();
+        let accepting = context.accept(io, ClientAuth::Optional, &[transport::ALPN]);
+        let (stream, peer) = accepting.await?;
+        let announced = stream.alpn() == Some(transport::ALPN);
+        let mut io = Prefixed::new(Box::new(stream) as BoxIo);
+        let (target, session) = if announced {
+            if peer.is_none() {
+                let detail = format!("{client} has shown none, and a direct connection needs one");
+                return Err(Refusal::Denied { code: Code::PEER_NO_CERTIFICATE, detail });
+            }
+            let header = detect::header(&mut io).await?;
+            (SocketAddr::new(self.application, header.port), Some(header.protocol))
+        } else {
+            (redirected.ok_or(Refusal::Header(HeaderError::Missing))?, None)
+        };
+        let facts = Facts {
+            client,
+            mesh: true,
+            target,
+            retire_at: retire_at(&context, peer.as_deref()),
+            expires_at: expires_at(&context, peer.as_deref()),
+            peer,
+        };
+        Ok(Identified { facts: Rc::new(facts), session, io })
+    }
+
+    /// Judges a connection, and counts the judgement.
+    fn authorize(&self, facts: &Facts) -> Result<(), Refusal> {
+        let policy = self.policies.for_port(facts.target.port());
+        let judged = facts.judge(&policy);
+        let what = if judged.is_ok() { Authz::TcpAllow } else { Authz::TcpDeny };
+        self.metrics.authorized(what, &facts.authz_labels(&policy, judged.as_ref().ok()));
+        judged.map(drop)
+    }
+
+    /// Dials the application for a client that has not spoken, if it may.
+    async fn dial_before_a_word(&self, facts: Facts) -> Result<Prefixed<BoxIo>, Refusal> {
+        self.ports.check(facts.target.port())?;
+        let policy = self.policies.for_port(facts.target.port());
+        let _permit = facts.judge(&policy)?;
+        self.application(&facts).await
+    }
+
+    async fn application(&self, facts: &Facts) -> Result<Prefixed<BoxIo>, Refusal> {
+        let server = self.connect.plaintext(facts.target, facts.server_labels()).await?;
+        Ok(Prefixed::new(server.io))
+    }
+
+    /// Finds what is spoken, and speaks it with the application.
+    async fn speak(
+        self: &Rc<Self>,
+        mut conn: Identified,
+        mut dialled: Option<Prefixed<BoxIo>>,
+    ) -> Result<(), Refusal> {
+        let facts = conn.facts.clone();
+        let proto = match conn.session {
+            Some(Session::Http1) => Proto::Http1,
+            Some(Session::Http2) => Proto::Http2,
+            Some(Session::Opaque) => Proto::Opaque,
+            None if self.opaque_ports.contains(&facts.target.port()) => Proto::Opaque,
+            None => {
+                // In plaintext the client has spoken already.
+                if facts.mesh {
+                    match detect::first(&mut conn.io, self.application(&facts)).await? {
+                        First::Client => {}
+                        First::Both(server) => dialled = Some(server),
+                        First::Server(server) => return self.opaque(conn, Some(server)).await,
+                    }
+                }
+                detect::protocol(&mut conn.io).await?
+            }
+        };
+        match proto {
+            Proto::Opaque => self.opaque(conn, dialled).await,
+            Proto::Http1 | Proto::Http2 => {
+                drop(dialled);
+                self.http(conn, proto).await
+            }
+        }
+    }
+
+    /// Copies bytes. An SVID that ends takes no connection with it.
+    async fn opaque(
+        &self,
+        conn: Identified,
+        dialled: Option<Prefixed<BoxIo>>,
+    ) -> Result<(), Refusal> {
+        let mut server = match dialled {
+            Some(server) => server,
+            None => self.application(&conn.facts).await?,
+        };
+        let mut io = Counted::new(conn.io, self.metrics.tcp(conn.facts.client_labels()));
+        let copying = forward::opaque(&mut io, &mut server, &self.scratch);
+        let gauge = &self.metrics.outliving;
+        let copied = outliving(&*self.clock, conn.facts.expires_at, gauge, copying).await;
+        copied.map_err(|error| Refusal::Gone(error.source))
+    }
+
+    /// Serves requests until the client leaves, or the connection's life is over.
+    async fn http(self: &Rc<Self>, conn: Identified, proto: Proto) -> Result<(), Refusal> {
+        let facts = conn.facts;
+        let life = Lifetime::new(self.clock.clone(), self.drain.clone(), facts.retire_at);
+        let io = Counted::new(conn.io, self.metrics.tcp(facts.client_labels()));
+        let peer = if facts.peer.is_some() { Peer::Mesh } else { Peer::Application };
+        let serving = Serving::new(self.clone(), facts);
+        let served = match proto {
+            Proto::Http2 => http2::serve(io, &serving, &self.http, peer, life.over()).await,
+            Proto::Http1 | Proto::Opaque => {
+                http1::serve(io, &serving, &self.http, life.over()).await
+            }
+        };
+        served.map_err(|error| Refusal::Gone(std::io::Error::other(error)))
+    }
+}
+
+fn plaintext<IO: Io>(io: Prefixed<IO>, client: SocketAddr, target: SocketAddr) -> Identified {
+    let facts = Rc::new(Facts::plaintext(client, target));
+    Identified { facts, session: None, io: Prefixed::new(Box::new(io) as BoxIo) }
+}
+
+/// What was sent to the proxy's own port without TLS of this mesh is for nobody.
+fn no_direct_plaintext(client: SocketAddr, found: detect::Tls) -> Refusal {
+    let spoken = match found {
+        detect::Tls::Other => "TLS for another name than this workload's",
+        detect::Tls::Mesh | detect::Tls::None => "plaintext",
+    };
+    let detail = format!("{client} spoke {spoken} to the proxy's own port");
+    Refusal::Denied { code: Code::PLAINTEXT_REFUSED, detail }
+}

@@ -1,0 +1,224 @@
+//! The story of a connection of the workload's own, and of a request on it.
+//!
+//! In transparent mode the kernel says where a connection goes, discovery says what stands behind
+//! that address, and what is spoken decides whether bytes or requests are balanced. In explicit
+//! mode each request names its destination, and a mapped listener has one. A destination of whom
+//! discovery has not said that it is unmeshed never gets plaintext.
+
+mod exchange;
+mod routes;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use steadfast_api::Code;
+use steadfast_process::{Clock, Drain};
+
+use crate::accept::Accepted;
+use crate::config::Mode;
+use crate::connect::{Connect, Server};
+use crate::detect::{self, First, Proto};
+use crate::forward::{self, Scratch};
+use crate::http::{Peer, Worker, http1, http2};
+use crate::io::{BoxIo, Counted, Io, Prefixed};
+use crate::lifetime::{Lifetime, outliving};
+use crate::metrics::{Direction, Labels, Metrics};
+use crate::refusal::{Refusal, Reporter};
+use crate::target::Target;
+use crate::transport::Session;
+use crate::worker::Shared;
+use exchange::Serving;
+use routes::{Chosen, Route, Routes};
+
+/// What outbound connections of one worker need.
+pub struct Outbound {
+    mode: Mode,
+    clock: Arc<dyn Clock>,
+    drain: Drain,
+    metrics: Metrics,
+    reporter: Rc<Reporter>,
+    connect: Rc<Connect>,
+    http: Worker,
+    scratch: Scratch,
+    routes: Routes,
+}
+
+/// A connection to a server, and what counts it as pending there.
+struct Dialled {
+    server: Server,
+    addr: SocketAddr,
+    chosen: Chosen,
+}
+
+impl Outbound {
+    /// For one worker.
+    pub fn new(
+        shared: &Shared,
+        connect: Rc<Connect>,
+        http: Worker,
+        scratch: Scratch,
+        reporter: Rc<Reporter>,
+    ) -> Self {
+        Self {
+            mode: shared.config.mode,
+            clock: shared.clock.clone(),
+            drain: shared.drain.clone(),
+            metrics: shared.metrics.clone(),
+            reporter,
+            connect,
+            http,
+            scratch,
+            routes: Routes::new(shared),
+        }
+    }
+
+    /// Serves one connection to its end. `mapped` is the destination of its listener.
+    ///
+    /// # Errors
+    /// Why it went no further.
+    pub async fn serve<IO: Io>(
+        self: Rc<Self>,
+        conn: Accepted<IO>,
+        mapped: Option<Target>,
+    ) -> Result<(), Refusal> {
+        match (self.mode, mapped) {
+            (_, Some(target)) => {
+                let route = self.routes.resolve(&target).await?;
+                self.opaque(Prefixed::new(conn.io), route, None).await
+            }
+            (Mode::Explicit, None) => self.serve_named(conn).await,
+            (Mode::Transparent, None) => self.serve_redirected(conn).await,
+        }
+    }
+
+    /// Lets go of destinations that nobody uses.
+    pub fn sweep(&self) {
+        self.routes.sweep();
+    }
+
+    /// Explicit mode: an HTTP proxy, whose requests name their destinations.
+    async fn serve_named<IO: Io>(self: Rc<Self>, conn: Accepted<IO>) -> Result<(), Refusal> {
+        let mut io = Prefixed::new(conn.io);
+        match detect::protocol(&mut io).await? {
+            Proto::Opaque if io.seen().is_empty() => Ok(()),
+            Proto::Opaque => Err(Refusal::Unknown {
+                code: Code::NO_SUCH_DESTINATION,
+                target: conn.local.to_string(),
+                detail: "this listener takes HTTP; for other protocols give the destination a \
+                         listener of its own (STEADFAST_PROXY_OUTBOUND_LISTEN_MAP)"
+                    .to_owned(),
+            }),
+            proto => self.requests(io, conn.client, None, proto).await,
+        }
+    }
+
+    /// Transparent mode: what the kernel redirected.
+    async fn serve_redirected<IO: Io>(self: Rc<Self>, conn: Accepted<IO>) -> Result<(), Refusal> {
+        let target = Target::Address(conn.destination()?.0);
+        let route = self.routes.resolve(&target).await?;
+        let mut io = Prefixed::new(conn.io);
+        if route.opaque {
+            return self.opaque(io, route, None).await;
+        }
+        let mut dialled = None;
+        let dial = async {
+            let Dialled { server, addr, chosen } = self.dial(&route).await?;
+            let late = (server.peer, server.late, server.expires_at);
+            dialled = Some((late, addr, chosen));
+            Ok(Prefixed::new(server.io))
+        };
+        let first = detect::first(&mut io, dial).await?;
+        let dialled = |io: Prefixed<BoxIo>| {
+            let (late, addr, chosen) = dialled?;
+            let (peer, late, expires_at) = late;
+            let io = Box::new(io) as BoxIo;
+            let server = Server { io, peer, late, expires_at, generation: 0, retire_at: None };
+            Some(Dialled { server, addr, chosen })
+        };
+        let dialled = match first {
+            First::Client => None,
+            First::Both(server) => dialled(server),
+            First::Server(server) => return self.opaque(io, route, dialled(server)).await,
+        };
+        match detect::protocol(&mut io).await? {
+            Proto::Opaque => self.opaque(io, route, dialled).await,
+            proto => {
+                drop(dialled);
+                self.requests(io, conn.client, Some(route), proto).await
+            }
+        }
+    }
+
+    /// Copies bytes. An SVID that ends takes no connection with it.
+    async fn opaque<IO: Io>(
+        &self,
+        io: Prefixed<IO>,
+        route: Route,
+        dialled: Option<Dialled>,
+    ) -> Result<(), Refusal> {
+        let Dialled { mut server, addr, chosen: _chosen } = match dialled {
+            Some(dialled) => dialled,
+            None => self.dial(&route).await?,
+        };
+        let labels = Labels::new([("direction", "outbound"), ("peer", "src")]);
+        let mut io = Counted::new(io, self.metrics.tcp(labels));
+        let copying = forward::opaque(&mut io, &mut server.io, &self.scratch);
+        let gauge = &self.metrics.outliving;
+        let copied = outliving(&*self.clock, server.expires_at, gauge, copying).await;
+        let Err(error) = copied else { return Ok(()) };
+        // The peer judges our certificate last: its refusal comes with the first read.
+        if let Some(refusal) = server.late.as_ref().and_then(|late| late.get()) {
+            let refusal = Refusal::Tls(refusal.clone());
+            self.connect.report(Direction::Outbound, addr, &refusal);
+        }
+        Err(Refusal::Gone(error.source))
+    }
+
+    /// Serves requests until the client leaves, or the process drains.
+    async fn requests<IO: Io>(
+        self: Rc<Self>,
+        io: Prefixed<IO>,
+        client: SocketAddr,
+        route: Option<Route>,
+        proto: Proto,
+    ) -> Result<(), Refusal> {
+        let life = Lifetime::new(self.clock.clone(), self.drain.clone(), None);
+        let labels = Labels::new([("direction", "outbound"), ("peer", "src")]);
+        let io = Counted::new(io, self.metrics.tcp(labels));
+        let http = self.http.clone();
+        let serving = Serving::new(self, client, route);
+        let served = match proto {
+            Proto::Http2 => http2::serve(io, &serving, &http, Peer::Application, life.over()).await,
+            Proto::Http1 | Proto::Opaque => http1::serve(io, &serving, &http, life.over()).await,
+        };
+        served.map_err(|error| Refusal::Gone(std::io::Error::other(error)))
+    }
+
+    /// A connection for bytes to one of a route's endpoints: another one is tried if one cannot be
+    /// reached. Each refusal is told here, with the address of the endpoint.
+    async fn dial(&self, route: &Route) -> Result<Dialled, Refusal> {
+        let mut attempts = 1;
+        loop {
+            let chosen = self.routes.choose(route).await?;
+            let endpoint = chosen.endpoint().clone();
+            let labels = route.labels(&endpoint).with("peer", "dst");
+            let refusal = match self.connect.endpoint(&endpoint, Session::Opaque, labels).await {
+                Ok(server) => {
+                    chosen.connected();
+                    return Ok(Dialled { server, addr: endpoint.addr, chosen });
+                }
+                Err(refusal) => refusal,
+            };
+            self.connect.report(Direction::Outbound, endpoint.addr, &refusal);
+            self.routes.refused(&chosen);
+            if attempts >= ATTEMPTS_MAX {
+                return Err(Refusal::Gone(std::io::ErrorKind::ConnectionRefused.into()));
+            }
+            attempts += 1;
+        }
+    }
+}
+
+/// To different endpoints where there are several.
+const ATTEMPTS_MAX: u32 = 3;
