@@ -1,0 +1,208 @@
+//! A replica acts under a confirmed view only, and comes back by itself.
+
+#![allow(clippy::unwrap_used)] // A test may: clippy knows it of #[test] functions only.
+
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use steadfast_api::trust::v1::CertifyRequest;
+use steadfast_identity::authority::{ISSUER_LIFETIME, make_issuer};
+use steadfast_identity::replica::{LEASE, Lease};
+use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
+use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_process::{Clock as _, SystemClock};
+use support::{Mesh, plain_csr};
+use tonic::Code as Grpc;
+
+fn web() -> CertifyRequest {
+    CertifyRequest { token: b"web".to_vec(), csr: plain_csr() }
+}
+
+async fn certify(mesh: &Mesh) -> Result<(), tonic::Status> {
+    mesh.trust().await.certify(web()).await.map(|_| ())
+}
+
+#[track_caller]
+fn assert_code(result: Result<(), tonic::Status>, code: &str) {
+    let status = result.unwrap_err();
+    assert_eq!(status.metadata().get("sft-code").unwrap(), code, "{status}");
+    assert_eq!(status.code(), Grpc::Unavailable);
+}
+
+/// Lets so much of the boot clock pass.
+fn pass(mesh: &Mesh, time: Duration) {
+    mesh.clock.boot_ms.fetch_add(i64::try_from(time.as_millis()).unwrap(), Ordering::SeqCst);
+}
+
+#[test]
+fn a_lease_counts_from_the_sending_of_the_newest_answered_read() {
+    let (lease, second) = (Lease::default(), Duration::from_secs);
+    assert!(!lease.holds(second(0)));
+    lease.confirm(second(100));
+    assert!(lease.holds(second(114)));
+    assert!(!lease.holds(second(115)));
+    // An older read that is answered later confirms nothing.
+    lease.confirm(second(90));
+    assert!(lease.holds(second(114)));
+    lease.confirm(second(110));
+    assert!(lease.holds(second(124)));
+}
+
+#[tokio::test]
+async fn past_the_lease_nothing_is_issued_nor_served_until_the_store_answers() {
+    let mesh = Mesh::start().await;
+    certify(&mesh).await.unwrap();
+    mesh.store.down.store(true, Ordering::SeqCst);
+    // Within the lease an outage of the store is nobody's business.
+    certify(&mesh).await.unwrap();
+    pass(&mesh, LEASE);
+    mesh.not_ready("trust_domain", "SFT-ID-021").await;
+    assert_code(certify(&mesh).await, "SFT-ID-021");
+    let status = http_status(&mesh, "/bundle").await;
+    assert_eq!(status, 503);
+    mesh.store.down.store(false, Ordering::SeqCst);
+    mesh.ready().await;
+    certify(&mesh).await.unwrap();
+    assert_eq!(http_status(&mesh, "/bundle").await, 200);
+    assert_eq!(http_status(&mesh, "/jwks").await, 200);
+    assert_eq!(http_status(&mesh, "/else").await, 404);
+}
+
+#[tokio::test]
+async fn a_replica_without_a_trust_domain_says_which_command_makes_one() {
+    let mesh = Mesh::start().await;
+    mesh.store.delete(TRUST_DOMAIN_KEY);
+    mesh.wait(|| mesh.clock.since_boot() > Duration::ZERO, "started").await;
+    pass(&mesh, LEASE);
+    mesh.not_ready("trust_domain", "steadfast trust init").await;
+    mesh.store.put_state(&mesh.founding.state);
+    mesh.ready().await;
+}
+
+#[tokio::test]
+async fn a_store_that_went_back_is_not_believed() {
+    let mesh = Mesh::start().await;
+    let mut newer = mesh.founding.state.clone();
+    newer.seq = 5;
+    let revision = mesh.store.put_state(&newer);
+    let seq = || mesh.app.certifier.replica.current().map_or(0, |view| view.state.seq);
+    mesh.wait(|| seq() == 5, "at seq 5").await;
+    // An older seq under a newer revision, and an older revision: both are a backup put back.
+    mesh.store.put_state(&mesh.founding.state);
+    pass(&mesh, LEASE);
+    mesh.not_ready("trust_domain", "seq fell from 5 to 1").await;
+    assert_code(certify(&mesh).await, "SFT-ID-021");
+    let old = serde_json::to_vec(&mesh.founding.state).unwrap();
+    let before = steadfast_platform::Revision(revision.0 - 1);
+    mesh.store.restore(TRUST_DOMAIN_KEY, old, before);
+    mesh.not_ready("trust_domain", "went back from revision").await;
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_is_off_the_stores_stops_issuing() {
+    let mesh = Mesh::start().await;
+    mesh.clock_offset_ms.store(-60_001, Ordering::SeqCst);
+    pass(&mesh, LEASE);
+    mesh.not_ready("trust_domain", "SFT-ID-025").await;
+    let status = certify(&mesh).await.unwrap_err();
+    assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-025", "{status}");
+    mesh.clock_offset_ms.store(60_000, Ordering::SeqCst);
+    mesh.ready().await;
+    certify(&mesh).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_issuer_is_used_at_once_and_renews_the_services_own_svid() {
+    let mesh = Mesh::start().await;
+    let (state, issuer) = second_issuer(&mesh);
+    keys(&mesh).put_new(issuer.id, Zeroizing::new(issuer.pkcs8.to_vec())).await.unwrap();
+    mesh.store.put_state(&state);
+    let active = || {
+        let view = mesh.app.certifier.replica.current().unwrap();
+        view.signer().map(|signer| signer.id()).ok()
+    };
+    mesh.wait(|| active() == Some(issuer.id), "under the new issuer").await;
+    let reply = mesh.trust().await.certify(web()).await.unwrap().into_inner();
+    assert_eq!(reply.chain[1], issuer.der);
+    let own = || {
+        mesh.log().iter().any(|line| {
+            line["event"] == "issued"
+                && line["token_id"] == "own"
+                && line["issuer_id"] == issuer.id.to_string()
+        })
+    };
+    mesh.wait(own, "an own SVID of the new issuer").await;
+}
+
+#[tokio::test]
+async fn an_active_issuer_without_a_key_is_told_and_the_last_one_stands_in() {
+    let mesh = Mesh::start().await;
+    let (state, issuer) = second_issuer(&mesh);
+    mesh.store.put_state(&state);
+    mesh.not_ready("issuer", "SFT-ID-022").await;
+    let reply = mesh.trust().await.certify(web()).await.unwrap().into_inner();
+    assert_eq!(reply.chain[1], mesh.founding.issuer.der);
+    // The key comes: it is found without a restart.
+    keys(&mesh).put_new(issuer.id, Zeroizing::new(issuer.pkcs8.to_vec())).await.unwrap();
+    mesh.ready().await;
+    let reply = mesh.trust().await.certify(web()).await.unwrap().into_inner();
+    assert_eq!(reply.chain[1], issuer.der);
+}
+
+#[tokio::test]
+async fn no_issuer_of_another_anchor_stands_in() {
+    let mesh = Mesh::start().await;
+    let standby = &mesh.founding.standby;
+    let domain = &mesh.founding.state.trust_domain;
+    let now = SystemClock.now();
+    let issuer = make_issuer(domain, &standby.der, &standby.pkcs8, now, ISSUER_LIFETIME).unwrap();
+    let mut state = mesh.founding.state.clone();
+    state.issuers.push(issuer.as_issuer(standby.id));
+    state.active_issuer = issuer.id;
+    mesh.store.put_state(&state);
+    mesh.not_ready("issuer", "SFT-ID-022").await;
+    assert_code(certify(&mesh).await, "SFT-ID-022");
+}
+
+#[tokio::test]
+async fn a_denied_issuer_signs_nothing() {
+    let mesh = Mesh::start().await;
+    let mut state = mesh.founding.state.clone();
+    state.seq += 1;
+    state.denied_issuers.push(steadfast_rotation_protocol::trust_domain::DeniedIssuer {
+        id: mesh.founding.issuer.id,
+        until: mesh.founding.issuer.not_after,
+    });
+    mesh.store.put_state(&state);
+    mesh.not_ready("issuer", "has been denied").await;
+    assert_code(certify(&mesh).await, "SFT-ID-022");
+}
+
+fn second_issuer(
+    mesh: &Mesh,
+) -> (steadfast_rotation_protocol::TrustDomainState, steadfast_identity::authority::Authority) {
+    let active = &mesh.founding.active;
+    let domain = &mesh.founding.state.trust_domain;
+    let now = SystemClock.now();
+    let issuer = make_issuer(domain, &active.der, &active.pkcs8, now, ISSUER_LIFETIME).unwrap();
+    let mut state = mesh.founding.state.clone();
+    state.issuers.push(issuer.as_issuer(active.id));
+    state.active_issuer = issuer.id;
+    (state, issuer)
+}
+
+fn keys(mesh: &Mesh) -> FileKeys {
+    FileKeys::open(mesh.dir.path().join("keys/issuers")).unwrap()
+}
+
+async fn http_status(mesh: &Mesh, path: &str) -> u16 {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(mesh.plaintext).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}

@@ -1,0 +1,251 @@
+//! The trust stream: whose it is, what it pushes, whose acks it takes.
+
+#![allow(clippy::unwrap_used)] // A test may: clippy knows it of #[test] functions only.
+
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use steadfast_api::UnixTime;
+use steadfast_api::trust::v1;
+use steadfast_api::trust::v1::stream_request::Message as Up;
+use steadfast_api::trust::v1::stream_response::Message as Down;
+use steadfast_identity::replica::LEASE;
+use support::{Mesh, WAIT};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+struct Proxy {
+    up: mpsc::Sender<v1::StreamRequest>,
+    down: Streaming<v1::StreamResponse>,
+}
+
+fn instance(pod_uid: &str) -> v1::Instance {
+    v1::Instance { pod_uid: pod_uid.into(), started_at: Some(UnixTime::from_secs(7).into()) }
+}
+
+fn hello(token: &str, pod_uid: &str) -> Up {
+    Up::Hello(v1::Hello {
+        token: token.into(),
+        instance: Some(instance(pod_uid)),
+        version: "1".into(),
+        ..Default::default()
+    })
+}
+
+fn ack(pod_uid: &str, nonce: u64) -> Up {
+    Up::Ack(v1::Ack {
+        instance: Some(instance(pod_uid)),
+        nonce,
+        seq: 1,
+        digest: vec![7; 32],
+        ..Default::default()
+    })
+}
+
+async fn open(mesh: &Mesh, first: Option<Up>) -> Result<Proxy, Status> {
+    let (up, requests) = mpsc::channel(8);
+    up.send(v1::StreamRequest { message: first }).await.unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let down = mesh.trust().await.stream(requests).await?.into_inner();
+    Ok(Proxy { up, down })
+}
+
+async fn web(mesh: &Mesh) -> Proxy {
+    open(mesh, Some(hello("web", "uid-of-web-1"))).await.unwrap()
+}
+
+impl Proxy {
+    async fn send(&self, message: Option<Up>) {
+        self.up.send(v1::StreamRequest { message }).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Result<Option<Down>, Status> {
+        let next = tokio::time::timeout(WAIT, self.down.message()).await.unwrap();
+        match next? {
+            Some(response) => {
+                assert!(response.server_time.is_some());
+                Ok(response.message)
+            }
+            None => panic!("the stream has ended without a word"),
+        }
+    }
+
+    async fn bundle(&mut self) -> v1::Bundle {
+        match self.next().await.unwrap() {
+            Some(Down::Bundle(bundle)) => bundle,
+            other => panic!("no bundle but {other:?}"),
+        }
+    }
+}
+
+#[track_caller]
+fn assert_code(status: &Status, code: &str) {
+    assert_eq!(status.metadata().get("sft-code").unwrap(), code, "{status}");
+}
+
+fn member(mesh: &Mesh) -> steadfast_identity::member::Member {
+    mesh.app.streams.members().into_iter().next().unwrap()
+}
+
+#[tokio::test]
+async fn the_first_message_is_the_bundle_and_every_change_follows() {
+    let mesh = Mesh::start().await;
+    let mut proxy = web(&mesh).await;
+    let bundle = proxy.bundle().await;
+    assert_eq!((bundle.seq, bundle.trust_domain.as_str()), (1, "cluster.local"));
+    assert_eq!(bundle.anchors.len(), 2);
+    let mut state = mesh.founding.state.clone();
+    state.seq = 2;
+    state.tombstones.push(state.anchors.pop().unwrap().id);
+    mesh.store.put_state(&state);
+    let bundle = proxy.bundle().await;
+    assert_eq!((bundle.seq, bundle.anchors.len(), bundle.tombstones.len()), (2, 1, 1));
+}
+
+#[tokio::test]
+async fn a_query_and_a_renewal_reach_every_stream_also_one_that_comes_later() {
+    let mesh = Mesh::start().await;
+    let mut early = web(&mesh).await;
+    early.bundle().await;
+    mesh.app.streams.query(9);
+    let id = mesh.app.streams.renew(UnixTime::from_secs(100), Duration::from_secs(60));
+    let mut late = open(&mesh, Some(hello("api", "uid-of-api-1"))).await.unwrap();
+    late.bundle().await;
+    for proxy in [&mut early, &mut late] {
+        let query = proxy.next().await.unwrap();
+        assert_eq!(query, Some(Down::Query(v1::Query { nonce: 9 })));
+        let Some(Down::Renew(renew)) = proxy.next().await.unwrap() else { panic!("no renewal") };
+        assert_eq!((renew.id, renew.window.unwrap().seconds), (id, 60));
+    }
+}
+
+#[tokio::test]
+async fn an_ack_is_kept_with_the_nonce_that_it_answers() {
+    let mesh = Mesh::start().await;
+    let mut proxy = web(&mesh).await;
+    proxy.bundle().await;
+    proxy.send(Some(ack("uid-of-web-1", 4))).await;
+    mesh.wait(|| member(&mesh).answered == 4, "answered").await;
+    let known = member(&mesh);
+    assert_eq!(known.ack.unwrap().seq, 1);
+    assert_eq!(known.spiffe_id.as_str(), support::WEB_ID);
+    // The stream ends: the member is still known, as one that has none.
+    drop(proxy);
+    mesh.wait(|| member(&mesh).open.is_none(), "closed").await;
+    let kept = Duration::from_secs(3600) + steadfast_identity::authority::SKEW;
+    mesh.app.streams.tidy(known.last_seen + kept + Duration::from_secs(60));
+    assert!(mesh.app.streams.members().is_empty());
+}
+
+#[tokio::test]
+async fn an_ack_that_names_another_workload_closes_the_stream() {
+    let mesh = Mesh::start().await;
+    let mut victim = open(&mesh, Some(hello("api", "uid-of-api-1"))).await.unwrap();
+    victim.bundle().await;
+    let mut forger = web(&mesh).await;
+    forger.bundle().await;
+    forger.send(Some(ack("uid-of-api-1", 4))).await;
+    let status = forger.next().await.unwrap_err();
+    assert_code(&status, "SFT-ID-030");
+    let members = mesh.app.streams.members();
+    assert!(members.iter().all(|member| member.ack.is_none() && member.answered == 0));
+    // Another start of the same pod is another instance.
+    let mut forger = web(&mesh).await;
+    forger.bundle().await;
+    let Up::Ack(mut older) = ack("uid-of-web-1", 4) else { panic!("no ack") };
+    older.instance.as_mut().unwrap().started_at = Some(UnixTime::from_secs(6).into());
+    forger.send(Some(Up::Ack(older))).await;
+    assert_code(&forger.next().await.unwrap_err(), "SFT-ID-030");
+}
+
+#[tokio::test]
+async fn a_hello_must_be_first_and_once_and_of_the_tokens_own_pod() {
+    let mesh = Mesh::start().await;
+    let refused = async |first| open(&mesh, first).await.err().unwrap();
+    assert_code(&refused(Some(hello("web", "uid-of-api-1"))).await, "SFT-ID-030");
+    assert_code(&refused(Some(hello("", "uid-of-web-1"))).await, "SFT-ID-001");
+    assert_code(&refused(Some(hello("other", "uid-of-web-1"))).await, "SFT-ID-002");
+    assert_code(&refused(Some(ack("uid-of-web-1", 0))).await, "SFT-ID-031");
+    assert_code(&refused(None).await, "SFT-ID-031");
+    let mut proxy = web(&mesh).await;
+    proxy.bundle().await;
+    proxy.send(Some(hello("web", "uid-of-web-1"))).await;
+    assert_code(&proxy.next().await.unwrap_err(), "SFT-ID-031");
+    let mut proxy = web(&mesh).await;
+    proxy.bundle().await;
+    proxy.send(None).await;
+    assert_code(&proxy.next().await.unwrap_err(), "SFT-ID-031");
+}
+
+#[tokio::test]
+async fn a_newer_stream_of_an_instance_takes_the_place_of_the_older() {
+    let mesh = Mesh::start().await;
+    let mut older = web(&mesh).await;
+    older.bundle().await;
+    let mut newer = web(&mesh).await;
+    newer.bundle().await;
+    assert_eq!(mesh.app.streams.members().len(), 1);
+    older.send(Some(ack("uid-of-web-1", 4))).await;
+    assert_code(&older.next().await.unwrap_err(), "SFT-ID-031");
+    newer.send(Some(ack("uid-of-web-1", 5))).await;
+    mesh.wait(|| member(&mesh).answered == 5, "answered").await;
+}
+
+#[tokio::test]
+async fn past_the_lease_no_bundle_is_pushed_and_then_the_newest() {
+    let mesh = Mesh::start().await;
+    let mut proxy = web(&mesh).await;
+    proxy.bundle().await;
+    mesh.store.down.store(true, Ordering::SeqCst);
+    let lease = i64::try_from(LEASE.as_millis()).unwrap();
+    mesh.clock.boot_ms.fetch_add(lease, Ordering::SeqCst);
+    mesh.not_ready("trust_domain", "SFT-ID-021").await;
+    let refused = open(&mesh, Some(hello("web", "uid-of-web-1"))).await.err().unwrap();
+    assert_code(&refused, "SFT-ID-021");
+    let mut state = mesh.founding.state.clone();
+    state.seq = 3;
+    mesh.store.put_state(&state);
+    mesh.store.down.store(false, Ordering::SeqCst);
+    assert_eq!(proxy.bundle().await.seq, 3);
+}
+
+#[tokio::test]
+async fn a_draining_replica_ends_its_streams_with_unavailable() {
+    let mesh = Mesh::start().await;
+    let mut proxy = web(&mesh).await;
+    proxy.bundle().await;
+    mesh.drain.start();
+    assert_eq!(proxy.next().await.unwrap_err().code(), tonic::Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_review_is_remembered_only_while_its_pod_is_unchanged() {
+    let mesh = Mesh::start().await;
+    let reviews = || mesh.tokens.reviews.load(Ordering::SeqCst);
+    let review = async || mesh.app.certifier.reviews.review(b"web").await.unwrap();
+    // Followed soon after the start: from then on a second review asks nobody.
+    let remembered = async {
+        loop {
+            review().await;
+            let before = reviews();
+            review().await;
+            if reviews() == before {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(WAIT, remembered).await.unwrap();
+    mesh.tokens.known.lock().unwrap().remove("web");
+    review().await;
+    // The pod is deleted: what was said of its token no longer counts.
+    mesh.store.delete("resources/Pod/demo/web-1");
+    let forgotten = async {
+        while mesh.app.certifier.reviews.review(b"web").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(WAIT, forgotten).await.unwrap();
+}
