@@ -1,8 +1,8 @@
 //! Which endpoint gets the next request or connection.
 //!
 //! Power of two choices: of two endpoints, drawn by weight, the one with the lower load is taken.
-//! Its load is what its recent responses took (a peak-sensitive moving average) times what is
-//! pending there, over its weight. An endpoint that refuses connections is passed over for a
+//! The load is what recent responses took (a peak-sensitive moving average) times what is pending
+//! there for its weight. An endpoint that refuses connections is passed over for a
 //! while. Each worker has its own [`Balancer`]s: nothing here is shared or locked. The decisions
 //! are in `p2c`, which knows neither clock nor randomness.
 
@@ -40,8 +40,8 @@ impl Balancer {
     }
 
     /// These are the endpoints from now on; loads of those that stay are kept.
-    pub fn update(&self, now: Duration, endpoints: &[Arc<Endpoint>]) {
-        self.0.borrow_mut().update(now, endpoints);
+    pub fn update(&self, endpoints: &[Arc<Endpoint>]) {
+        self.0.borrow_mut().update(endpoints);
     }
 
     /// Picks an endpoint by two random numbers, each uniform over all of `u64`. `None`: there is

@@ -240,6 +240,3 @@ const TARGETS_MAX: usize = 4096;
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-#[cfg(test)]
-mod tests;

@@ -31,15 +31,19 @@ struct Slot {
     penalty: Penalty,
 }
 
-/// What is expected of the next request at an endpoint.
-#[derive(Clone, Copy, Debug)]
+/// What is known of the next request at an endpoint.
+#[derive(Clone, Copy, Debug, Default)]
 struct Load {
     pending: u32,
-    /// Peak-sensitive moving average of the latency, in seconds, as of `at`.
-    latency_secs: f64,
+    /// `None`: nothing was answered yet.
+    latency: Option<Latency>,
+}
+
+/// Peak-sensitive moving average of the latency, as of its last sample.
+#[derive(Clone, Copy, Debug)]
+struct Latency {
+    secs: f64,
     at: Duration,
-    /// Whether a response has ever been seen.
-    measured: bool,
 }
 
 /// How long an endpoint is passed over.
@@ -51,7 +55,7 @@ struct Penalty {
 
 impl Core {
     /// Replaces the set; linear in both sets.
-    pub(super) fn update(&mut self, now: Duration, endpoints: &[Arc<Endpoint>]) {
+    pub(super) fn update(&mut self, endpoints: &[Arc<Endpoint>]) {
         let mut old: HashMap<SocketAddr, Slot> =
             self.slots.drain(..).map(|slot| (slot.endpoint.addr, slot)).collect();
         for endpoint in endpoints {
@@ -60,7 +64,7 @@ impl Core {
                 Some(slot) if slot.endpoint.identity == endpoint.identity => {
                     Slot { endpoint: endpoint.clone(), ..slot }
                 }
-                _ => self.fresh(now, endpoint.clone()),
+                _ => self.fresh(endpoint.clone()),
             };
             self.slots.push(slot);
         }
@@ -87,7 +91,7 @@ impl Core {
             (false, true) => first,
             (true, false) => second,
             // A tie goes to the first, so that idle endpoints share by their weights.
-            (false, false) if self.cost(second, now) < self.cost(first, now) => second,
+            (false, false) if self.is_cheaper(second, first, now) => second,
             (false, false) => first,
             (true, true) => self.unpenalised(now, random[0]).unwrap_or_else(|| {
                 // All refuse: try the one whose turn comes first, rather than none.
@@ -115,7 +119,11 @@ impl Core {
     }
 
     pub(super) fn responded(&mut self, id: SlotId, now: Duration, latency: Duration) {
-        self.with(id, |slot| slot.load.observe(now, latency));
+        self.with(id, |slot| {
+            let first = Latency { secs: latency.as_secs_f64(), at: now };
+            let known = slot.load.latency.map(|known| known.observed(now, latency));
+            slot.load.latency = Some(known.unwrap_or(first));
+        });
     }
 
     pub(super) fn refused(&mut self, id: SlotId, now: Duration, random: u64) {
@@ -130,10 +138,10 @@ impl Core {
         self.slots.iter().filter(|slot| now >= slot.penalty.until).count()
     }
 
-    fn fresh(&mut self, now: Duration, endpoint: Arc<Endpoint>) -> Slot {
+    fn fresh(&mut self, endpoint: Arc<Endpoint>) -> Slot {
         self.next_id += 1;
         let id = SlotId(self.next_id);
-        Slot { id, endpoint, load: Load::unmeasured(now), penalty: Penalty::default() }
+        Slot { id, endpoint, load: Load::default(), penalty: Penalty::default() }
     }
 
     /// The slot in whose share of the weights this number falls.
@@ -174,9 +182,18 @@ impl Core {
         now < self.slots[at].penalty.until
     }
 
-    fn cost(&self, at: usize, now: Duration) -> f64 {
-        let slot = &self.slots[at];
-        slot.load.cost(now) / f64::from(slot.endpoint.weight)
+    /// Whether one more request would wait less at one than at the other: the expected latency for
+    /// itself, and for what is pending as far as the weight does not make up for it.
+    fn is_cheaper(&self, one: usize, other: usize, now: Duration) -> bool {
+        let (one, other) = (&self.slots[one], &self.slots[other]);
+        let mean_weight =
+            self.cumulative.last().map_or(0.0, |&sum| sum as f64) / self.cumulative.len() as f64;
+        let cost = |slot: &Slot, latency: f64| {
+            let share = mean_weight / f64::from(slot.endpoint.weight);
+            latency * (1.0 + f64::from(slot.load.pending) * share)
+        };
+        let (latency, other_latency) = latencies(&one.load, &other.load, now);
+        cost(one, latency) < cost(other, other_latency)
     }
 
     fn with(&mut self, id: SlotId, change: impl FnOnce(&mut Slot)) {
@@ -187,37 +204,31 @@ impl Core {
     }
 }
 
-impl Load {
-    fn unmeasured(now: Duration) -> Self {
-        Self { pending: 0, latency_secs: LATENCY_SECS_UNMEASURED, at: now, measured: false }
-    }
+/// What to expect of two, compared.
+///
+/// Latencies decay without samples, so that an endpoint which was slow once is tried again; but
+/// not below the other's: else of two equals the one that was not used lately would always look
+/// faster, whatever its weight. One that has not answered yet is taken for as good as the other:
+/// it gets its share at once, and what is pending there keeps that from being too much.
+fn latencies(one: &Load, other: &Load, now: Duration) -> (f64, f64) {
+    let (Some(a), Some(b)) = (&one.latency, &other.latency) else { return (1.0, 1.0) };
+    let floor = a.secs.min(b.secs).max(LATENCY_SECS_MIN);
+    (a.secs_at(now).max(floor), b.secs_at(now).max(floor))
+}
 
-    /// What one more request would wait: the expected latency for each that is pending, and it.
-    fn cost(&self, now: Duration) -> f64 {
-        // Without the floor two endpoints that both answered long ago would be equal at zero
-        // however much is pending at one of them.
-        let latency = self.latency_at(now).max(LATENCY_SECS_MIN);
-        latency * (f64::from(self.pending) + 1.0)
-    }
-
+impl Latency {
     /// A sample above the average replaces it at once; one below pulls it down by its share.
-    fn observe(&mut self, now: Duration, latency: Duration) {
-        let (sample, average) = (latency.as_secs_f64(), self.latency_at(now));
-        let keep = self.decay(now);
-        self.latency_secs = if !self.measured || sample > average {
-            sample
-        } else {
-            self.latency_secs * keep + sample * (1.0 - keep)
-        };
-        (self.at, self.measured) = (now.max(self.at), true);
+    fn observed(self, now: Duration, sample: Duration) -> Self {
+        let (sample, keep) = (sample.as_secs_f64(), self.decay(now));
+        let averaged = self.secs * keep + sample * (1.0 - keep);
+        Self { secs: averaged.max(sample), at: now.max(self.at) }
     }
 
-    /// Decays without samples, so that an endpoint which was slow once is tried again.
-    fn latency_at(&self, now: Duration) -> f64 {
-        self.latency_secs * self.decay(now)
+    fn secs_at(self, now: Duration) -> f64 {
+        self.secs * self.decay(now)
     }
 
-    fn decay(&self, now: Duration) -> f64 {
+    fn decay(self, now: Duration) -> f64 {
         (-now.saturating_sub(self.at).as_secs_f64() / DECAY_SECS).exp()
     }
 }
@@ -241,11 +252,12 @@ fn scale(random: u64, below: u64) -> u64 {
 
 /// How quickly latencies are forgotten.
 const DECAY_SECS: f64 = 10.0;
-/// What is expected of an endpoint that has not answered yet.
-const LATENCY_SECS_UNMEASURED: f64 = 0.030;
 /// Below it differences in latency say nothing.
 const LATENCY_SECS_MIN: f64 = 0.000_1;
 const PENALTY_MIN: Duration = Duration::from_millis(200);
 const PENALTY_MAX: Duration = Duration::from_secs(10);
 /// Beyond the cap already.
 const DOUBLINGS_MAX: u32 = 10;
+
+#[cfg(test)]
+mod tests;

@@ -55,3 +55,39 @@ impl Profile {
         Ok(Self::Service { authority: authority.map_err(|_| Unusable::Address)?, opaque })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use linkerd2_proxy_api::destination::{TlsIdentity, WeightedAddr};
+
+    use super::*;
+
+    fn parse(wire: DestinationProfile) -> Result<Profile, Unusable> {
+        Profile::parse("10.0.0.9:8080".parse().unwrap(), wire)
+    }
+
+    fn endpoint(tls_identity: Option<TlsIdentity>) -> DestinationProfile {
+        let addr: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        let endpoint = WeightedAddr { addr: Some(addr.into()), tls_identity, ..Default::default() };
+        DestinationProfile { endpoint: Some(endpoint), ..DestinationProfile::default() }
+    }
+
+    #[test]
+    fn a_profile_says_what_stands_behind_an_address() {
+        let unknown = DestinationProfile { opaque_protocol: true, ..Default::default() };
+        assert_eq!(parse(unknown.clone()), Ok(Profile::Foreign { opaque: true }));
+        let fully_qualified_name = "web.demo.svc.cluster.local".to_owned();
+        let service = DestinationProfile { fully_qualified_name, ..unknown };
+        let authority = Authority::new("web.demo.svc.cluster.local", 8080).unwrap();
+        assert_eq!(parse(service), Ok(Profile::Service { authority, opaque: true }));
+        assert!(matches!(parse(endpoint(None)), Ok(Profile::Endpoint { opaque: false, .. })));
+    }
+
+    #[test]
+    fn a_profile_that_cannot_be_understood_is_unusable_and_not_foreign() {
+        assert_eq!(parse(endpoint(Some(TlsIdentity::default()))), Err(Unusable::IdentityKind));
+        let fully_qualified_name = "no name".to_owned();
+        let wire = DestinationProfile { fully_qualified_name, ..Default::default() };
+        assert_eq!(parse(wire), Err(Unusable::Address));
+    }
+}
