@@ -6,13 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response};
 use prometheus_client::registry::Registry;
 use steadfast_process::admin::Admin;
 use steadfast_process::readiness::Component;
 use steadfast_process::{Drain, Readiness, SystemClock, Tasks};
 use tokio::net::TcpListener;
 
-use super::{Directory, Engine, Server};
+use super::manifests::Report;
+use super::{Directory, Engine, Manifests, Projection, Server};
 
 /// How the store is to run.
 #[derive(Clone, Debug)]
@@ -39,9 +43,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn("writer", writer);
     tasks.spawn("disk", report_disk(engine.clone(), readiness.component("disk", "opening")));
 
+    let ready = readiness.component("manifests", "the manifests have not been read yet");
+    let (manifests, report) = Manifests::new(&directory, engine.clone(), clock.clone(), ready);
+    tasks.spawn("manifests", manifests.run(drain.clone()));
+
+    let ready = readiness.component("tokens", "no token has been projected yet");
+    let (place, ttl) = (directory.clone(), config.token_ttl);
+    let projection = Projection::new(place, engine.clone(), clock.clone(), ttl, ready)?;
+    tasks.spawn("projection", projection.run(drain.clone()));
+
     let mut registry = Registry::default();
     engine.metrics().register(&mut registry);
-    let admin = Admin::new(Arc::new(registry), readiness.clone());
+    let admin = Admin::new(Arc::new(registry), readiness.clone())
+        .with_routes(move |request| routes(request, &report));
     let listener = TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("cannot listen on the admin address {}", config.admin))?;
@@ -56,6 +70,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     drop(engine);
     tasks.run(&drain, STOP_MAX).await?;
     Ok(())
+}
+
+/// What only loopback may ask for.
+fn routes(request: &Request<Bytes>, report: &Report) -> Option<Response<String>> {
+    let json = HeaderValue::from_static("application/json");
+    (request.method() == Method::GET && request.uri().path() == "/manifests.json").then(|| {
+        let mut response = Response::new(report.to_json());
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response
+    })
 }
 
 /// Shows in `/ready` whether the disk takes writes.
