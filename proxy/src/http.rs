@@ -20,8 +20,8 @@ pub mod sniff;
 pub mod worker;
 
 pub use body::{Body, BodyError, End, Frame, Interim, Length, Observer, Reset, Source};
-pub use error::{ProxyError, SendError, SendErrorKind, ServeError, Shape, abort};
-pub use head::needs_own_connection;
+pub use error::{GrpcStatus, ProxyError, SendError, SendErrorKind, ServeError, Shape, abort};
+pub use head::{needs_own_connection, to_origin_form};
 pub use sniff::{Sniffed, sniff};
 pub use worker::{Budget, Worker};
 

@@ -6,12 +6,23 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING,
     UPGRADE,
 };
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Version};
 
 /// Whether an exchange ends as a tunnel, if its server agrees: such a request cannot share an
 /// HTTP/2 connection and gets a mesh connection of its own, over which plain HTTP/1 is spoken.
 pub fn needs_own_connection<B>(request: &Request<B>) -> bool {
     request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE)
+}
+
+/// Turns the absolute target that a client sends to a proxy into the one that a server expects
+/// (RFC 9112 §3.2.1); `Host` says the same already. For clients that speak to this proxy as such:
+/// one that believes to speak to a server has its target passed on as it is.
+pub fn to_origin_form<B>(request: &mut Request<B>) {
+    if request.method() != Method::CONNECT && request.uri().authority().is_some() {
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = path.unwrap_or(PathAndQuery::from_static("/")).into();
+    }
 }
 
 /// Whether a request speaks gRPC, so that errors must be told in its own way.
@@ -139,6 +150,15 @@ mod tests {
         assert_eq!(map, headers(expected));
         strip_hop_by_hop(&mut upgrading, true);
         assert_eq!(upgrading.get(UPGRADE).unwrap(), "websocket");
+    }
+
+    #[test]
+    fn an_absolute_target_becomes_a_path() {
+        for (target, expected) in [("http://web/a?b", "/a?b"), ("http://web", "/"), ("/a", "/a")] {
+            let mut request = Request::builder().uri(target).body(()).unwrap();
+            to_origin_form(&mut request);
+            assert_eq!(request.uri(), expected);
+        }
     }
 
     #[test]

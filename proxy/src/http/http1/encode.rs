@@ -49,6 +49,8 @@ pub(super) enum Encoder {
     },
     /// Until the connection closes; tunnels too.
     Raw,
+    /// The message cannot have content; a body that ends late, without any, is waited for.
+    Skip,
 }
 
 impl Encoder {
@@ -56,7 +58,7 @@ impl Encoder {
         match framing {
             Framing::Chunked => Self::Chunked,
             Framing::Close | Framing::Tunnel => Self::Raw,
-            Framing::Empty => Self::Length { announced: 0, remaining: 0 },
+            Framing::Empty => Self::Skip,
             Framing::Length(bytes) => Self::Length { announced: bytes, remaining: bytes },
         }
     }
@@ -85,7 +87,7 @@ impl Encoder {
                 return Ok(());
             }
             // Only chunks have room for trailers.
-            (_, Frame::Trailers(_)) => {}
+            (Self::Skip, Frame::Data(_)) | (_, Frame::Trailers(_)) => {}
         }
         Ok(())
     }
@@ -196,12 +198,17 @@ pub(super) fn put_request(
     out.put_slice(b" ");
     put_version(out, version);
     out.put_slice(b"\r\n");
-    if let Some(host) = head.headers().get(HOST) {
-        put_field(out, &HOST, host);
-    } else if let Some(authority) = uri.authority() {
-        out.put_slice(b"host: ");
-        out.put_slice(authority.as_str().as_bytes());
-        out.put_slice(b"\r\n");
+    // In HTTP/2 the authority is what counts; the header, if there is one, is a courtesy.
+    match (head.headers().get(HOST), uri.authority()) {
+        (Some(host), authority) if !from_http2 || authority.is_none() => {
+            put_field(out, &HOST, host);
+        }
+        (_, Some(authority)) => {
+            out.put_slice(b"host: ");
+            out.put_slice(authority.as_str().as_bytes());
+            out.put_slice(b"\r\n");
+        }
+        (_, None) => {}
     }
     // A length of zero that the client told stays told.
     let told_zero = framing == Framing::Empty && head.headers().contains_key(CONTENT_LENGTH);
@@ -351,6 +358,7 @@ mod tests {
             .version(Version::HTTP_2)
             .method(Method::POST)
             .uri("http://web.demo/a?b")
+            .header(HOST, "other")
             .header(COOKIE, "a=1")
             .header(COOKIE, "b=2")
             .body(())

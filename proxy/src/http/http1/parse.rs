@@ -464,3 +464,222 @@ fn syntax(error: httparse::Error) -> HeadError {
 pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// More header lines get 431.
 pub const HEADERS_MAX: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<RequestHead, HeadError> {
+        parse_request_head(bytes).map(|head| head.expect("the head is complete"))
+    }
+
+    fn refused(head: &str) -> HeadError {
+        match parse(head.as_bytes()) {
+            Ok(parsed) => panic!("{head:?} was taken for {parsed:?}"),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn requests_that_two_readers_could_read_in_two_ways_are_refused() {
+        use HeadError as E;
+        let name = E::Syntax("header name");
+        let cases = [
+            ("GET / HTTP/1.1\nhost: a\n\n", E::BareLineEnd),
+            ("GET / HTTP/1.1\r\nhost: a\n\r\n", E::BareLineEnd),
+            ("\nGET / HTTP/1.1\r\nhost: a\r\n\r\n", E::BareLineEnd),
+            ("GET / HTTP/1.1\r\nhost: a\r\nx: a\rb\r\n\r\n", E::Syntax("header value")),
+            ("GET / HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n", E::Syntax("header value")),
+            ("GET / HTTP/1.1\r\nhost : a\r\n\r\n", name),
+            ("GET / HTTP/1.1\r\nhost: a\r\ncontent-length : 3\r\n\r\n", name),
+            ("GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n folded\r\n\r\n", name),
+            ("GET / HTTP/1.1\r\n host: a\r\n\r\n", name),
+            ("GET / HTTP/1.1\r\nhost: a\r\n: empty\r\n\r\n", name),
+            ("GET / HTTP/1.1\r\nhost: a\r\nno colon\r\n\r\n", name),
+            ("GET  / HTTP/1.1\r\nhost: a\r\n\r\n", E::Syntax("method or target")),
+            ("GET / HTTP/1.1 \r\nhost: a\r\n\r\n", E::Syntax("line end")),
+            ("GET / HTTP/2.0\r\nhost: a\r\n\r\n", E::VersionUnsupported),
+            ("GET / HTTP/1.2\r\nhost: a\r\n\r\n", E::VersionUnsupported),
+            ("GET /\r\nhost: a\r\n\r\n", E::Syntax("method or target")),
+            ("GET / HTTP/1.1\r\n\r\n", E::HostMissing),
+            ("GET http://a/ HTTP/1.1\r\n\r\n", E::HostMissing),
+            ("GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", E::HostRepeated),
+            ("GET / HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n", E::HostRepeated),
+            ("GET / HTTP/1.1\r\nhost: a b\r\n\r\n", E::HostInvalid),
+            ("GET / HTTP/1.1\r\nhost: a, b\r\n\r\n", E::HostInvalid),
+            ("GET / HTTP/1.1\r\nhost: a/b\r\n\r\n", E::HostInvalid),
+            ("GET / HTTP/1.1\r\nhost: u@a\r\n\r\n", E::HostInvalid),
+            ("GET / HTTP/1.1\r\nhost: a:x\r\n\r\n", E::HostInvalid),
+            ("GET a HTTP/1.1\r\nhost: a\r\n\r\n", E::TargetInvalid),
+            ("GET a:80 HTTP/1.1\r\nhost: a\r\n\r\n", E::TargetInvalid),
+            ("GET * HTTP/1.1\r\nhost: a\r\n\r\n", E::TargetInvalid),
+            ("GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n", E::TargetInvalid),
+            ("GET ftp://a/ HTTP/1.1\r\nhost: a\r\n\r\n", E::TargetInvalid),
+            ("GET http://u@a/ HTTP/1.1\r\nhost: a\r\n\r\n", E::TargetInvalid),
+            ("CONNECT /a HTTP/1.1\r\nhost: a\r\n\r\n", E::TargetInvalid),
+            ("CONNECT a HTTP/1.1\r\nhost: a\r\n\r\n", E::TargetInvalid),
+            ("CONNECT a:1 HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n", E::ContentOnConnect),
+        ];
+        for (head, expected) in cases {
+            assert_eq!(refused(head), expected, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn content_that_two_readers_could_frame_in_two_ways_is_refused() {
+        use HeadError as E;
+        let cases = [
+            ("content-length: 3\r\ntransfer-encoding: chunked", E::LengthWithTransferEncoding),
+            ("transfer-encoding: chunked\r\ncontent-length: 0", E::LengthWithTransferEncoding),
+            ("content-length: 3\r\ncontent-length: 4", E::LengthConflict),
+            ("content-length: 3, 3", E::LengthInvalid),
+            ("content-length: +3", E::LengthInvalid),
+            ("content-length: -3", E::LengthInvalid),
+            ("content-length: 0x3", E::LengthInvalid),
+            ("content-length: 3 3", E::LengthInvalid),
+            ("content-length:", E::LengthInvalid),
+            ("content-length: 18446744073709551616", E::LengthInvalid),
+            ("transfer-encoding:", E::TransferEncodingInvalid),
+            ("transfer-encoding: identity", E::TransferEncodingInvalid),
+            ("transfer-encoding: xchunked", E::TransferEncodingInvalid),
+            ("transfer-encoding: chunked, identity", E::TransferEncodingInvalid),
+            ("transfer-encoding: chunked\r\ntransfer-encoding: x", E::TransferEncodingInvalid),
+            ("transfer-encoding: chunked, chunked", E::TransferEncodingInvalid),
+            ("transfer-encoding: \"chunked\"", E::TransferEncodingInvalid),
+            ("transfer-encoding: gzip, chunked", E::TransferEncodingUnsupported),
+        ];
+        for (fields, expected) in cases {
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n");
+            assert_eq!(refused(&head), expected, "{fields:?}");
+            let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n");
+            let response = parse_response_head(head.as_bytes(), &Method::GET, false);
+            assert_eq!(response.unwrap_err(), expected, "{fields:?}");
+        }
+        let old = "POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(refused(old), E::TransferEncodingInHttp10);
+    }
+
+    #[test]
+    fn requests_that_are_well_formed_are_framed() {
+        let head = "\r\n\r\nPOST /a?b=c HTTP/1.1\r\nHost: web:80\r\ncontent-length: 3\r\n\
+                    Content-Length: 3\r\nexpect: 100-Continue\r\nx-empty:\r\n\r\n";
+        let parsed = parse(format!("{head}abc").as_bytes()).unwrap();
+        assert_eq!(parsed.framing, Framing::Length(3));
+        assert_eq!(parsed.consumed, head.len());
+        assert!(parsed.keep_alive && parsed.expects_continue);
+        assert_eq!(parsed.head.uri(), "/a?b=c");
+        assert_eq!(parsed.head.headers()["x-empty"], "");
+
+        let chunked = "POST / HTTP/1.1\r\nhost: [::1]:80\r\nTransfer-Encoding: Chunked\r\n\r\n";
+        let parsed = parse(chunked.as_bytes()).unwrap();
+        assert_eq!(parsed.framing, Framing::Chunked);
+        assert!(!parsed.head.headers().contains_key(TRANSFER_ENCODING));
+
+        let absolute = "GET http://web:81/a HTTP/1.1\r\nhost: other\r\nconnection: close\r\n\r\n";
+        let parsed = parse(absolute.as_bytes()).unwrap();
+        assert_eq!(parsed.head.headers()[HOST], "web:81");
+        assert!(!parsed.keep_alive);
+
+        let old = parse(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        assert!(!old.keep_alive && old.framing == Framing::Empty);
+        assert!(parse(b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n").is_ok());
+        assert_eq!(
+            parse(b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n").unwrap().framing,
+            Framing::Tunnel
+        );
+    }
+
+    #[test]
+    fn an_upgrade_is_kept_unless_it_is_one_to_http2_or_has_content() {
+        for (fields, kept) in [
+            ("connection: upgrade\r\nupgrade: websocket", true),
+            ("connection: keep-alive, Upgrade\r\nupgrade: a, b\r\ncontent-length: 0", true),
+            ("upgrade: websocket", false),
+            ("connection: upgrade, http2-settings\r\nhttp2-settings: x\r\nupgrade: h2c", false),
+            ("connection: upgrade\r\nupgrade: websocket\r\ncontent-length: 1", false),
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n");
+            let parsed = parse(head.as_bytes()).unwrap();
+            assert_eq!(parsed.framing == Framing::Tunnel, kept, "{fields}");
+            assert_eq!(parsed.head.headers().contains_key(UPGRADE), kept, "{fields}");
+            assert!(!parsed.head.headers().contains_key("http2-settings"));
+        }
+    }
+
+    #[test]
+    fn responses_are_framed_by_their_request_too() {
+        let framing = |head: &str, method: Method, upgrade| {
+            parse_response_head(head.as_bytes(), &method, upgrade).unwrap().unwrap().framing
+        };
+        let ok = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        assert_eq!(framing(ok, Method::GET, false), Framing::Length(5));
+        assert_eq!(framing(ok, Method::HEAD, false), Framing::Empty);
+        assert_eq!(framing(ok, Method::CONNECT, false), Framing::Tunnel);
+        assert_eq!(framing("HTTP/1.1 204\r\n\r\n", Method::GET, false), Framing::Empty);
+        assert_eq!(
+            framing("HTTP/1.1 304 x\r\ncontent-length: 5\r\n\r\n", Method::GET, false),
+            Framing::Empty
+        );
+        assert_eq!(framing("HTTP/1.0 200 OK\n\n", Method::GET, false), Framing::Close);
+        assert_eq!(framing("HTTP/1.1 101 x\r\n\r\n", Method::GET, true), Framing::Tunnel);
+        let unasked = parse_response_head(b"HTTP/1.1 101 x\r\n\r\n", &Method::GET, false);
+        assert_eq!(unasked.unwrap_err(), HeadError::SwitchUnasked);
+    }
+
+    #[test]
+    fn heads_have_limits() {
+        let fields = |count| "a: b\r\n".repeat(count);
+        let head = |fields: &str| format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
+        assert!(parse(head(&fields(HEADERS_MAX - 1)).as_bytes()).is_ok());
+        assert_eq!(refused(&head(&fields(HEADERS_MAX))), HeadError::TooManyHeaders);
+        let long = format!("a: {}\r\n", "x".repeat(HEAD_BYTES_MAX));
+        assert_eq!(refused(&head(&long)), HeadError::TooLong);
+        assert_eq!(HeadError::TooLong.status(), 431);
+        let target = format!("GET /{}", "x".repeat(HEAD_BYTES_MAX));
+        let error = parse_request_head(target.as_bytes()).unwrap_err();
+        assert_eq!((error, error.status()), (HeadError::TargetTooLong, StatusCode::URI_TOO_LONG));
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_a_head_parses_alike(
+            fields in proptest::collection::vec(
+                prop_oneof![
+                    Just("host: a".to_owned()),
+                    Just("content-length: 3".to_owned()),
+                    Just("transfer-encoding: chunked".to_owned()),
+                    "[a-z]{1,8} ?: ?[ -~]{0,12}",
+                ],
+                0..6,
+            ),
+            end in prop_oneof![Just("\r\n"), Just("\n")],
+            cuts in proptest::collection::vec(0usize..200, 0..6),
+        ) {
+            let wire = format!("GET /a HTTP/1.1\r\n{}\r\n{end}rest", fields.join("\r\n"));
+            let whole = parse_request_head(wire.as_bytes()).map(|head| head.map(|h| h.head));
+            let mut unread = BytesMut::new();
+            let mut scan = HeadScan::new(LineEnds::Strict);
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(wire.len())).collect();
+            cuts.sort_unstable();
+            cuts.push(wire.len());
+            let (mut from, mut outcome) = (0, Ok(None));
+            for to in cuts {
+                unread.extend_from_slice(&wire.as_bytes()[from..to]);
+                from = to;
+                outcome = scan.take_request(&mut unread).map(|head| head.map(|h| h.head));
+                if !matches!(outcome, Ok(None)) {
+                    break;
+                }
+            }
+            prop_assert_eq!(format!("{outcome:?}"), format!("{whole:?}"));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse_request_head(&bytes);
+            let _ = parse_response_head(&bytes, &Method::GET, true);
+        }
+    }
+}

@@ -222,14 +222,11 @@ async fn respond<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     response: Response<Body>,
     closing: bool,
 ) -> Result<Next, ServeError> {
-    let (mut head, mut body) = final_head(asked, response).into_parts();
+    let (mut head, body) = final_head(asked, response).into_parts();
     let tunnel = asked.agreed(head.status);
     shared.borrow_mut().open_tunnel(tunnel);
 
     let told = if tunnel { Some(false) } else { bodiless(&asked.method, head.status) };
-    if told.is_some() && !tunnel {
-        body = Body::empty();
-    }
     let framing = match told {
         _ if tunnel => Framing::Tunnel,
         Some(_) => Framing::Empty,

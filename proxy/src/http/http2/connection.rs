@@ -98,7 +98,7 @@ impl Tap {
         self.error.borrow_mut().take()
     }
 
-    fn keep(&self, result: io::Result<()>) -> io::Result<()> {
+    fn keep<T>(&self, result: io::Result<T>) -> io::Result<T> {
         result.map_err(|error| {
             let kind = error.kind();
             self.error.borrow_mut().get_or_insert(error);
@@ -135,7 +135,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Tapped<IO> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let result = ready!(Pin::new(&mut self.io).poll_write(cx, bytes));
+        Poll::Ready(self.tap.keep(result))
     }
 
     fn poll_write_vectored(
@@ -143,7 +144,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Tapped<IO> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+        let result = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices));
+        Poll::Ready(self.tap.keep(result))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -151,7 +153,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Tapped<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let result = ready!(Pin::new(&mut self.io).poll_flush(cx));
+        Poll::Ready(self.tap.keep(result))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

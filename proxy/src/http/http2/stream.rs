@@ -63,8 +63,10 @@ impl<G> Source for Received<G> {
 
 impl<G> Received<G> {
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        if !self.data_over {
+        while !self.data_over {
             match ready!(self.stream.poll_data(cx)) {
+                // A peer ends its content with an empty frame if it learnt of the end too late.
+                Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
                     // Taken is read: whoever took it has room for it.
                     let released = self.stream.flow_control().release_capacity(data.len());
