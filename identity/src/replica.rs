@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -56,6 +56,8 @@ pub struct Replica {
     lease: Lease,
     /// Why the last read confirmed nothing.
     trouble: Mutex<Refusal>,
+    /// Whether the last read has warned of the clock.
+    drifting: AtomicBool,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
 }
@@ -112,6 +114,7 @@ impl Replica {
             views: watch::Sender::new(None),
             lease: Lease::default(),
             trouble: Mutex::new(trouble),
+            drifting: AtomicBool::new(false),
             clock,
             metrics,
         })
@@ -183,7 +186,12 @@ impl Replica {
                 return Err(refuse(format!("the store has not answered in {READ_TIMEOUT:?}")));
             }
         };
-        check_clock((sources.clock_offset_ms)())?;
+        let offset_ms = (sources.clock_offset_ms)();
+        let drifted = self.drifting.swap(drifts(offset_ms), Ordering::AcqRel);
+        if drifts(offset_ms) && !drifted {
+            tracing::warn!(offset_ms, "this machine's clock drifts from the store's");
+        }
+        check_clock(offset_ms)?;
         self.install(&entry, sources).await.map_err(refuse)?;
         let held = self.lease.holds(self.clock.since_boot());
         self.lease.confirm(sent);
@@ -252,9 +260,14 @@ impl Replica {
 
     /// Tells `/ready`, the log (on change) and the metrics how the last read went.
     fn report(&self, read: Result<(), Refusal>, leased: &Component, issuer: &Component) {
-        if let Err(refusal) = read {
+        let failed = read.is_err();
+        let refusal = read.err().unwrap_or_else(|| {
+            let what = format!("the store has confirmed nothing for {LEASE:?}");
+            Refusal::new(Code::LEASE_EXPIRED, what)
+        });
+        {
             let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-            if *trouble != refusal {
+            if failed && *trouble != refusal {
                 tracing::warn!(code = %refusal.code, error = %refusal.what,
                     "the view of the trust domain is not confirmed");
             }
@@ -322,10 +335,12 @@ fn check_clock(offset_ms: Option<i64>) -> Result<(), Refusal> {
         let what = format!("this machine's clock is {offset} ms off the store's, over {skew_ms}");
         return Err(Refusal::new(Code::CLOCK_OFF, what));
     }
-    if offset.unsigned_abs() > skew_ms.unsigned_abs() / 2 {
-        tracing::warn!(offset_ms = offset, "this machine's clock drifts from the store's");
-    }
     Ok(())
+}
+
+/// Half way to where nothing is issued any more.
+fn drifts(offset_ms: Option<i64>) -> bool {
+    offset_ms.is_some_and(|offset| u128::from(offset.unsigned_abs()) > SKEW.as_millis() / 2)
 }
 
 async fn load_signer(

@@ -4,6 +4,8 @@
 // Each test file uses a part of it, and clippy knows tests by #[test] only.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod world;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};

@@ -1,0 +1,114 @@
+//! Measures the identity process: CPU per SVID over gRPC and TLS, with a token of its own for each
+//! request, and memory per trust stream.
+//!
+//! `cargo run --release -p steadfast-identity --example load -- PATH/TO/steadfast-identity`
+
+#![allow(clippy::unwrap_used)] // A measurement that cannot be made ends.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use steadfast_api::UnixTime;
+use steadfast_api::trust::v1;
+use steadfast_api::trust::v1::CertifyRequest;
+use steadfast_api::trust::v1::stream_request::Message;
+use support::world::{Identity, World, wait};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let binary = std::env::args().nth(1).unwrap();
+    let world = World::new(binary).await;
+    let many = "1000000";
+    let flags = [
+        ["--svids-per-second", many],
+        ["--renewals-per-second", many],
+        ["--svids-per-workload-per-minute", "100000000"],
+    ];
+    let identity = world.start(&flags.concat()).await;
+    wait(|| identity.ready().contains("\"ready\":true"), "ready").await;
+    certify(&world, &identity).await;
+    streams(&world, &identity).await;
+}
+
+/// Requests from some connections, each with several under way.
+async fn certify(world: &World, identity: &Identity) {
+    let tokens: Arc<Vec<_>> =
+        Arc::new((0..REQUESTS).map(|_| world.token("identity.l5d.io", "u1")).collect());
+    let csrs: Arc<Vec<_>> = Arc::new((0..64).map(|_| support::plain_csr()).collect());
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut workers = tokio::task::JoinSet::new();
+    let (cpu_before, began) = (cpu(identity), tokio::time::Instant::now());
+    for _ in 0..CONNECTIONS {
+        let trust = identity.trust(&world.founding).await;
+        for _ in 0..IN_FLIGHT {
+            let mut trust = trust.clone();
+            let (tokens, csrs, next) = (tokens.clone(), csrs.clone(), next.clone());
+            workers.spawn(async move {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(token) = tokens.get(at) else { return };
+                    let csr = csrs[at % csrs.len()].clone();
+                    trust.certify(CertifyRequest { token: token.clone(), csr }).await.unwrap();
+                }
+            });
+        }
+    }
+    workers.join_all().await;
+    let (used, took) = (cpu(identity) - cpu_before, began.elapsed());
+    println!(
+        "{REQUESTS} SVIDs in {:.2} s, {:.2} s of CPU: {:.0} SVIDs/s, {:.0} per core",
+        took.as_secs_f64(),
+        used.as_secs_f64(),
+        REQUESTS as f64 / took.as_secs_f64(),
+        REQUESTS as f64 / used.as_secs_f64(),
+    );
+}
+
+/// As many proxies as there are streams, each with a connection of its own.
+async fn streams(world: &World, identity: &Identity) {
+    let token = world.token("identity.l5d.io", "u1");
+    let before = anonymous_kib(identity);
+    let mut open = Vec::new();
+    for number in 0..STREAMS {
+        let started_at = Some(UnixTime::from_secs(number).into());
+        let instance = Some(v1::Instance { pod_uid: "u1".into(), started_at });
+        let token = token.clone();
+        let hello = v1::Hello { token, instance, ..Default::default() };
+        let (up, requests) = tokio::sync::mpsc::channel(1);
+        let message = Some(Message::Hello(hello));
+        up.send(v1::StreamRequest { message }).await.unwrap();
+        let mut trust = identity.trust(&world.founding).await;
+        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+        let mut down = trust.stream(requests).await.unwrap().into_inner();
+        down.message().await.unwrap().unwrap();
+        open.push((up, down, trust));
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let grown = anonymous_kib(identity) - before;
+    println!("{STREAMS} streams: {:.1} KiB each", grown as f64 / STREAMS as f64);
+    println!("{} streams are open", open.len());
+}
+
+/// User and system time of the process so far.
+fn cpu(identity: &Identity) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", identity.child.id())).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+fn anonymous_kib(identity: &Identity) -> i64 {
+    let path = format!("/proc/{}/smaps_rollup", identity.child.id());
+    let text = std::fs::read_to_string(path).unwrap();
+    let line = text.lines().find(|line| line.starts_with("Pss_Anon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+const REQUESTS: usize = 40_000;
+const CONNECTIONS: usize = 4;
+const IN_FLIGHT: usize = 16;
+const STREAMS: i64 = 1_000;
