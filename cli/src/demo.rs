@@ -14,6 +14,7 @@ use steadfast_process::{Clock as _, SystemClock};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::admin::AdminError;
+use crate::commands::trust::init::TRUST_DOMAIN_DEFAULT;
 use crate::duration;
 use crate::output::{self, Paint};
 use crate::problem::Problem;
@@ -192,7 +193,7 @@ impl Demo {
 
     /// Starts the mesh; with other ports, if one was taken in the moment between choice and use.
     async fn bring_up(&mut self) -> Result<Plan, DemoError> {
-        let trust_domain: TrustDomain = TRUST_DOMAIN.parse()?;
+        let trust_domain: TrustDomain = TRUST_DOMAIN_DEFAULT.parse()?;
         for attempt in 0.. {
             let plan = Plan::new(&trust_domain, self.args.svid_ttl, attempt)?;
             let starter = Starter {
@@ -342,6 +343,9 @@ fn svid_ttl(text: &str) -> Result<Duration, String> {
             duration::show(SVID_TTL_MAX)
         ));
     }
+    if ttl.subsec_nanos() != 0 {
+        return Err("must be whole seconds: a certificate knows no smaller time".to_owned());
+    }
     Ok(ttl)
 }
 
@@ -349,7 +353,6 @@ fn parsed(text: &str) -> Result<Duration, String> {
     duration::parse(text).map_err(|error| error.to_string())
 }
 
-const TRUST_DOMAIN: &str = "cluster.local";
 const SVID_TTL_MIN: Duration = Duration::from_secs(3);
 const SVID_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 const RATE_MAX: i64 = 20_000;
@@ -375,5 +378,6 @@ mod tests {
         assert_eq!(svid_ttl("15s"), Ok(Duration::from_secs(15)));
         assert!(svid_ttl("2s").unwrap_err().contains("from 3s to 1d"));
         assert!(svid_ttl("2d").is_err());
+        assert!(svid_ttl("3500ms").unwrap_err().contains("whole seconds"));
     }
 }

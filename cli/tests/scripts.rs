@@ -4,6 +4,8 @@
 //! command are what it prints, both outputs together. `[..]` stands for any text within a line,
 //! a line of `...` for any lines.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop where something is not as it should be")]
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -50,9 +50,9 @@ struct InitArgs {
     #[command(flatten)]
     dir: DirArg,
     /// The name of the trust domain: lower-case letters, digits, dots, dashes. It cannot be
-    /// changed later
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
-    trust_domain: TrustDomain,
+    /// changed later [default: cluster.local]
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Option<TrustDomain>,
 }
 
 /// Show the anchors and issuers, and how long each has left
@@ -99,7 +99,7 @@ pub(crate) enum TrustError {
 pub(super) async fn run(args: Args) -> Result<(), Problem> {
     match args.command {
         Command::Init(args) => {
-            let outcome = init::run(&args.dir.dir, &args.trust_domain).await;
+            let outcome = init::run(&args.dir.dir, args.trust_domain.as_ref()).await;
             output::print(&outcome.map_err(TrustError::from)?.to_string())?;
         }
         Command::Status(args) => {

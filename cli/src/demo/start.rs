@@ -63,7 +63,7 @@ impl Starter<'_> {
         self.store_answers().await?;
         reached("store", "keeps state, reads manifests, issues tokens");
 
-        let trust = init::run(directory.path(), &plan.trust_domain).await?;
+        let trust = init::run(directory.path(), Some(&plan.trust_domain)).await?;
         reached("trust", &trust.in_short());
 
         write_manifests(plan, directory)?;
@@ -194,7 +194,7 @@ fn identity(plan: &Plan, directory: &Directory, programs: &Programs) -> Spec {
         ("--dir", shown(directory.path())),
         ("--listen", plan.identity.to_string()),
         ("--admin", plan.identity_admin.to_string()),
-        ("--svid-ttl", format!("{}ms", plan.svid_ttl.as_millis())),
+        ("--svid-ttl", format!("{}s", plan.svid_ttl.as_secs())),
     ];
     ours("steadfast-identity", &programs.identity, Layer::Control, &args)
 }

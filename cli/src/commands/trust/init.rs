@@ -10,6 +10,7 @@ use std::fs::{self, File};
 
 use std::path::{Path, PathBuf};
 
+use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{KeyId, TrustDomain};
 use steadfast_identity::authority::{AuthorityError, Founding, found};
 use steadfast_platform::keys::{FileKeys, KeyStore as _, KeyStoreError};
@@ -55,27 +56,26 @@ pub(crate) enum InitError {
     State(#[from] serde_json::Error),
     #[error(transparent)]
     Store(#[from] StoreProblem),
+    #[error(transparent)]
+    TrustDomain(#[from] SpiffeError),
 }
 
 /// Founds the trust domain, or says what is there.
 ///
 /// # Errors
 /// What is in the way; nothing that was there has changed.
-pub(crate) async fn run(dir: &Path, trust_domain: &TrustDomain) -> Result<Outcome, InitError> {
+pub(crate) async fn run(dir: &Path, asked: Option<&TrustDomain>) -> Result<Outcome, InitError> {
     let directory = Directory::new(dir);
     let client = store::client(dir);
     let existing = client.get(TRUST_DOMAIN_KEY).await;
     let existing = existing.map_err(|error| store::explain(dir, error))?;
     let (state, founded) = match existing {
         Some(entry) => (serde_json::from_slice(&entry.value)?, false),
-        None => establish(&directory, &client, trust_domain).await?,
+        None => establish(&directory, &client, asked).await?,
     };
-    if state.trust_domain != *trust_domain {
-        return Err(InitError::Different {
-            dir: dir.to_owned(),
-            found: state.trust_domain,
-            asked: trust_domain.clone(),
-        });
+    if let Some(asked) = asked.filter(|asked| **asked != state.trust_domain) {
+        let (dir, asked) = (dir.to_owned(), asked.clone());
+        return Err(InitError::Different { dir, found: state.trust_domain, asked });
     }
     let unnamed_keys = check_keys(&directory, &state)?;
     let manifest = directory.manifests().join(MANIFEST);
@@ -90,9 +90,13 @@ pub(crate) async fn run(dir: &Path, trust_domain: &TrustDomain) -> Result<Outcom
 async fn establish(
     directory: &Directory,
     client: &Client,
-    trust_domain: &TrustDomain,
+    asked: Option<&TrustDomain>,
 ) -> Result<(TrustDomainState, bool), InitError> {
-    let Founding { state, active, standby, issuer } = found(trust_domain, SystemClock.now())?;
+    let trust_domain = match asked {
+        Some(asked) => asked.clone(),
+        None => TRUST_DOMAIN_DEFAULT.parse()?,
+    };
+    let Founding { state, active, standby, issuer } = found(&trust_domain, SystemClock.now())?;
     let anchor_keys = FileKeys::open(directory.anchor_keys())?;
     let issuer_keys = FileKeys::open(directory.issuer_keys())?;
     let (active_id, standby_id, issuer_id) = (active.id, standby.id, issuer.id);
@@ -210,7 +214,7 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = &self.state;
-        let verb = if self.founded { "founded" } else { "exists already" };
+        let verb = if self.founded { "has been founded" } else { "exists already" };
         writeln!(f, "The trust domain {} {verb} in {}", state.trust_domain, self.dir.display())?;
         for anchor in &state.anchors {
             let role = format!("{:?}", anchor.state).to_lowercase();
@@ -242,6 +246,8 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// The trust domain of a mesh that was given no other name.
+pub(crate) const TRUST_DOMAIN_DEFAULT: &str = "cluster.local";
 const MANIFEST: &str = "steadfast.yaml";
 
 /// The admin ports that the processes use unless told otherwise.

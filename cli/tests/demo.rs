@@ -1,0 +1,191 @@
+//! The demo for real: its numbers, and that it leaves nothing behind however it ends.
+//!
+//! It starts the programs of the other packages, which lie beside `steadfast` once the workspace
+//! is built. Each test has a TMPDIR of its own, which its processes inherit: so what is left of
+//! them is found by it.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop where something is not as it should be")]
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+#[test]
+fn no_request_fails_all_are_mutual_tls_and_every_svid_renews() {
+    let scratch = scratch();
+    let output = demo(&scratch, &["--for", "8s", "--svid-ttl", "5s", "--rate", "50", "--json"])
+        .wait_with_output()
+        .unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let summary: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(summary["requests"], 400, "{summary}");
+    assert_eq!(summary["failed"], 0, "{summary}");
+    assert_eq!(summary["success_rate"], 1.0, "{summary}");
+    assert_eq!(summary["mtls_rate"], 1.0, "{summary}");
+    // Each of the three lives for 5 s and renews at 60 to 70 % of that.
+    assert!(summary["svid_renewals"].as_u64() >= Some(3), "{summary}");
+    assert_nothing_is_left(&scratch);
+}
+
+#[test]
+fn nothing_is_left_of_a_demo_that_was_killed() {
+    let scratch = scratch();
+    let mut demo = demo(&scratch, &["--for", "60s"]);
+    until("the demo is up", || processes_of(&scratch).len() >= PROCESSES);
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    assert_nothing_is_left(&scratch);
+}
+
+#[test]
+fn an_interrupt_at_any_stage_stops_everything() {
+    for started in [1, 3, 6, PROCESSES] {
+        let scratch = scratch();
+        let demo = demo(&scratch, &["--for", "60s"]);
+        until("so many have started", || processes_of(&scratch).len() >= started);
+        signal(demo.id(), Signal::INT);
+        let output = demo.wait_with_output().unwrap();
+        let (stdout, stderr) = texts(&output);
+        assert!(output.status.code().is_some(), "{stdout}{stderr}");
+        assert!(stdout.contains("nothing is left behind"), "{stdout}{stderr}");
+        assert_nothing_is_left(&scratch);
+    }
+}
+
+#[test]
+fn a_process_that_dies_is_named_with_its_last_words() {
+    let scratch = scratch();
+    let mut demo = demo(&scratch, &["--for", "60s", "--svid-ttl", "10s"]);
+    let mut stdout = demo.stdout.take().unwrap();
+    let mut seen = String::new();
+    until("a request has come through", || {
+        let mut bytes = [0; 4096];
+        let read = stdout.read(&mut bytes).unwrap();
+        seen.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        seen.contains("first request")
+    });
+    let control = processes_of(&scratch).into_iter().find(|(_, c)| c.contains("steadfast-control"));
+    signal(control.unwrap().0, Signal::KILL);
+    let output = demo.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("steadfast-control was killed by signal 9; the last lines"),
+        "{stderr}"
+    );
+    assert_nothing_is_left(&scratch);
+}
+
+#[test]
+fn a_kept_mesh_tells_who_its_workloads_are() {
+    let scratch = scratch();
+    let dir = scratch.path().join("mesh");
+    let mesh = dir.to_str().unwrap();
+    let demo = demo(&scratch, &["--keep", "--dir", mesh, "--rate", "20"]);
+    until("a sidecar has its identity", || {
+        steadfast(&["identity", "demo/api-0", "--dir", mesh, "--pem"]).status.success()
+            && dir.join("env/web-proxy.env").exists()
+    });
+    let (table, _) = texts(&steadfast(&["identity", "api-0", "--dir", mesh]));
+    for words in ["spiffe://cluster.local/ns/demo/sa/api", "next renewal", "trust anchor"] {
+        assert!(table.contains(words), "{words} is not in\n{table}");
+    }
+    let (status, _) = texts(&steadfast(&["trust", "status", "--dir", mesh]));
+    assert!(status.contains("standby") && status.contains("bundle seq 1"), "{status}");
+    let (again, _) = texts(&steadfast(&["trust", "init", "--dir", mesh]));
+    assert!(again.contains("exists already"), "{again}");
+    let (_, other) = texts(&steadfast(&["trust", "init", "--dir", mesh, "--trust-domain", "x.y"]));
+    assert!(other.contains("has the trust domain cluster.local already"), "{other}");
+    let (_, unknown) = texts(&steadfast(&["identity", "db", "--dir", mesh]));
+    assert!(unknown.contains("demo/web-0"), "{unknown}");
+    let (_, busy) = texts(&steadfast(&["demo", "--dir", mesh]));
+    assert!(busy.contains("a store runs in"), "{busy}");
+
+    signal(demo.id(), Signal::TERM);
+    let output = demo.wait_with_output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert!(stdout.contains("LINKERD2_PROXY_IDENTITY_LOCAL_NAME='web.demo."), "{stdout}");
+    assert!(dir.join("log/web-proxy.log").exists() && dir.join("manifests/demo.yaml").exists());
+    assert!(!dir.join("store.sock").exists(), "the socket is left behind");
+    until("no process is left", || processes_of(&scratch).is_empty());
+}
+
+fn scratch() -> TempDir {
+    let own = Path::new(env!("CARGO_BIN_EXE_steadfast"));
+    for program in ["store", "identity", "control", "proxy"] {
+        let path = own.with_file_name(format!("steadfast-{program}"));
+        assert!(path.exists(), "{} is missing: run `cargo build --workspace`", path.display());
+    }
+    tempfile::Builder::new().prefix("steadfast-cli-").tempdir().unwrap()
+}
+
+fn demo(scratch: &TempDir, args: &[&str]) -> Child {
+    command(&["demo"])
+        .args(args)
+        .env("TMPDIR", scratch.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn steadfast(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast"));
+    command.args(args).env_remove("STEADFAST_DIR").stdin(Stdio::null());
+    command
+}
+
+fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// The processes that have this test's TMPDIR, with their command lines; zombies are none.
+fn processes_of(scratch: &TempDir) -> Vec<(u32, String)> {
+    let mark = format!("TMPDIR={}", scratch.path().display()).into_bytes();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let dir = PathBuf::from(format!("/proc/{pid}"));
+        let environ = fs::read(dir.join("environ")).ok()?;
+        let ours = environ.split(|byte| *byte == 0).any(|variable| variable == mark);
+        let command = fs::read_to_string(dir.join("cmdline")).ok()?.replace('\0', " ");
+        (ours && !command.is_empty()).then_some((pid, command))
+    })
+    .collect()
+}
+
+fn assert_nothing_is_left(scratch: &TempDir) {
+    until("no process is left", || processes_of(scratch).is_empty());
+    until("no directory is left", || fs::read_dir(scratch.path()).unwrap().next().is_none());
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+/// Waits until it is so.
+#[track_caller]
+#[allow(clippy::disallowed_methods, reason = "a test of real processes has real time")]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = SystemTime::now() + DEADLINE;
+    while !is_so() {
+        assert!(SystemTime::now() < end, "not within {DEADLINE:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// The demo, its janitor, store, identity, control, three applications and three sidecars.
+const PROCESSES: usize = 11;
+const DEADLINE: Duration = Duration::from_secs(60);
