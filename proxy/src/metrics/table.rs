@@ -86,11 +86,13 @@ impl<S: Default> Table<S> {
             return entry.series.clone();
         }
         if all.len() >= SERIES_MAX {
-            let unheld = all.iter().find(|(_, entry)| entry.unheld()).map(|(l, _)| l.clone());
+            let overflow = self.overflow();
+            let mut others = all.iter().filter(|(labels, _)| **labels != overflow);
+            let unheld = others.find(|(_, entry)| entry.unheld()).map(|(l, _)| l.clone());
             self.0.evicted.fetch_add(1, Ordering::Relaxed);
             match unheld {
                 Some(unheld) => drop(all.remove(&unheld)),
-                None => return all.entry(self.overflow()).or_default().series.clone(),
+                None => return all.entry(overflow).or_default().series.clone(),
             }
         }
         all.entry(labels.clone()).or_default().series.clone()

@@ -76,7 +76,10 @@ struct Profiled {
 }
 
 /// Values by key, let go when nobody has used them for a while.
-struct Cached<K, V>(RefCell<HashMap<K, (Rc<V>, Cell<Duration>)>>);
+struct Cached<K, V>(RefCell<HashMap<K, Used<V>>>);
+
+/// A value, and when it was last used.
+type Used<V> = (Rc<V>, Cell<Duration>);
 
 impl Routes {
     pub(super) fn new(shared: &Shared) -> Self {
