@@ -23,7 +23,7 @@ pub struct Load {
     pub http2: bool,
     /// How many connections.
     pub connections: usize,
-    /// Requests a second over all connections.
+    /// Requests a second over all connections; 0: as fast as answers come.
     pub rate: u32,
     /// For how long, in milliseconds.
     pub duration_ms: u64,
@@ -63,7 +63,9 @@ impl Load {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut report, mut sender) = (Report::default(), None);
         while Instant::now() < end {
-            ticks.tick().await;
+            if self.rate > 0 {
+                ticks.tick().await;
+            }
             let body = format!("request {} of connection {index}", report.requests);
             report.requests += 1;
             let sent = timeout(REQUEST_TIMEOUT, self.send(&mut sender, &mut report, body)).await;

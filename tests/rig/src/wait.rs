@@ -24,4 +24,4 @@ pub async fn until<T, F: Future<Output = Result<T, String>>>(
     }
 }
 
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(5);
