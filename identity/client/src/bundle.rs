@@ -63,3 +63,32 @@ pub(crate) fn next(
 fn ids<'a>(ids: impl Iterator<Item = &'a [u8]>) -> Result<BTreeSet<KeyId>, BundleRefused> {
     ids.map(|id| KeyId::from_slice(id).ok_or(BundleRefused::Id(id.len()))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use steadfast_api::trust::v1::DeniedIssuer;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bundle_panics_and_garbage_is_never_used(
+            trust_domain in "cluster.local|elsewhere|",
+            seq in any::<u64>(),
+            anchors in vec(vec(any::<u8>(), 0..200), 0..4),
+            denied in vec(vec(any::<u8>(), 0..40), 0..4),
+            tombstones in vec(vec(any::<u8>(), 0..40), 0..4),
+        ) {
+            let denied_issuers = denied
+                .into_iter()
+                .map(|issuer_id| DeniedIssuer { issuer_id, until: None })
+                .collect();
+            let sent = Bundle { trust_domain, seq, anchors, denied_issuers, tombstones };
+            let ours: TrustDomain = "cluster.local".parse().unwrap();
+            let refused = next(None, &ours, &sent).err().map(|refused| refused.code());
+            prop_assert_eq!(refused, Some(Code::BUNDLE_INVALID));
+        }
+    }
+}

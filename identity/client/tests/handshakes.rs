@@ -1,6 +1,8 @@
 //! What TLS between two workloads promises: each reason to refuse has its own code and alert, on
 //! both sides, and the same peer mended in that one property gets through.
 
+#![allow(clippy::unwrap_used, reason = "in a test what cannot be had is a failure")]
+
 mod support;
 
 use std::sync::Arc;

@@ -2,6 +2,8 @@
 //! real socket: nothing is installed that is not ours, whole and believed; what fails is tried
 //! again; readiness tells the truth.
 
+#![allow(clippy::unwrap_used, reason = "in a test what cannot be had is a failure")]
+
 mod support;
 
 use std::collections::BTreeSet;

@@ -113,6 +113,15 @@ impl Authority {
         Self { key, der, params, chain }
     }
 
+    /// A thief of an SVID's key who plays at being an issuer.
+    pub(crate) fn of_svid(key: SvidKey, chain: Vec<Vec<u8>>) -> Self {
+        let mut params = authority_params("", &key, NOW - HOUR, NOW + HOUR);
+        // The SVID's own subject, which is empty.
+        params.distinguished_name = DistinguishedName::new();
+        let der = chain.first().unwrap().clone();
+        Self { key, der, params, chain }
+    }
+
     pub(crate) fn id(&self) -> KeyId {
         self.key.id()
     }

@@ -56,11 +56,14 @@ pub(crate) struct Service {
     /// Everything that came on trust streams, in its order.
     pub(crate) heard: watch::Sender<Vec<StreamRequest>>,
     bundle: watch::Sender<Bundle>,
-    streams: Arc<Mutex<Vec<mpsc::Sender<Result<StreamResponse, Status>>>>>,
+    streams: Arc<Mutex<Vec<Outgoing>>>,
     world: Arc<World>,
     life: Duration,
     drain: Drain,
 }
+
+/// What is sent on one trust stream.
+type Outgoing = mpsc::Sender<Result<StreamResponse, Status>>;
 
 impl World {
     pub(crate) fn new() -> Arc<Self> {
