@@ -69,11 +69,12 @@ impl Connect {
     /// [`Unanswered`].
     pub async fn send_http2(
         self: &Rc<Self>,
+        direction: Direction,
         endpoint: &Arc<Endpoint>,
         labels: impl FnOnce() -> Labels,
         request: Request<Body>,
     ) -> Result<Response<Body>, Unanswered> {
-        let pooled = match self.http2(endpoint, labels).await {
+        let pooled = match self.http2(direction, endpoint, labels).await {
             Ok(pooled) => pooled,
             Err(refusal) => {
                 let request = Some(Box::new(request));
@@ -179,6 +180,7 @@ impl Connect {
 
     async fn http2(
         self: &Rc<Self>,
+        direction: Direction,
         endpoint: &Arc<Endpoint>,
         labels: impl FnOnce() -> Labels,
     ) -> Result<Rc<Pooled>, Rc<Refusal>> {
@@ -196,7 +198,7 @@ impl Connect {
                 }
                 Some(Slot::Connecting(of, connecting)) if *of == generation => connecting.clone(),
                 _ => {
-                    let opening = self.clone().open(endpoint.clone(), labels());
+                    let opening = self.clone().open(direction, endpoint.clone(), labels());
                     let connecting = opening.boxed_local().shared();
                     let slot = Slot::Connecting(generation, connecting.clone());
                     pool.insert(key.clone(), slot);
@@ -218,12 +220,13 @@ impl Connect {
 
     async fn open(
         self: Rc<Self>,
+        direction: Direction,
         endpoint: Arc<Endpoint>,
         labels: Labels,
     ) -> Result<Rc<Pooled>, Rc<Refusal>> {
         let addr = endpoint.addr;
         self.try_open(&endpoint, labels).await.map_err(|refusal| {
-            self.report(Direction::Outbound, addr, &refusal);
+            self.report(direction, addr, &refusal);
             Rc::new(refusal)
         })
     }

@@ -91,7 +91,8 @@ impl Serving {
         let (connect, target) = (&self.inbound.connect, self.facts.target);
         if request.version() == Version::HTTP_2 {
             let labels = || self.server_labels.clone();
-            return connect.send_http2(&self.application, labels, request).await;
+            let direction = Direction::Inbound;
+            return connect.send_http2(direction, &self.application, labels, request).await;
         }
         if needs_own_connection(&request) {
             return match connect.plaintext(target, self.server_labels.clone()).await {

@@ -114,6 +114,7 @@ impl Serving {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Unanswered> {
         let (connect, endpoint) = (&self.outbound.connect, chosen.endpoint());
+        let direction = Direction::Outbound;
         let labels = || route.labels(endpoint).with("peer", "dst");
         if let Some(authority) = &endpoint.authority_override {
             override_authority(&mut request, authority);
@@ -125,7 +126,7 @@ impl Serving {
                     connect.send_alone(server, request).await
                 }
                 Err(refusal) => {
-                    connect.report(Direction::Outbound, endpoint.addr, &refusal);
+                    connect.report(direction, endpoint.addr, &refusal);
                     let failed = Failed::Connect(Rc::new(refusal));
                     Err(Unanswered { failed, request: Some(Box::new(request)) })
                 }
@@ -135,15 +136,14 @@ impl Serving {
             // It may have been made ready for a meshed one before.
             orig_proto::request_from_http2(&mut request);
             if request.version() != Version::HTTP_2 {
-                let direction = Direction::Outbound;
                 return connect.send_http1(direction, endpoint.addr, labels(), request).await;
             }
-            return connect.send_http2(endpoint, labels, request).await;
+            return connect.send_http2(direction, endpoint, labels, request).await;
         }
         let was_http1 = request.version() != Version::HTTP_2
             || request.headers().contains_key(orig_proto::L5D_ORIG_PROTO);
         orig_proto::request_to_http2(&mut request);
-        let mut response = connect.send_http2(endpoint, labels, request).await?;
+        let mut response = connect.send_http2(direction, endpoint, labels, request).await?;
         chosen.connected();
         if was_http1 {
             orig_proto::response_from_http2(&mut response);

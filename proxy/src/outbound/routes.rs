@@ -109,24 +109,19 @@ impl Routes {
     pub(super) async fn choose(&self, route: &Route) -> Result<Chosen, Refusal> {
         match &route.way {
             Way::Single(endpoint) => Ok(Chosen::Single(endpoint.clone())),
-            Way::Balanced(balanced) => {
-                let picking = async {
-                    loop {
-                        balanced.refresh();
-                        let random = self.random.borrow_mut().random();
-                        if let Some(picked) = balanced.balancer.pick(self.now(), random) {
-                            return Ok(Chosen::Balanced(picked));
-                        }
-                        balanced.check_worth_waiting()?;
-                        let mut updates = balanced.updates.borrow().clone();
-                        if updates.changed().await.is_err() {
-                            // Discovery has forgotten it: ask anew.
-                            return Err(balanced.nothing());
-                        }
-                    }
-                };
-                timeout(WAIT_MAX, picking).await.unwrap_or_else(|_| Err(balanced.nothing()))
-            }
+            Way::Balanced(balanced) => loop {
+                balanced.refresh();
+                let random = self.random.borrow_mut().random();
+                if let Some(picked) = balanced.balancer.pick(self.now(), random) {
+                    return Ok(Chosen::Balanced(picked));
+                }
+                let patience = balanced.worth_waiting().ok_or_else(|| balanced.nothing())?;
+                let mut updates = balanced.updates.borrow().clone();
+                // A discovery that is gone has nothing more to say.
+                if !matches!(timeout(patience, updates.changed()).await, Ok(Ok(()))) {
+                    return Err(balanced.nothing());
+                }
+            },
         }
     }
 
@@ -179,7 +174,7 @@ impl Routes {
         };
         let mut updates = profiled.updates.borrow().clone();
         let known = updates.wait_for(|profile| !matches!(**profile, Profile::Pending));
-        let profile = match timeout(WAIT_MAX, known).await {
+        let profile = match timeout(ANSWER_WAIT_MAX, known).await {
             Ok(Ok(profile)) => profile.clone(),
             _ => return Err(unknown(&authority, "the control plane has not answered")),
         };
@@ -283,11 +278,13 @@ impl Balanced {
         self.latest.replace(latest);
     }
 
-    /// A name that does not exist will not come to exist soon; endpoints may.
-    fn check_worth_waiting(&self) -> Result<(), Refusal> {
+    /// How long an endpoint is worth waiting for: a name that does not exist will not come to
+    /// exist soon; endpoints may.
+    fn worth_waiting(&self) -> Option<Duration> {
         match &**self.latest.borrow() {
-            Endpoints::Missing | Endpoints::Refused(_) => Err(self.nothing()),
-            Endpoints::Known { .. } | Endpoints::Pending => Ok(()),
+            Endpoints::Missing | Endpoints::Refused(_) => None,
+            Endpoints::Known { .. } => Some(ENDPOINT_WAIT_MAX),
+            Endpoints::Pending => Some(ANSWER_WAIT_MAX),
         }
     }
 
@@ -366,8 +363,10 @@ fn full(_: DiscoveryError) -> Refusal {
     Refusal::Overloaded("discovery watches as many destinations as it can")
 }
 
-/// For discovery's first word, or for an endpoint to become ready.
-const WAIT_MAX: Duration = Duration::from_secs(10);
+/// For discovery's first word.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
+/// For an endpoint to become ready, where there is none: Linkerd's time until it fails fast.
+const ENDPOINT_WAIT_MAX: Duration = Duration::from_secs(3);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Of names, and of addresses, by worker.
 const TARGETS_MAX: usize = 2048;
