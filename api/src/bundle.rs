@@ -8,6 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use x509_parser::oid_registry::OID_SIG_ED25519;
+use x509_parser::prelude::X509Certificate;
 use x509_parser::public_key::PublicKey;
 
 use crate::svid::parse_certificate;
@@ -61,12 +63,13 @@ impl TrustAnchor {
     /// What is wrong with it, in words that follow "trust anchor".
     pub fn parse(der: &[u8]) -> Result<Self, String> {
         let certificate = parse_certificate(der).map_err(|error| error.to_string())?;
-        let is_ca = certificate
-            .basic_constraints()
-            .map_err(|_| "has a malformed or repeated basicConstraints extension")?
-            .is_some_and(|extension| extension.value.ca);
-        if !is_ca {
-            return Err("is no CA certificate (basicConstraints CA:true is missing)".to_owned());
+        check_authority(&certificate)?;
+        // Published bundles carry the key as a JWK, and nobody could verify another kind anyway.
+        if PublicJwk::of(&certificate).is_none() {
+            let kind = &certificate.public_key().algorithm.algorithm;
+            return Err(format!(
+                "has a key of the kind {kind}; EC (P-256, P-384, P-521), RSA and Ed25519 are known"
+            ));
         }
         Ok(Self {
             id: KeyId::of_spki(certificate.public_key().raw),
@@ -107,7 +110,8 @@ impl TrustBundle {
         sequence: u64,
         mut anchors: Vec<TrustAnchor>,
     ) -> Result<Self, BundleError> {
-        anchors.sort_by_key(TrustAnchor::id);
+        // Of two certificates for one key, the one that ends last is kept, in whatever order they came.
+        anchors.sort_by(|a, b| (a.id, b.not_after, &b.der).cmp(&(b.id, a.not_after, &a.der)));
         anchors.dedup_by_key(|anchor| anchor.id);
         if anchors.is_empty() {
             return Err(BundleError::Empty);
@@ -125,7 +129,7 @@ impl TrustBundle {
             return Err(BundleError::TooLong(bytes.len()));
         }
         let (sequence, ders) = if bytes.trim_ascii_start().starts_with(b"{") {
-            let set: JwkSet =
+            let set: JwkSet<serde_json::Value> =
                 serde_json::from_slice(bytes).map_err(|e| BundleError::Format(e.to_string()))?;
             (set.spiffe_sequence.unwrap_or(0), set.anchor_ders()?)
         } else {
@@ -138,7 +142,11 @@ impl TrustBundle {
     /// The form in which a bundle is published: a JWK set in JSON.
     pub fn to_jwks(&self) -> String {
         let keys = self.anchors.iter().map(Jwk::of_anchor).collect();
-        let set = JwkSet { keys, spiffe_sequence: Some(self.sequence), spiffe_refresh_hint: None };
+        let set = JwkSet {
+            keys,
+            spiffe_sequence: Some(self.sequence),
+            spiffe_refresh_hint: Some(REFRESH_HINT_SECS),
+        };
         // Strings and numbers alone: serialising them cannot fail.
         serde_json::to_string_pretty(&set).unwrap_or_default()
     }
@@ -211,39 +219,71 @@ fn pem_ders(bytes: &[u8]) -> Result<Vec<Vec<u8>>, BundleError> {
         .collect()
 }
 
+/// X509-SVID, §4.1 and §4.3: a signing certificate says that it is one.
+fn check_authority(certificate: &X509Certificate<'_>) -> Result<(), String> {
+    let is_ca = certificate
+        .basic_constraints()
+        .map_err(|_| "has a malformed or repeated basicConstraints extension")?
+        .is_some_and(|extension| extension.value.ca);
+    if !is_ca {
+        return Err("is no CA certificate (basicConstraints CA:true is missing)".to_owned());
+    }
+    let usage =
+        certificate.key_usage().map_err(|_| "has a malformed or repeated keyUsage extension")?;
+    // Old roots of companies have no keyUsage at all, which forbids nothing.
+    if usage.is_some_and(|extension| !extension.value.key_cert_sign()) {
+        return Err("has a keyUsage without keyCertSign".to_owned());
+    }
+    Ok(())
+}
+
+/// Keys are read as any JSON first: one that is not for us may have any form.
 #[derive(Serialize, Deserialize)]
-struct JwkSet {
-    keys: Vec<Jwk>,
+struct JwkSet<K> {
+    keys: Vec<K>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spiffe_sequence: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spiffe_refresh_hint: Option<u64>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Jwk {
-    kty: String,
-    #[serde(rename = "use", default)]
-    use_: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    crv: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    x: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    y: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    x5c: Vec<String>,
+    #[serde(flatten)]
+    key: Option<PublicJwk>,
+    #[serde(rename = "use")]
+    use_: &'static str,
+    x5c: [String; 1],
 }
 
-impl JwkSet {
-    /// The certificates of the keys that are meant for X.509-SVIDs. A key for another use is
-    /// passed over, as the standard wants (§4.2.2).
+/// A public key in the words of RFC 7518, §6, and RFC 8037, §2.
+#[derive(Serialize)]
+#[serde(tag = "kty")]
+enum PublicJwk {
+    #[serde(rename = "EC")]
+    Ec { crv: &'static str, x: String, y: String },
+    #[serde(rename = "OKP")]
+    Okp { crv: &'static str, x: String },
+    #[serde(rename = "RSA")]
+    Rsa { n: String, e: String },
+}
+
+impl JwkSet<serde_json::Value> {
+    /// The certificates of the keys that are meant for X.509-SVIDs. A key of another type or for
+    /// another use is passed over, as the standard wants (§4.1.3).
     fn anchor_ders(&self) -> Result<Vec<Vec<u8>>, BundleError> {
-        let keys = self.keys.iter().filter(|key| key.use_ == "x509-svid").enumerate();
+        let for_us = |key: &&serde_json::Value| {
+            key.get("use").is_some_and(|use_| use_ == X509_SVID_USE)
+                && key.get("kty").is_some_and(|kty| KEY_TYPES.iter().any(|known| kty == known))
+        };
+        let keys = self.keys.iter().filter(for_us).enumerate();
         keys.map(|(index, key)| {
             let fail = |reason: String| BundleError::Anchor { index, reason };
-            let [x5c] = key.x5c.as_slice() else {
-                return Err(fail(format!("has {} certificates in x5c, not one", key.x5c.len())));
+            // X509-SVID, §6.2: exactly one certificate, the anchor's own.
+            let x5c = key.get("x5c").and_then(|x5c| x5c.as_array()).map(Vec::as_slice);
+            let Some([serde_json::Value::String(x5c)]) = x5c else {
+                let count = x5c.map_or(0, <[_]>::len);
+                return Err(fail(format!("has {count} certificates in x5c, not one")));
             };
             STANDARD.decode(x5c).map_err(|e| fail(format!("has an x5c that is no base64: {e}")))
         })
@@ -253,33 +293,53 @@ impl JwkSet {
 
 impl Jwk {
     fn of_anchor(anchor: &TrustAnchor) -> Self {
-        let coordinate = |bytes: &[u8]| Some(URL_SAFE_NO_PAD.encode(bytes));
-        // The certificate parsed when the anchor was made; an EC point is 0x04, x, y.
-        let point = parse_certificate(&anchor.der).ok().and_then(|certificate| {
-            match certificate.public_key().parsed() {
-                Ok(PublicKey::EC(point)) => Some(point.data().to_vec()),
-                _ => None,
-            }
-        });
-        let (kty, crv, x, y) = match point.as_deref() {
-            Some([4, xy @ ..]) if xy.len() == 64 => {
-                ("EC", Some("P-256"), coordinate(&xy[..32]), coordinate(&xy[32..]))
-            }
-            Some([4, xy @ ..]) if xy.len() == 96 => {
-                ("EC", Some("P-384"), coordinate(&xy[..48]), coordinate(&xy[48..]))
-            }
-            _ => ("RSA", None, None, None),
-        };
         Self {
-            kty: kty.to_owned(),
-            use_: "x509-svid".to_owned(),
-            crv: crv.map(str::to_owned),
-            x,
-            y,
-            x5c: vec![STANDARD.encode(&anchor.der)],
+            // The certificate parsed, and its key was known, when the anchor was made.
+            key: parse_certificate(&anchor.der).ok().and_then(|c| PublicJwk::of(&c)),
+            use_: X509_SVID_USE,
+            x5c: [STANDARD.encode(&anchor.der)],
         }
     }
 }
 
+impl PublicJwk {
+    fn of(certificate: &X509Certificate<'_>) -> Option<Self> {
+        let spki = certificate.public_key();
+        let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        match spki.parsed().ok()? {
+            // An uncompressed point is 4, x, y; its length tells the curve.
+            PublicKey::EC(point) => {
+                let xy = point.data().strip_prefix(&[4])?;
+                let crv = match xy.len() {
+                    64 => "P-256",
+                    96 => "P-384",
+                    132 => "P-521",
+                    _ => return None,
+                };
+                let (x, y) = xy.split_at(xy.len() / 2);
+                Some(Self::Ec { crv, x: encode(x), y: encode(y) })
+            }
+            PublicKey::RSA(key) => {
+                // A sign byte of DER is no part of the number.
+                let number = |bytes: &[u8]| {
+                    let zeroes = bytes.iter().take_while(|&&byte| byte == 0).count();
+                    encode(&bytes[zeroes..])
+                };
+                Some(Self::Rsa { n: number(key.modulus), e: number(key.exponent) })
+            }
+            _ if spki.algorithm.algorithm == OID_SIG_ED25519 => {
+                let x = encode(&spki.subject_public_key.data);
+                Some(Self::Okp { crv: "Ed25519", x })
+            }
+            _ => None,
+        }
+    }
+}
+
+const X509_SVID_USE: &str = "x509-svid";
+/// The key types of RFC 7518, §6.1, and RFC 8037 that a certificate's key can have.
+const KEY_TYPES: [&str; 3] = ["EC", "OKP", "RSA"];
+/// How often a consumer should look for changes; a mounted bundle is read again as often.
+const REFRESH_HINT_SECS: u64 = 60;
 /// A bundle of a hundred anchors is some 150 KiB.
 const BUNDLE_BYTES_MAX: usize = 1 << 20;

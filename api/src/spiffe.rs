@@ -63,11 +63,19 @@ pub enum Reason {
         "is not <service account>.<namespace>.serviceaccount.identity.<control plane namespace>.<trust domain>"
     )]
     Form,
+    /// The words that divide a DNS identity, within its service account and namespace.
+    #[error(
+        "has \"serviceaccount.identity\" in its service account, so that it would be read as another"
+    )]
+    Infix,
     /// A name that is no DNS label or DNS subdomain.
     #[error(
         "has a part that is no DNS name (lower-case letters, digits and \"-\" between them, 63 bytes a label)"
     )]
     Label,
+    /// Nothing where the trust domain should be.
+    #[error("has no trust domain")]
+    NoTrustDomain,
     /// Not `spiffe://`.
     #[error("does not begin with \"spiffe://\"")]
     Scheme,
@@ -223,6 +231,10 @@ impl DnsIdentity {
             return Err(Reason::TooLong(whole.len(), DNS_NAME_BYTES_MAX));
         }
         check_label(&self.control_namespace)?;
+        // The first such words divide a text when it is parsed: they must be ours.
+        if whole.find(DNS_INFIX) != Some(self.service_account.len() + 1 + self.namespace.len()) {
+            return Err(Reason::Infix);
+        }
         self.trust_domain.0.split('.').try_for_each(check_label)
     }
 }
@@ -270,6 +282,9 @@ fn check_id(text: &str) -> Result<usize, Reason> {
     }
     let rest = text.strip_prefix(SCHEME).ok_or(Reason::Scheme)?;
     let name = rest.split('/').next().unwrap_or(rest);
+    if name.is_empty() {
+        return Err(Reason::NoTrustDomain);
+    }
     check_trust_domain(name)?;
     let path_at = SCHEME.len() + name.len();
     // Each segment of "/a/b" is preceded by its slash; nothing at all is the trust domain's own ID.

@@ -153,9 +153,7 @@ impl Renewal {
         let look_again = now + self.look_again();
         let expiry = self.svids.installed().map(|svid| self.clock.steady(svid.not_after));
         let expiry = expiry.filter(|&at| at > now).unwrap_or(look_again);
-        // Never in the past, or a shell that trusts the hint would spin on a clock that was set
-        // back.
-        Some(self.clock.wall(next.min(expiry).min(look_again).max(now)))
+        Some(self.clock.wall(next.min(expiry).min(look_again)))
     }
 
     /// The SVID in use.

@@ -22,8 +22,10 @@ fn gaps_millis(world: &World) -> Vec<u128> {
 fn nothing_is_asked_for_before_the_start_and_one_svid_at_it() {
     let mut world = World::new(DAY, 1);
     world.bundle(1);
+    world.run(HOUR);
     world.event(Event::Tick);
     assert_eq!(world.requests(), 0);
+    assert_eq!(world.alarms(), Vec::<&Alarm>::new(), "nobody was asked to look at the clock");
     assert_eq!(world.readiness(), Some(Readiness::NoSvid));
     world.event(Event::Started);
     world.event(Event::Started);
@@ -353,8 +355,11 @@ fn an_svid_is_used_only_once_its_bundle_is_installed() {
     assert_eq!(world.machine.installed(), Some(first));
     world.bundle(3);
     assert_eq!(world.machine.installed().unwrap().id, RequestId(2));
-    world.bundle(2);
-    assert_eq!(world.machine.installed().unwrap().id, RequestId(2));
+    // An older bundle that is told late takes nothing back.
+    world.event(Event::BundleInstalled { seq: 2, denied: Vec::new() });
+    world.run_to_renewal();
+    world.run(SEC);
+    assert_eq!(world.machine.installed().unwrap().id, RequestId(3));
 }
 
 #[test]
@@ -371,7 +376,8 @@ fn the_first_svid_waits_for_the_first_bundle() {
 fn an_svid_that_waited_past_its_end_is_not_installed() {
     let mut world = World::ready(MIN, 0);
     world.ca_seq = 2;
-    world.run(40 * SEC);
+    world.run_to_renewal();
+    world.run(SEC);
     world.ca = Ca::Refuses;
     world.run(2 * MIN);
     let before = world.machine.installed();
@@ -491,6 +497,10 @@ fn a_reply_that_ended_before_it_was_sent_is_a_failure() {
     issued.server_time = world.now;
     world.event(Event::Issued(issued));
     assert_eq!(world.installs(), 1);
+    assert!(world.alarms().iter().any(|alarm| matches!(
+        alarm,
+        Alarm::RenewalFailed { failure: Failure::NoLife { .. }, .. }
+    )));
 }
 
 #[test]
