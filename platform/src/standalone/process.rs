@@ -41,7 +41,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (engine, writer) = Engine::open(&directory, drain.clone())?;
     tasks.spawn("writer", writer);
-    tasks.spawn("disk", report_disk(engine.clone(), readiness.component("disk", "opening")));
+    let ready = readiness.component("disk", "opening");
+    tasks.spawn("disk", report_disk(engine.clone(), ready, drain.clone()));
 
     let ready = readiness.component("manifests", "the manifests have not been read yet");
     let (manifests, report) = Manifests::new(&directory, engine.clone(), clock.clone(), ready);
@@ -83,14 +84,17 @@ fn routes(request: &Request<Bytes>, report: &Report) -> Option<Response<String>>
 }
 
 /// Shows in `/ready` whether the disk takes writes.
-async fn report_disk(engine: Engine, component: Component) -> Result<(), String> {
+async fn report_disk(engine: Engine, component: Component, drain: Drain) -> Result<(), String> {
     let mut refusing = engine.refusing();
     loop {
         match &*refusing.borrow_and_update() {
             Some(why) => component.not_ready(&format!("the disk refuses writes: {why}")),
             None => component.ready(),
         }
-        refusing.changed().await.map_err(|error| error.to_string())?;
+        tokio::select! {
+            () = drain.wait() => return Ok(()),
+            changed = refusing.changed() => changed.map_err(|error| error.to_string())?,
+        }
     }
 }
 
