@@ -175,19 +175,23 @@ async fn what_was_issued_for_another_key_or_identity_is_never_used() {
 async fn an_svid_waits_for_the_bundle_it_was_issued_under() {
     let world = World::new();
     let service = Service::start(&world, Duration::from_secs(60)).await;
-    service.behaviour.send_replace(Behaviour::Issue { seq: 2 });
+    service.behaviour.send_replace(Behaviour::Refuse);
     let mut web = Workload::start(&service, &[&world.anchor]);
-    // The machine plans the next renewal once it has the SVID.
-    eventually(|| service.asked.load(Ordering::SeqCst) >= 1).await.unwrap();
-    web.status("the bundle", |status| status.bundle_seq == Some(1)).await;
-    web.status("a plan", |status| status.next_renewal.is_some()).await;
+    web.status("a bundle and no SVID", |s| s.bundle_seq == Some(1) && s.failures >= 1).await;
+    let refused = service.asked.load(Ordering::SeqCst);
+    service.behaviour.send_replace(Behaviour::IssueUnderNext { seq: 2 });
+    eventually(|| service.asked.load(Ordering::SeqCst) > refused).await.unwrap();
+    // The next renewal is planned far ahead as soon as an SVID is at hand.
+    let far = SystemClock.now() + Duration::from_secs(30);
+    web.status("a plan", |status| status.next_renewal.is_some_and(|at| at > far)).await;
     assert_eq!(web.key(), None, "its bundle is not here");
-    let standby = Authority::anchor("standby");
-    service.publish(wire_bundle(2, &[&world.anchor, &standby]));
+    service.publish(wire_bundle(2, &[&world.anchor, &world.next_anchor]));
     web.ready().await;
     let context = web.contexts.borrow().clone();
     assert_eq!(context.bundle.as_ref().unwrap().sequence(), 2);
-    assert!(context.svid.is_some(), "both in one snapshot");
+    let svid = context.svid.as_ref().unwrap();
+    assert_eq!(svid.anchor(), world.next_anchor.id(), "both in one snapshot");
+    assert_eq!(service.asked.load(Ordering::SeqCst), refused + 1, "waiting is no failure");
 }
 
 #[tokio::test]

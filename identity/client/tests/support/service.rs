@@ -33,6 +33,8 @@ pub(crate) enum Behaviour {
     Hang,
     /// Issues.
     Issue { seq: u64 },
+    /// Issues under the next anchor.
+    IssueUnderNext { seq: u64 },
     /// Issues for another identity.
     OtherIdentity,
     /// Issues for another key.
@@ -45,6 +47,9 @@ pub(crate) enum Behaviour {
 pub(crate) struct World {
     pub(crate) anchor: Authority,
     pub(crate) issuer: Authority,
+    /// The anchor that a rotation brings, and an issuer under it.
+    pub(crate) next_anchor: Authority,
+    next_issuer: Authority,
 }
 
 /// The service, as a test holds it.
@@ -70,7 +75,9 @@ impl World {
         let now = SystemClock.now();
         let anchor = Authority::anchor_valid("anchor", now - HOUR * 24, now + HOUR * 1000);
         let issuer = anchor.issuer_valid("issuer", now - HOUR, now + HOUR * 100);
-        Arc::new(Self { anchor, issuer })
+        let next_anchor = Authority::anchor_valid("next", now - HOUR * 24, now + HOUR * 1000);
+        let next_issuer = next_anchor.issuer_valid("next", now - HOUR, now + HOUR * 100);
+        Arc::new(Self { anchor, issuer, next_anchor, next_issuer })
     }
 
     fn leaf(&self, name: &DnsIdentity, now: UnixTime, life: Duration) -> Leaf {
@@ -165,6 +172,9 @@ impl Service {
         let leaf = self.world.leaf(name, now, self.life);
         let chain = match *self.behaviour.borrow() {
             Behaviour::OtherKey => self.world.issuer.sign(&leaf, &SvidKey::generate().unwrap()),
+            Behaviour::IssueUnderNext { .. } => {
+                self.world.next_issuer.sign(&leaf, &PublicKey::of_request(&request.csr))
+            }
             _ => self.world.issuer.sign(&leaf, &PublicKey::of_request(&request.csr)),
         };
         CertifyResponse {
@@ -189,7 +199,9 @@ impl TrustService for Service {
         let behaviour = self.behaviour.borrow().clone();
         match behaviour {
             Behaviour::Hang => std::future::pending().await,
-            Behaviour::Issue { seq } => Ok(Response::new(self.issue(&request, seq, &name("web")))),
+            Behaviour::Issue { seq } | Behaviour::IssueUnderNext { seq } => {
+                Ok(Response::new(self.issue(&request, seq, &name("web"))))
+            }
             Behaviour::OtherIdentity => Ok(Response::new(self.issue(&request, 1, &name("other")))),
             Behaviour::OtherKey => Ok(Response::new(self.issue(&request, 1, &name("web")))),
             Behaviour::Refuse => Err(Status::unavailable("SFT-ID-021: not now")),
