@@ -138,7 +138,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
         true => format!("Stopped; its files are in {}", demo.directory.path().display()),
         false => "Stopped; nothing is left behind".to_owned(),
     };
-    drop(home);
+    home.close();
     progress.say(&end);
     outcome
 }

@@ -83,6 +83,15 @@ impl Home {
     }
 }
 
+impl Home {
+    /// Ends with the demo, all of whose processes have stopped: a directory that is kept has its
+    /// socket removed, on which nobody listens any more.
+    pub(crate) fn close(self) {
+        // The store may have removed it itself.
+        let _ = std::fs::remove_file(self.directory().socket());
+    }
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
         if let Some((dir, mut janitor)) = self.temporary.take() {
@@ -116,5 +125,6 @@ mod tests {
         let _store = std::os::unix::net::UnixListener::bind(socket).unwrap();
         let error = Home::open(Path::new("/nowhere"), Some(dir.path())).unwrap_err();
         assert!(matches!(error, HomeError::Busy(_)), "{error}");
+        assert!(Directory::new(dir.path()).socket().exists(), "the other store's socket is gone");
     }
 }

@@ -72,14 +72,16 @@ impl Starter<'_> {
         }
         self.mounted(CONTROL_NAMESPACE, "steadfast-control-0").await?;
         self.processes.start(identity(plan, directory, programs))?;
+        // Whoever finds no identity service tries again by itself: waiting for it only keeps the
+        // logs free of that.
+        self.ready("identity", plan.identity_admin).await?;
+        reached("identity", &format!("issues SVIDs at {}", plan.identity));
         self.processes.start(control(plan, directory, programs))?;
         for (index, workload) in plan.workloads.iter().enumerate() {
             self.processes.start(application(plan, index, programs))?;
             self.processes.start(sidecar(plan, workload, directory, programs)?)?;
         }
 
-        self.ready("identity", plan.identity_admin).await?;
-        reached("identity", &format!("issues SVIDs at {}", plan.identity));
         self.ready("control", plan.control_admin).await?;
         reached("control", &format!("discovery at {}", plan.control));
         for workload in &plan.workloads {

@@ -127,7 +127,7 @@ impl Look {
         };
         let (age, life) = (row.age.unwrap_or_default(), row.life.unwrap_or_default());
         let next = match row.next_renewal {
-            Some(left) if !left.is_zero() => duration::show(left),
+            Some(left) if !left.is_zero() => duration::show(up(left)),
             _ => "now".to_owned(),
         };
         let seq = row.bundle_seq.map_or_else(|| "none".to_owned(), |seq| format!("seq {seq}"));
@@ -138,7 +138,7 @@ impl Look {
             Span::styled(bar(age, life), self.judged(fresh)),
             Span::raw(format!(
                 " {:<12}",
-                format!("{}/{}", duration::show(age), duration::show(life))
+                format!("{}/{}", duration::show(down(age)), duration::show(up(life)))
             )),
             Span::raw(format!("{next:>9}{:>10}{seq:>12}", row.renewals)),
         ])
@@ -201,6 +201,15 @@ fn bar(age: Duration, life: Duration) -> String {
     "█".repeat(full) + &"░".repeat(BAR_CELLS - full)
 }
 
+/// Whole seconds: anything smaller only flickers.
+fn up(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs_f64().ceil() as u64)
+}
+
+fn down(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs())
+}
+
 fn clock(duration: Duration) -> String {
     let secs = duration.as_secs();
     format!("{}:{:02}", secs / 60, secs % 60)
@@ -245,9 +254,10 @@ mod tests {
         WorkloadRow {
             name,
             serial: Some("A1B2C3D4E5F60718".to_owned()),
-            age: Some(Duration::from_secs(15)),
-            life: Some(Duration::from_secs(30)),
-            next_renewal: Some(Duration::from_secs(4)),
+            age: Some(Duration::from_millis(15_100)),
+            // A certificate's end has whole seconds, its issue has not.
+            life: Some(Duration::from_millis(29_400)),
+            next_renewal: Some(Duration::from_millis(3_200)),
             renewals: 3,
             bundle_seq: Some(1),
             last_failure: None,

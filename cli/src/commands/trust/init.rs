@@ -202,12 +202,7 @@ impl Outcome {
     pub(crate) fn in_short(&self) -> String {
         let anchors: Vec<_> = self.state.anchors.iter().map(|anchor| anchor.id.short()).collect();
         let issuer = self.state.active_issuer().map(|issuer| issuer.id.short());
-        format!(
-            "{}, anchors {}, issuer {}",
-            self.state.trust_domain,
-            anchors.join(" "),
-            issuer.as_deref().unwrap_or("none")
-        )
+        format!("anchors {}, issuer {}", anchors.join(" "), issuer.as_deref().unwrap_or("none"))
     }
 }
 
