@@ -4,7 +4,6 @@
 //! altered, and somebody follows, is computed again. Snapshots are compared before they are
 //! published: a change that says nothing new wakes nobody.
 
-use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -54,7 +53,11 @@ impl Board {
     /// Follows a service, whether it exists or not.
     pub(crate) fn service(&self, name: &Name) -> watch::Receiver<Arc<ServiceSnapshot>> {
         let State { index, services, .. } = &mut *self.lock();
-        services.subscribe(name, || index.service(name))
+        services.subscribe(name, || {
+            let snapshot = index.service(name);
+            say_unusable(&ServiceSnapshot::default(), &snapshot);
+            snapshot
+        })
     }
 
     /// Follows an address.
@@ -104,13 +107,9 @@ impl Board {
         change(index);
         let dirty = index.take_dirty();
         for name in &dirty.services {
-            services.publish(name, || {
-                let snapshot = index.service(name);
-                for unusable in &snapshot.unusable {
-                    tracing::warn!(service = %name, "{unusable}");
-                }
-                snapshot
-            });
+            if let Some((old, new)) = services.publish(name, || index.service(name)) {
+                say_unusable(&old, &new);
+            }
         }
         for ip in &dirty.addresses {
             addresses.publish(ip, || index.address(*ip));
@@ -154,24 +153,27 @@ impl<K: Clone + Eq + Hash, S: PartialEq> Topics<K, S> {
         receiver
     }
 
-    fn publish<Q>(&mut self, key: &Q, now: impl FnOnce() -> S)
-    where
-        K: Borrow<Q>,
-        Q: Eq + Hash + ?Sized,
-    {
-        let Some(sender) = self.senders.get(key) else { return };
+    /// Publishes what is new of a subscribed topic; returns the old and the new snapshot.
+    fn publish(&mut self, key: &K, now: impl FnOnce() -> S) -> Option<(Arc<S>, Arc<S>)> {
+        let sender = self.senders.get(key)?;
         if sender.receiver_count() == 0 {
             self.senders.remove(key);
-            return;
+            return None;
         }
-        let new = now();
-        sender.send_if_modified(|old| {
-            let modified = **old != new;
-            if modified {
-                *old = Arc::new(new);
-            }
-            modified
-        });
+        let (old, new) = (sender.borrow().clone(), now());
+        if *old == new {
+            return None;
+        }
+        let new = Arc::new(new);
+        sender.send_replace(new.clone());
+        Some((old, new))
+    }
+}
+
+/// Says what is left out, once for as long as it is so.
+fn say_unusable(old: &ServiceSnapshot, new: &ServiceSnapshot) {
+    for unusable in new.unusable.iter().filter(|unusable| !old.unusable.contains(unusable)) {
+        tracing::warn!(service = %new.name, "{unusable}");
     }
 }
 

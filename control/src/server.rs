@@ -242,3 +242,6 @@ fn draining() -> Status {
 const STREAMS_MAX: usize = 65_536;
 /// A path and a context token.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests;

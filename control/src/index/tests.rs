@@ -511,6 +511,8 @@ fn all_addresses(index: &Index) -> Vec<AddressSnapshot> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
     #[test]
     fn the_order_of_events_does_not_matter_and_every_change_is_marked(
         steps in steps(), rotation in 0..7_usize

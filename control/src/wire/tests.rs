@@ -23,7 +23,7 @@ impl Client {
                 assert!(!set.addrs.is_empty() && set.addrs.len() <= ADDRS_PER_MESSAGE_MAX);
                 self.exists = Some(true);
                 for addr in set.addrs {
-                    let key = addr.addr.clone().unwrap().try_into().unwrap();
+                    let key = addr.addr.unwrap().try_into().unwrap();
                     self.addrs.insert(key, addr);
                 }
             }
