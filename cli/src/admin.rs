@@ -81,6 +81,14 @@ pub(crate) async fn metrics(addr: SocketAddr) -> Result<Metrics, AdminError> {
     Ok(Metrics::parse(&ok(addr, "/metrics").await?))
 }
 
+/// Its version.
+///
+/// # Errors
+/// Why it is not known.
+pub(crate) async fn version(addr: SocketAddr) -> Result<String, AdminError> {
+    Ok(ok(addr, "/version").await?.trim().to_owned())
+}
+
 /// Whether it is ready.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use std::time::Duration;
 use steadfast_api::TrustDomain;
 use steadfast_platform::standalone::Directory;
 use steadfast_process::{Clock as _, SystemClock};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::admin::AdminError;
 use crate::commands::trust::init::TRUST_DOMAIN_DEFAULT;
@@ -20,7 +20,7 @@ use crate::output::{self, Paint};
 use crate::problem::Problem;
 use home::Home;
 use load::{Load, Target};
-use observe::{Observer, Screen};
+use observe::{Observer, Scrape, Screen};
 use plan::{Plan, PlanError};
 use processes::{Death, Processes};
 use programs::Programs;
@@ -179,8 +179,13 @@ impl Demo {
         let death = self.watch(&plan, &load, &mut observer).await;
         let length = load.elapsed();
         load.stop();
-        tokio::select! { () = load.finished() => {} () = self.signals.next() => {} }
-        let summary = settle(&plan, &load, &observer, length).await;
+        let patience = if death.is_some() { PATIENCE_AFTER_DEATH } else { PATIENCE };
+        tokio::select! {
+            _ = timeout(patience, load.finished()) => {}
+            () = self.signals.next() => {}
+        }
+        let settling = if death.is_some() { Duration::ZERO } else { SETTLE_DEADLINE };
+        let summary = settle(&plan, &load, &observer, length, settling).await;
         self.report(&summary)?;
         if let Some(death) = death {
             return Err(DemoError::Died(death).into());
@@ -307,16 +312,22 @@ impl Demo {
 
 /// The final numbers. What the sidecars count, they tell a moment later: they are asked until the
 /// count is full, or no longer.
-async fn settle(plan: &Plan, load: &Load, observer: &Observer, length: Duration) -> Summary {
-    let end = Instant::now() + SETTLE_DEADLINE;
-    let mut latest = observer.latest.clone();
+async fn settle(
+    plan: &Plan,
+    load: &Load,
+    observer: &Observer,
+    length: Duration,
+    patience: Duration,
+) -> Summary {
+    let end = Instant::now() + patience;
+    let mut renewals = observer.latest.renewals();
     loop {
-        if let Ok(scrape) = observe::scrape(plan).await {
-            latest = scrape;
-        }
-        let edges = latest.edges_since(plan, &observer.baseline);
-        let summary = Summary::of(&load.tally(), &edges, latest.renewals(), length);
-        if summary.mtls_rate.is_none_or(|rate| rate >= 1.0) || Instant::now() >= end {
+        let scrape = observe::scrape(plan).await.ok();
+        renewals = scrape.as_ref().map_or(renewals, Scrape::renewals);
+        let edges = scrape.map(|scrape| scrape.edges_since(plan, &observer.baseline));
+        let summary = Summary::of(&load.tally(), &edges.unwrap_or_default(), renewals, length);
+        let full = summary.requests == 0 || summary.mtls_rate.is_some_and(|rate| rate >= 1.0);
+        if full || Instant::now() >= end {
             return summary;
         }
         sleep(SETTLE_POLL).await;
@@ -363,6 +374,10 @@ const LOOK: Duration = Duration::from_secs(1);
 const LINE: Duration = Duration::from_secs(5);
 /// How long a key may wait.
 const KEYS: Duration = Duration::from_millis(100);
+/// For requests under way when the load ends: each has a deadline of its own before this.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// They may wait for what has died.
+const PATIENCE_AFTER_DEATH: Duration = Duration::from_secs(1);
 const SETTLE_DEADLINE: Duration = Duration::from_secs(3);
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 

@@ -31,12 +31,6 @@ impl Metrics {
         self.select(name, labels).map(|sample| sample.value).sum()
     }
 
-    /// The value of a label in the first series whose name ends so.
-    pub(crate) fn label_of_any(&self, name_end: &str, label: &str) -> Option<&str> {
-        let named = self.0.iter().filter(|sample| sample.name.ends_with(name_end));
-        named.filter_map(|sample| sample.labels.get(label)).map(String::as_str).next()
-    }
-
     /// The buckets of a histogram over all series with these labels.
     pub(crate) fn buckets(&self, name: &str, labels: &[(&str, &str)]) -> Buckets {
         let mut buckets = BTreeMap::new();
@@ -160,7 +154,7 @@ mod tests {
         assert_eq!(metrics.sum("request_total", &[("client_id", "spiffe://a/b")]), 7.0);
         assert_eq!(metrics.sum("request_total", &[("client_id", "spiffe://a/")]), 0.0);
         assert_eq!(metrics.sum("up", &[]), 1.0);
-        assert_eq!(metrics.label_of_any("_total", "odd"), Some("a,\"b\"}"));
+        assert_eq!(metrics.sum("request_total", &[("odd", "a,\"b\"}")]), 7.0);
     }
 
     #[test]

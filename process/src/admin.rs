@@ -1,7 +1,7 @@
-//! The admin port: `/metrics`, `/live`, `/ready`, and what a process adds.
+//! The admin port: `/metrics`, `/live`, `/ready`, `/version`, and what a process adds.
 //!
-//! Metrics, live and ready answer to everyone; anything a process adds answers to loopback only,
-//! and a change needs POST. Requests are small and few: each is read and answered under a bound.
+//! Metrics, live and ready answer to everyone; all else answers to loopback only, and a change
+//! needs POST. Requests are small and few: each is read and answered under a bound.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -100,6 +100,7 @@ impl Admin {
             _ if !client.ip().to_canonical().is_loopback() => {
                 text(StatusCode::FORBIDDEN, "only loopback may ask for this\n")
             }
+            (&Method::GET, "/version") => text(StatusCode::OK, VERSION),
             (_, path) => match (self.routes)(&request) {
                 Some(response) => response.map(|body| Full::new(body.into())),
                 None => text(StatusCode::NOT_FOUND, &format!("no such path: {path}\n")),
@@ -136,6 +137,8 @@ fn typed(status: StatusCode, content_type: &'static str, body: String) -> Respon
     response
 }
 
+/// All programs of this workspace are of one version.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\n");
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const CONNECTIONS_MAX: usize = 64;
 const BODY_BYTES_MAX: usize = 16 * 1024;

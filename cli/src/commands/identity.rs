@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use steadfast_api::UnixTime;
@@ -66,7 +67,7 @@ pub(crate) enum IdentityError {
     NoAdminPort(String),
     #[error(
         "the sidecar of {pod} does not answer at {addr}, where its Pod says that its admin port \
-         is: does it run?"
+         is; does it run?"
     )]
     Silent {
         pod: String,
@@ -76,6 +77,8 @@ pub(crate) enum IdentityError {
     },
     #[error(transparent)]
     Store(#[from] StoreProblem),
+    #[error("{pod} does not tell its identity: it is no sidecar (its admin port is {addr})")]
+    Untold { pod: String, addr: SocketAddr },
     #[error("{workload:?} is no workload of this mesh; {hint}")]
     Unknown { workload: String, hint: String },
 }
@@ -104,6 +107,9 @@ async fn ask(args: &Args) -> Result<Answer, IdentityError> {
             let pod = find(workload, &pods(dir).await?)?;
             let addr = pod.admin.ok_or_else(|| IdentityError::NoAdminPort(pod.name.clone()))?;
             let status = admin::identity(addr).await.map_err(|source| match source {
+                AdminError::Status { status: StatusCode::NOT_FOUND, .. } => {
+                    IdentityError::Untold { pod: pod.name.clone(), addr }
+                }
                 AdminError::Silent { .. } => {
                     IdentityError::Silent { pod: pod.name.clone(), addr, source: Box::new(source) }
                 }

@@ -57,14 +57,10 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 }
 
 async fn ask(pod: &KnownPod) -> ProcessVersion {
-    let answer = match pod.admin {
-        Some(addr) => admin::metrics(addr).await.map_err(|error| error.to_string()),
+    let version = match pod.admin {
+        Some(addr) => admin::version(addr).await.map_err(|error| error.to_string()),
         None => Err("its Pod does not say where its admin port is".to_owned()),
     };
-    let version = answer.and_then(|metrics| {
-        let version = metrics.label_of_any("_build_info", "version").map(str::to_owned);
-        version.ok_or_else(|| "it does not tell its version".to_owned())
-    });
     ProcessVersion {
         workload: pod.name.clone(),
         problem: version.as_ref().err().cloned(),

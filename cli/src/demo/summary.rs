@@ -28,7 +28,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Of what the generator has counted and what the sidecars have.
+    /// Of what the generator has counted and what the sidecars have; no edges if these do not tell.
     pub(crate) fn of(tally: &Tally, edges: &[Edge], renewals: u64, length: Duration) -> Self {
         let millis = |q| {
             let latency = quantile(&tally.latency, q)?;
@@ -36,9 +36,14 @@ impl Summary {
         };
         let rate = |part: u64| (tally.sent > 0).then(|| part as f64 / tally.sent as f64);
         let counted: Vec<_> = edges.iter().map(|edge| edge.verified).collect();
+        let mut failures = tally.failures.clone();
+        let unanswered = tally.sent - tally.answered - tally.failed;
+        if unanswered > 0 {
+            failures.insert("unanswered", (unanswered, "still under way at the end".to_owned()));
+        }
         Self {
             requests: tally.sent,
-            failed: tally.failed,
+            failed: tally.failed + unanswered,
             success_rate: rate(tally.answered),
             mtls_rate: mtls_rate(tally.sent, &counted),
             svid_renewals: renewals,
@@ -46,13 +51,13 @@ impl Summary {
             p99_ms: millis(0.99),
             duration_s: (length.as_secs_f64() * 100.0).round() / 100.0,
             edges: edges.to_vec(),
-            failures: tally.failures.clone(),
+            failures,
         }
     }
 
     /// Whether no request failed, and each was seen with its caller's identity on its whole way.
     pub(crate) fn is_well(&self) -> bool {
-        self.failed == 0 && self.mtls_rate.is_none_or(|rate| rate == 1.0)
+        self.failed == 0 && (self.requests == 0 || self.mtls_rate == Some(1.0))
     }
 
     /// For people.
@@ -68,7 +73,13 @@ impl Summary {
         row("success", percent(self.success_rate));
         let mtls = percent(self.mtls_rate);
         let mtls = if self.mtls_rate == Some(1.0) { paint.green(&mtls) } else { paint.red(&mtls) };
-        row("mutual TLS", format!("{mtls}  with the caller's exact SPIFFE ID, on every edge"));
+        row(
+            "mutual TLS",
+            match self.edges.is_empty() {
+                true => "not known: the sidecars no longer tell".to_owned(),
+                false => format!("{mtls}  with the caller's exact SPIFFE ID, on every edge"),
+            },
+        );
         let ms = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |ms| format!("{ms} ms"));
         row("latency", format!("p50 {}, p99 {}", ms(self.p50_ms), ms(self.p99_ms)));
         row("renewals", format!("{} SVIDs renewed while requests flowed", self.svid_renewals));
@@ -182,14 +193,18 @@ mod tests {
         assert_eq!(sorted, promised);
         assert_eq!(json["duration_s"], 1.5);
         assert_eq!(json["mtls_rate"], 1.0);
-        tally.failed = 1;
-        assert!(!Summary::of(&tally, &[edge(3)], 2, Duration::ZERO).is_well());
+        // Sidecars that no longer tell prove nothing.
+        assert!(!Summary::of(&tally, &[], 2, Duration::ZERO).is_well());
+        // A request that was never answered is no success either.
+        tally.sent = 4;
+        let summary = Summary::of(&tally, &[edge(4)], 2, Duration::ZERO);
+        assert_eq!((summary.failed, summary.is_well()), (1, false));
     }
 
     #[test]
     fn the_table_says_what_went_wrong() {
-        let mut tally = Tally::for_test(3);
-        tally.failed = 1;
+        let mut tally = Tally::for_test(2);
+        (tally.sent, tally.failed) = (3, 1);
         tally.failures.insert("not a 200", (1, "answered 503".to_owned()));
         let text = Summary::of(&tally, &[edge(2)], 0, Duration::ZERO).table(Paint::plain());
         for words in ["1 failed", "1 × not a 200; the first: answered 503", "counted 2 requests"] {
