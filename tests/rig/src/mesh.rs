@@ -137,10 +137,13 @@ impl PodSpec {
              spec:\n  serviceAccountName: {name}\n  containers:\n  - name: app\n    image: none\n"
         );
         // Writing to a String cannot fail.
-        let _ = write!(text, "status: {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}\n---\n");
+        let _ = write!(text, "status: {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}\n");
+        if self.ports.is_empty() {
+            return text;
+        }
         let _ = write!(
             text,
-            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n"
+            "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n"
         );
         if !self.opaque_ports.is_empty() {
             let ports: Vec<_> = self.opaque_ports.iter().map(u16::to_string).collect();
