@@ -111,7 +111,11 @@ impl Issuer {
                 serviceaccount: reference(&holder.service_account, &holder.service_account_uid),
             }),
         };
-        jsonwebtoken::encode(&self.header, &claims, &self.key)
+        self.sign(&claims)
+    }
+
+    pub(super) fn sign(&self, claims: &Claims) -> Result<String, jsonwebtoken::errors::Error> {
+        jsonwebtoken::encode(&self.header, claims, &self.key)
     }
 
     /// When a token is to be renewed: at 80 % of its life. `None` if it is not ours, not this

@@ -309,3 +309,6 @@ const LEEWAY: Duration = Duration::from_secs(10);
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 const KEYS_ASKED_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

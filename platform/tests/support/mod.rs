@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub)] // Each test file uses its part.
 #![allow(clippy::unwrap_used)] // A test may fail by panicking.
 
+pub mod process;
+
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};

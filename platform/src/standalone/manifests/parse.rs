@@ -150,11 +150,13 @@ impl Document<'_> {
             let at = error.location();
             let formatter = serde_saphyr::UserMessageFormatter;
             let reason = formatter.format_message(error.without_snippet());
-            Invalid {
-                line: self.first_line + at.map_or(1, |at| at.line().max(1)) - 1,
-                column: at.map_or(1, |at| at.column().max(1)),
-                reason: reason.replace(char::is_control, " "),
+            let mut reason = reason.replace(char::is_control, " ");
+            let (line, column) = at.map_or((1, 1), |at| (at.line().max(1), at.column().max(1)));
+            // "invalid i32" alone does not say of what.
+            if let Some(path) = locate::path_at(self.text, (line, column)) {
+                reason = format!("{}: {reason}", locate::display(&path));
             }
+            Invalid { line: self.first_line + line - 1, column, reason }
         })
     }
 

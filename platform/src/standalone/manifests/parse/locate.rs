@@ -41,6 +41,30 @@ pub(super) fn locate(document: &str, path: &Path) -> (u64, u64) {
     at
 }
 
+/// The field whose value begins at this line and column.
+pub(super) fn path_at(document: &str, at: (u64, u64)) -> Option<Path> {
+    fn find(node: &Spanned<Node>, at: (u64, u64), path: &mut Path) -> bool {
+        let here = (node.referenced.line(), node.referenced.column()) == at;
+        // The innermost that begins there: a mapping begins where its first key does.
+        let inner = match &node.value {
+            Node::Map(fields) => fields.iter().any(|(name, value)| {
+                path.push(Step::Key(name.value.clone()));
+                find(value, at, path) || path.pop().is_none()
+            }),
+            Node::Scalar => false,
+            Node::Sequence(items) => items.iter().enumerate().any(|(index, value)| {
+                path.push(Step::Index(index));
+                find(value, at, path) || path.pop().is_none()
+            }),
+        };
+        inner || (here && !path.is_empty())
+    }
+    let options = serde_saphyr::options! { with_snippet: false };
+    let root = serde_saphyr::from_str_with_options::<Spanned<Node>>(document, options).ok()?;
+    let mut path = Path::new();
+    find(&root, at, &mut path).then_some(path)
+}
+
 /// `spec.ports[0].port`.
 pub(super) fn display(path: &Path) -> String {
     let mut text = String::new();

@@ -66,7 +66,7 @@ fn a_line_of_dashes_inside_a_text_does_not_end_the_document() {
 fn what_is_wrong_is_said_with_line_column_and_reason() {
     let cases: &[(&str, u64, &str)] = &[
         ("a: [1\n", 1, "unclosed bracket"),
-        ("apiVersion: v1\nkind: Service\n\tmetadata: {}\n", 3, ""),
+        ("apiVersion: v1\nkind: Service\n\tmetadata: {}\n", 2, ""),
         ("just a text\n", 1, "Kubernetes object"),
         ("- a\n", 1, "Kubernetes object"),
         ("kind: Service\n", 1, "apiVersion is missing"),
@@ -78,19 +78,19 @@ fn what_is_wrong_is_said_with_line_column_and_reason() {
         ("apiVersion: v1\nkind: pod\nmetadata: {name: x}\n", 2, "kind \"pod\" is none"),
         ("apiVersion: a b\nkind: Pod\nmetadata: {name: x}\n", 1, "apiVersion \"a b\" is none"),
         ("apiVersion: v2\nkind: Service\nmetadata: {name: x}\n", 1, "a Service is v1, not v2"),
-        (&SERVICE.replace("80", "eighty"), 8, ""),
+        (&SERVICE.replace("80", "eighty"), 8, "spec.ports[0].port: invalid i32"),
         (&SERVICE.replace("80", "0"), 8, "spec.ports[0].port is 0 or missing"),
         (&SERVICE.replace("80", "70000"), 8, "from 1 to 65535"),
         (&SERVICE.replace("port: 80", "name: http"), 8, "0 or missing"),
         (&SERVICE.replace("- port: 80", "- port: 80\n  - port: 81"), 8, "needs a name"),
         (&SERVICE.replace("name: web", "name: web\n  name: again"), 5, "duplicate"),
     ];
-    for (text, line, part) in cases {
+    let wrong = cases.iter().filter_map(|(text, line, part)| {
         let (found, column, reason) = refused(text);
-        assert_eq!(found, *line, "{text}\n{reason}");
-        assert!(column >= 1 && reason.contains(part), "{text}\n{reason}");
-        assert!(!reason.contains('\n'), "{reason}");
-    }
+        let good = found == *line && column >= 1 && reason.contains(part);
+        (!good || reason.contains('\n')).then(|| format!("{text}\n  {found}:{column} {reason}"))
+    });
+    assert_eq!(wrong.collect::<Vec<_>>(), Vec::<String>::new());
 }
 
 #[test]
