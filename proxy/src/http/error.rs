@@ -59,11 +59,9 @@ pub enum ServeError {
     /// The client went away in the middle of an exchange, which was cancelled.
     #[error("the client closed the connection before its request was answered")]
     ClientGone,
-    /// A client took too long to send a head, and was answered with 408.
-    #[error(
-        "the client sent no complete request head within {} s",
-        http1::HEAD_TIMEOUT.as_secs()
-    )]
+    /// A client took too long to send a head, or the preface of HTTP/2. In HTTP/1 it was answered
+    /// with 408.
+    #[error("the client took too long to begin; a head must be complete in {} s", http1::HEAD_TIMEOUT.as_secs())]
     HeadTimeout,
     /// The connection broke.
     #[error("the connection broke")]

@@ -275,7 +275,8 @@ fn unread_content_is_bounded_by_the_windows() {
             let (client, ..) = start(&worker, {
                 let taken = taken.clone();
                 async move |_| {
-                    let zeros = Zeros { left: 100 * 1024 * 1024, taken: taken.clone() };
+                    let zeros =
+                        Zeros { frame: 16 * 1024, left: 100 * 1024 * 1024, taken: taken.clone() };
                     Response::new(Body::from_source(zeros))
                 }
             })

@@ -100,7 +100,7 @@ fn hyper_as_server_sends_our_content_back() {
         on_worker(async |worker| {
             let io = hyper_serve(version);
             let taken = Default::default();
-            let large = Body::from_source(Zeros { left: LARGE, taken });
+            let large = Body::from_source(Zeros { frame: 16 * 1024, left: LARGE, taken });
             let request =
                 |body| Request::builder().method("POST").uri("http://web/").body(body).unwrap();
             let mut answer = match version {

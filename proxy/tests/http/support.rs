@@ -103,8 +103,9 @@ pub(crate) fn data(text: &'static str) -> Frame {
     Frame::Data(Bytes::from_static(text.as_bytes()))
 }
 
-/// A body of zeros, made as it is polled.
+/// A body of zeros, made as it is polled, in frames of this size.
 pub(crate) struct Zeros {
+    pub(crate) frame: u64,
     pub(crate) left: u64,
     pub(crate) taken: std::rc::Rc<std::cell::Cell<u64>>,
 }
@@ -115,7 +116,7 @@ impl Source for Zeros {
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Frame, BodyError>>> {
         static ZEROS: [u8; 16 * 1024] = [0; 16 * 1024];
-        let piece = self.left.min(ZEROS.len() as u64);
+        let piece = self.left.min(self.frame).min(ZEROS.len() as u64);
         self.left -= piece;
         self.taken.set(self.taken.get() + piece);
         std::task::Poll::Ready(match piece {

@@ -22,6 +22,7 @@ pub struct ChunkDecoder {
 enum State {
     Data { remaining: u64 },
     Done,
+    Failed(ChunkError),
     Line(Line),
     Trailers(HeadScan),
 }
@@ -68,10 +69,20 @@ impl ChunkDecoder {
     /// Takes the next frame off the front of `input`, and whatever stands between frames.
     ///
     /// # Errors
-    /// The bytes are no chunked coding; the decoder is then of no more use.
+    /// The bytes are no chunked coding. Every further call says so again: who reads on, to discard
+    /// what is left, must not find the end of the body in garbage and a next request behind it.
     pub fn decode(&mut self, input: &mut BytesMut) -> Result<Decoded, ChunkError> {
+        let decoded = self.next(input);
+        if let Err(error) = decoded {
+            self.state = State::Failed(error);
+        }
+        decoded
+    }
+
+    fn next(&mut self, input: &mut BytesMut) -> Result<Decoded, ChunkError> {
         loop {
             match &mut self.state {
+                State::Failed(error) => return Err(*error),
                 State::Done => return Ok(Decoded::End),
                 State::Data { remaining } => {
                     if input.is_empty() {
@@ -248,6 +259,18 @@ mod tests {
         for (body, expected) in cases {
             let shown = String::from_utf8_lossy(&body[..body.len().min(40)]);
             assert_eq!(decode([*body]).unwrap_err(), *expected, "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn who_reads_on_after_an_error_finds_no_end() {
+        for body in ["1g\r\na\r\n0\r\n\r\nGET /", "0\r\na : b\r\n\r\n0\r\n\r\nGET /"] {
+            let (mut decoder, mut input) = (ChunkDecoder::new(), BytesMut::from(body));
+            let first = decoder.decode(&mut input).unwrap_err();
+            for _ in 0..body.len() {
+                assert_eq!(decoder.decode(&mut input).unwrap_err(), first, "{body:?}");
+            }
+            assert!(!decoder.is_done());
         }
     }
 
