@@ -18,6 +18,8 @@ use crate::http::sniff::{SNIFF_BYTES_MAX, Sniffed, sniff};
 use crate::io::Prefixed;
 use crate::refusal::Refusal;
 use crate::transport::{Header, HeaderError};
+#[cfg(test)]
+pub(crate) use hello::client_hello;
 pub use hello::{Hello, parse as parse_hello};
 
 /// Whether a connection begins with TLS.

@@ -274,3 +274,136 @@ fn no_direct_plaintext(client: SocketAddr, found: detect::Tls) -> Refusal {
     let detail = format!("{client} spoke {spoken} to the proxy's own port");
     Refusal::Denied { code: Code::PLAINTEXT_REFUSED, detail }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::fakes::{World, connection, on_worker};
+
+    const AUTHENTICATED: (&str, &str) =
+        ("LINKERD2_PROXY_INBOUND_DEFAULT_POLICY", "all-authenticated");
+    const EXPLICIT: (&str, &str) = ("STEADFAST_PROXY_MODE", "explicit");
+    const PEER: &str = "10.0.0.9:40000";
+    const APPLICATION: &str = "10.0.0.1:8080";
+
+    #[test]
+    fn plaintext_to_a_port_that_asks_for_mutual_tls_reaches_nothing() {
+        on_worker(async {
+            let world = World::new(&[AUTHENTICATED]);
+            let _server = world.pipes.server();
+            let (mut peer, conn) = connection(PEER, Some(APPLICATION));
+            peer.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+            let refusal = world.inbound.clone().serve(conn).await.unwrap_err();
+            assert_eq!(refusal.code(), Some(Code::PLAINTEXT_REFUSED));
+            assert!(world.pipes.dialled.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_silent_client_that_may_not_is_not_dialled_for() {
+        on_worker(async {
+            let world = World::new(&[AUTHENTICATED]);
+            let _server = world.pipes.server();
+            let (_peer, conn) = connection(PEER, Some(APPLICATION));
+            let refusal = world.inbound.clone().serve(conn).await.unwrap_err();
+            assert_eq!(refusal.code(), Some(Code::PLAINTEXT_REFUSED));
+            assert!(world.pipes.dialled.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn plaintext_to_the_proxys_own_port_is_refused_whatever_the_policy() {
+        on_worker(async {
+            for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\0\x01\x02"] {
+                let world = World::new(&[EXPLICIT]);
+                let (mut peer, conn) = connection(PEER, None);
+                peer.write_all(bytes).await.unwrap();
+                let refusal = world.inbound.clone().serve(conn).await.unwrap_err();
+                assert_eq!(refusal.code(), Some(Code::PLAINTEXT_REFUSED));
+                assert!(world.pipes.dialled.borrow().is_empty());
+            }
+        });
+    }
+
+    #[test]
+    fn a_server_that_speaks_first_is_heard_without_a_stall() {
+        on_worker(async {
+            let world = World::new(&[]);
+            let mut server = world.pipes.server();
+            let (mut peer, conn) = connection(PEER, Some(APPLICATION));
+            let started = tokio::time::Instant::now();
+            let talk = async {
+                server.write_all(b"220 ready\r\n").await.unwrap();
+                let mut greeting = [0; 11];
+                peer.read_exact(&mut greeting).await.unwrap();
+                assert_eq!(&greeting, b"220 ready\r\n");
+                // On paused time, which moves only when all wait: no timeout was waited for.
+                assert!(started.elapsed() < detect::DETECT_TIMEOUT / 10);
+                drop((peer, server));
+            };
+            let (served, ()) = tokio::join!(world.inbound.clone().serve(conn), talk);
+            assert!(served.is_ok());
+        });
+    }
+
+    #[test]
+    fn an_unverified_client_can_name_nobody() {
+        on_worker(async {
+            let world = World::new(&[]);
+            let mut server = world.pipes.server();
+            let (mut peer, conn) = connection(PEER, Some(APPLICATION));
+            let request = "GET /a HTTP/1.1\r\nhost: web\r\nl5d-client-id: boss\r\n\
+                           l5d-orig-proto: HTTP/1.0\r\nconnection: close\r\n\r\n";
+            let talk = async {
+                peer.write_all(request.as_bytes()).await.unwrap();
+                let mut seen = vec![0; 1024];
+                let bytes = server.read(&mut seen).await.unwrap();
+                let seen = String::from_utf8(seen[..bytes].to_vec()).unwrap();
+                assert!(seen.starts_with("GET /a HTTP/1.1\r\n"), "{seen}");
+                assert!(!seen.contains("boss") && !seen.contains("l5d-"), "{seen}");
+                server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+                let mut response = String::new();
+                peer.read_to_string(&mut response).await.unwrap();
+                assert!(response.starts_with("HTTP/1.1 204"), "{response}");
+            };
+            let (served, ()) = tokio::join!(world.inbound.clone().serve(conn), talk);
+            assert!(served.is_ok());
+            let requests = "request_total{direction=\"inbound\",target_port=\"8080\",\
+                tls=\"no_identity\",no_tls_reason=\"no_tls_from_remote\",client_id=\"\"}";
+            assert_eq!(world.metric(requests).as_deref(), Some("1"));
+        });
+    }
+
+    #[test]
+    fn a_workload_without_an_svid_refuses_mutual_tls_by_a_code_of_its_own() {
+        on_worker(async {
+            let world = World::new(&[EXPLICIT]);
+            let (mut peer, conn) = connection(PEER, None);
+            let name = "web.demo.serviceaccount.identity.steadfast.cluster.local";
+            peer.write_all(&detect::client_hello(name)).await.unwrap();
+            let refusal = world.inbound.clone().serve(conn).await.unwrap_err();
+            assert_eq!(refusal.code(), Some(Code::SVID_MISSING));
+        });
+    }
+
+    #[test]
+    fn tls_for_another_name_passes_through_untouched() {
+        on_worker(async {
+            let world = World::new(&[]);
+            let mut server = world.pipes.server();
+            let (mut peer, conn) = connection(PEER, Some(APPLICATION));
+            let hello = detect::client_hello("shop.example");
+            let talk = async {
+                peer.write_all(&hello).await.unwrap();
+                let mut seen = vec![0; hello.len()];
+                server.read_exact(&mut seen).await.unwrap();
+                assert!(seen == hello);
+                drop((peer, server));
+            };
+            let (served, ()) = tokio::join!(world.inbound.clone().serve(conn), talk);
+            assert!(served.is_ok());
+        });
+    }
+}

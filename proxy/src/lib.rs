@@ -31,3 +31,6 @@ pub mod http;
 
 pub mod admin;
 pub mod metrics;
+
+#[cfg(test)]
+mod fakes;

@@ -222,3 +222,133 @@ impl Outbound {
 
 /// To different endpoints where there are several.
 const ATTEMPTS_MAX: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    use super::*;
+    use crate::fakes::{World, connection, on_worker};
+
+    const EXPLICIT: (&str, &str) = ("STEADFAST_PROXY_MODE", "explicit");
+    const APPLICATION: &str = "127.0.0.1:40000";
+
+    async fn read_some(io: &mut DuplexStream) -> String {
+        let mut seen = vec![0; 4096];
+        let bytes = io.read(&mut seen).await.unwrap();
+        String::from_utf8(seen[..bytes].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_connection_to_our_own_listener_is_a_loop() {
+        on_worker(async {
+            let world = World::new(&[]);
+            let (_peer, conn) = connection(APPLICATION, None);
+            let refusal = world.outbound.clone().serve(conn, None).await.unwrap_err();
+            assert!(matches!(refusal, Refusal::Loop(_)));
+        });
+    }
+
+    #[test]
+    fn absolute_form_reaches_the_server_in_origin_form() {
+        on_worker(async {
+            let world = World::new(&[EXPLICIT]);
+            let mut server = world.pipes.server();
+            let (mut peer, conn) = connection(APPLICATION, None);
+            let talk = async {
+                let request = "GET http://10.0.0.7:81/a HTTP/1.1\r\nhost: evil\r\n\
+                               l5d-orig-proto: HTTP/1.0\r\nconnection: close\r\n\r\n";
+                peer.write_all(request.as_bytes()).await.unwrap();
+                let seen = read_some(&mut server).await;
+                assert_eq!(seen, "GET /a HTTP/1.1\r\nhost: 10.0.0.7:81\r\n\r\n");
+                server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+                assert!(read_some(&mut peer).await.starts_with("HTTP/1.1 204"));
+            };
+            let (served, ()) = tokio::join!(world.outbound.clone().serve(conn, None), talk);
+            assert!(served.is_ok());
+            assert_eq!(*world.pipes.dialled.borrow(), ["10.0.0.7:81".parse().unwrap()]);
+        });
+    }
+
+    #[test]
+    fn connect_makes_a_tunnel_with_both_its_ends() {
+        on_worker(async {
+            let world = World::new(&[EXPLICIT]);
+            let mut server = world.pipes.server();
+            let (mut peer, conn) = connection(APPLICATION, None);
+            let talk = async {
+                let request = "CONNECT 10.0.0.7:5432 HTTP/1.1\r\nhost: 10.0.0.7:5432\r\n\r\n";
+                peer.write_all(request.as_bytes()).await.unwrap();
+                assert!(read_some(&mut peer).await.starts_with("HTTP/1.1 200"));
+                peer.write_all(b"question").await.unwrap();
+                peer.shutdown().await.unwrap();
+                let mut question = String::new();
+                server.read_to_string(&mut question).await.unwrap();
+                assert_eq!(question, "question");
+                server.write_all(b"answer").await.unwrap();
+                server.shutdown().await.unwrap();
+                let mut answer = String::new();
+                peer.read_to_string(&mut answer).await.unwrap();
+                assert_eq!(answer, "answer");
+            };
+            let (served, ()) = tokio::join!(world.outbound.clone().serve(conn, None), talk);
+            assert!(served.is_ok());
+        });
+    }
+
+    #[test]
+    fn a_name_that_nobody_knows_is_told_with_its_code_and_counted() {
+        on_worker(async {
+            let world = World::new(&[EXPLICIT]);
+            let (mut peer, conn) = connection(APPLICATION, None);
+            let talk = async {
+                let request = "GET / HTTP/1.1\r\nhost: nobody.demo\r\nconnection: close\r\n\r\n";
+                peer.write_all(request.as_bytes()).await.unwrap();
+                let mut response = String::new();
+                peer.read_to_string(&mut response).await.unwrap();
+                assert!(response.starts_with("HTTP/1.1 502"), "{response}");
+                assert!(response.contains("SFT-NET-007"), "{response}");
+            };
+            let (served, ()) = tokio::join!(world.outbound.clone().serve(conn, None), talk);
+            assert!(served.is_ok());
+            let errors = "outbound_http_errors_total{error=\"no_such_destination\"}";
+            assert_eq!(world.metric(errors).as_deref(), Some("1"));
+            assert!(world.pipes.dialled.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_server_that_is_down_is_tried_again_and_then_told() {
+        on_worker(async {
+            let world = World::new(&[EXPLICIT]);
+            let (mut peer, conn) = connection(APPLICATION, None);
+            let talk = async {
+                let request = "POST / HTTP/1.1\r\nhost: 10.0.0.7\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi";
+                peer.write_all(request.as_bytes()).await.unwrap();
+                let mut response = String::new();
+                peer.read_to_string(&mut response).await.unwrap();
+                assert!(response.starts_with("HTTP/1.1 502"), "{response}");
+            };
+            let (_, ()) = tokio::join!(world.outbound.clone().serve(conn, None), talk);
+            assert_eq!(world.pipes.dialled.borrow().len(), ATTEMPTS_MAX as usize);
+        });
+    }
+
+    #[test]
+    fn a_mapped_listener_copies_bytes_to_its_destination() {
+        on_worker(async {
+            let world = World::new(&[EXPLICIT]);
+            let mut server = world.pipes.server();
+            let (mut peer, conn) = connection(APPLICATION, None);
+            let target = Some("10.0.0.7:5432".parse().unwrap());
+            let talk = async {
+                // Looks like HTTP, and is none of our business here.
+                peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+                assert_eq!(read_some(&mut server).await, "GET / HTTP/1.1\r\n\r\n");
+                drop((peer, server));
+            };
+            let (served, ()) = tokio::join!(world.outbound.clone().serve(conn, target), talk);
+            assert!(served.is_ok());
+        });
+    }
+}

@@ -121,27 +121,27 @@ const RECORD_BYTES_MAX: usize = 1 << 14;
 /// Real ones are below 2 KiB; a session ticket or many key shares may make them longer.
 pub(super) const HELLO_BYTES_MAX: usize = 1 << 14;
 
+/// What a client that looks for this name sends first.
+#[cfg(test)]
+pub(crate) fn client_hello(name: &str) -> Vec<u8> {
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = name.to_owned().try_into().unwrap();
+    let mut connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut bytes = Vec::new();
+    connection.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
-
-    fn client_hello(name: &str) -> Vec<u8> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        let name = name.to_owned().try_into().unwrap();
-        let mut connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut bytes = Vec::new();
-        connection.write_tls(&mut bytes).unwrap();
-        bytes
-    }
 
     #[test]
     fn the_server_name_is_found_and_every_cut_is_incomplete() {
