@@ -58,7 +58,7 @@ impl Clock for TestClock {
 
 /// A store in memory.
 pub struct MemoryStore {
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
     changed: watch::Sender<u64>,
     pub down: AtomicBool,
 }
@@ -73,7 +73,7 @@ struct Inner {
 impl MemoryStore {
     pub fn new() -> Arc<Self> {
         let (changed, _) = watch::channel(0);
-        Arc::new(Self { inner: Mutex::default(), changed, down: AtomicBool::new(false) })
+        Arc::new(Self { inner: Arc::default(), changed, down: AtomicBool::new(false) })
     }
 
     pub fn put(&self, key: &str, value: impl Into<Bytes>) -> Revision {
@@ -145,26 +145,25 @@ impl Store for MemoryStore {
         from: Revision,
     ) -> Result<BoxStream<'static, Result<Event, StoreError>>, StoreError> {
         self.check()?;
-        let prefix = prefix.to_owned();
-        let events: Vec<_> = self.inner.lock().unwrap().history.clone();
-        let changed = self.changed.subscribe();
-        // The store outlives the test: a weak hold is not worth it.
-        let past = futures::stream::iter(events.into_iter().filter(move |event| {
-            let (key, revision) = match event {
-                Event::Put(entry) => (&entry.key, entry.revision),
-                Event::Deleted { key, revision } => (key, *revision),
-                Event::Synced(_) => return false,
-            };
-            revision > from && key.starts_with(&prefix)
-        }));
-        // What comes later is told as a broken watch, which every follower takes up again.
-        let broken = futures::stream::once(async move {
-            let mut changed = changed;
-            changed.borrow_and_update();
-            let _ = changed.changed().await;
-            Err(StoreError::Unavailable("changed: follow again".to_owned()))
+        let (prefix, inner) = (prefix.to_owned(), Arc::clone(&self.inner));
+        let start = (self.changed.subscribe(), usize::try_from(from.0).unwrap());
+        // Revisions have no hole: what comes after `from` is what stands behind it in the history.
+        let events = futures::stream::unfold(start, move |(mut changed, at)| {
+            let inner = Arc::clone(&inner);
+            async move {
+                let ahead = |revision: &u64| *revision > at as u64;
+                changed.wait_for(ahead).await.ok()?;
+                let event = inner.lock().unwrap().history[at].clone();
+                Some((event, (changed, at + 1)))
+            }
         });
-        Ok(past.map(Ok).chain(broken).boxed())
+        let wanted = events.filter(move |event| {
+            let (Event::Put(Entry { key, .. }) | Event::Deleted { key, .. }) = event else {
+                return futures::future::ready(false);
+            };
+            futures::future::ready(key.starts_with(&prefix))
+        });
+        Ok(wanted.map(Ok).boxed())
     }
 }
 
