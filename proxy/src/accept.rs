@@ -97,14 +97,18 @@ pub async fn run(
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
-        let Ok(slot) = slots.0.clone().acquire_owned().await else { return Ok(()) };
-        let accepted = tokio::select! {
+        let next = async {
+            // The semaphore is never closed.
+            let slot = slots.0.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok((listener.accept().await?, slot))
+        };
+        let next = tokio::select! {
             biased;
             () = drain.wait() => break,
-            accepted = listener.accept() => accepted,
+            next = next => next,
         };
-        match accepted {
-            Ok((stream, client)) => each(stream, client, slot),
+        match next {
+            Ok(((stream, client), slot)) => each(stream, client, slot),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections; trying again");

@@ -193,12 +193,15 @@ impl Connect {
         let (mut stream, peer) = context.connect(io, expected, alpn).await?;
         let late = stream.late_refusal();
         if let Some(header) = header {
-            let written = stream.write_all(&header.encode()).await;
-            written.map_err(|error| refused_late(&late, addr, error))?;
+            let written = async {
+                stream.write_all(&header.encode()).await?;
+                stream.flush().await
+            };
+            written.await.map_err(|error| refused_late(&late, addr, error))?;
         }
         Ok(Server {
             generation: context.generation,
-            retire_at: retire_at(&context, Some(&peer)),
+            retire_at: retire_at(&context, Some(&peer), self.clock.now()),
             expires_at: expires_at(&context, Some(&peer)),
             io: Box::new(Counted::new(stream, self.metrics.tcp(labels))),
             peer: Some(peer),

@@ -69,12 +69,17 @@ impl Tls {
 }
 
 /// When a connection between these two should end: at 90 % of the life of the older SVID, life
-/// being counted from issue. `None` without a peer: nothing of it expires.
-pub fn retire_at(context: &TlsContext, peer: Option<&VerifiedPeer>) -> Option<UnixTime> {
-    let peer = peer.map(|peer| ninety_percent(peer.not_before + BACKDATED, peer.not_after));
+/// being counted from issue. One that begins later than that, because a renewal is late, lasts as
+/// long as the SVIDs do: there is no newer one to come back with. `None`: nothing of it expires.
+pub fn retire_at(
+    context: &TlsContext,
+    peer: Option<&VerifiedPeer>,
+    now: UnixTime,
+) -> Option<UnixTime> {
+    let peer_life = peer.map(|peer| (peer.not_before + BACKDATED, peer.not_after));
     let own = context.svid.as_deref();
-    let own = own.map(|own| ninety_percent(own.issued_at(), own.facts().not_after));
-    peer.into_iter().chain(own).min()
+    let own_life = own.map(|own| (own.issued_at(), own.facts().not_after));
+    retirement(peer_life.into_iter().chain(own_life), now)
 }
 
 /// When the first of two SVIDs ends.
@@ -83,8 +88,16 @@ pub fn expires_at(context: &TlsContext, peer: Option<&VerifiedPeer>) -> Option<U
     peer.map(|peer| peer.not_after).into_iter().chain(own).min()
 }
 
-fn ninety_percent(issued_at: UnixTime, not_after: UnixTime) -> UnixTime {
-    issued_at + not_after.since(issued_at) * 9 / 10
+/// Each life is from issue to end.
+fn retirement(
+    lives: impl Iterator<Item = (UnixTime, UnixTime)> + Clone,
+    now: UnixTime,
+) -> Option<UnixTime> {
+    let ninety_percent = |(issued_at, not_after): (UnixTime, UnixTime)| {
+        issued_at + not_after.since(issued_at) * 9 / 10
+    };
+    let at = lives.clone().map(ninety_percent).min()?;
+    if now < at { Some(at) } else { lives.map(|(_, not_after)| not_after).min() }
 }
 
 /// SVIDs begin this long before they are made, for clocks that are behind.
@@ -94,12 +107,24 @@ const BACKDATED: Duration = Duration::from_secs(300);
 mod tests {
     use super::*;
 
+    fn lives() -> impl Iterator<Item = (UnixTime, UnixTime)> + Clone {
+        let life = |from, secs| {
+            let issued_at = UnixTime::from_secs(from);
+            (issued_at, issued_at + Duration::from_secs(secs))
+        };
+        [life(1000, 100), life(1050, 100)].into_iter()
+    }
+
     #[test]
-    fn a_connection_ends_at_ninety_percent_of_the_life_from_issue() {
-        let issued_at = UnixTime::from_secs(1000);
-        let at = ninety_percent(issued_at, issued_at + Duration::from_secs(100));
-        assert_eq!(at, UnixTime::from_secs(1090));
-        // An SVID that ended before it began is at its end.
-        assert_eq!(ninety_percent(issued_at, UnixTime::from_secs(5)), issued_at);
+    fn a_connection_ends_at_ninety_percent_of_the_older_life_from_issue() {
+        let now = UnixTime::from_secs(1060);
+        assert_eq!(retirement(lives(), now), Some(UnixTime::from_secs(1090)));
+        assert_eq!(retirement(std::iter::empty(), now), None);
+    }
+
+    #[test]
+    fn one_that_begins_late_lasts_to_the_end() {
+        let now = UnixTime::from_secs(1090);
+        assert_eq!(retirement(lives(), now), Some(UnixTime::from_secs(1100)));
     }
 }

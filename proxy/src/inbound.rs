@@ -164,7 +164,7 @@ impl Inbound {
             client,
             mesh: true,
             target,
-            retire_at: retire_at(&context, peer.as_deref()),
+            retire_at: retire_at(&context, peer.as_deref(), self.clock.now()),
             expires_at: expires_at(&context, peer.as_deref()),
             peer,
         };

@@ -12,7 +12,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use steadfast_api::Code;
+use steadfast_api::{Code, UnixTime};
+use steadfast_identity_client::LateRefusal;
 use steadfast_process::{Clock, Drain};
 
 use crate::accept::Accepted;
@@ -44,10 +45,20 @@ pub struct Outbound {
     routes: Routes,
 }
 
-/// A connection to a server, and what counts it as pending there.
+/// A connection to a server.
 struct Dialled {
-    server: Server,
+    io: BoxIo,
+    known: Known,
+}
+
+/// What is known of it.
+struct Known {
     addr: SocketAddr,
+    /// Holds the peer's refusal of us, if it comes with a later read.
+    late: Option<LateRefusal>,
+    /// Then one of both SVIDs ends.
+    expires_at: Option<UnixTime>,
+    /// Counts it as pending at its endpoint.
     chosen: Chosen,
 }
 
@@ -121,25 +132,24 @@ impl Outbound {
         if route.opaque {
             return self.opaque(io, route, None).await;
         }
-        let mut dialled = None;
+        let mut known = None;
         let dial = async {
-            let Dialled { server, addr, chosen } = self.dial(&route).await?;
-            let late = (server.peer, server.late, server.expires_at);
-            dialled = Some((late, addr, chosen));
-            Ok(Prefixed::new(server.io))
+            let dialled = self.dial(&route).await?;
+            known = Some(dialled.known);
+            Ok(Prefixed::new(dialled.io))
         };
-        let first = detect::first(&mut io, dial).await?;
-        let dialled = |io: Prefixed<BoxIo>| {
-            let (late, addr, chosen) = dialled?;
-            let (peer, late, expires_at) = late;
-            let io = Box::new(io) as BoxIo;
-            let server = Server { io, peer, late, expires_at, generation: 0, retire_at: None };
-            Some(Dialled { server, addr, chosen })
-        };
-        let dialled = match first {
-            First::Client => None,
-            First::Both(server) => dialled(server),
-            First::Server(server) => return self.opaque(io, route, dialled(server)).await,
+        let first = detect::first(&mut io, dial).await;
+        if let (Err(_), Some(known)) = (&first, &known) {
+            self.connect.report_late(Direction::Outbound, known.addr, known.late.as_ref());
+        }
+        let boxed = |io: Prefixed<BoxIo>| Box::new(io) as BoxIo;
+        let dialled = match (first?, known) {
+            (First::Both(io), Some(known)) => Some(Dialled { io: boxed(io), known }),
+            (First::Server(server), Some(known)) => {
+                let dialled = Some(Dialled { io: boxed(server), known });
+                return self.opaque(io, route, dialled).await;
+            }
+            _ => None,
         };
         match detect::protocol(&mut io).await? {
             Proto::Opaque => self.opaque(io, route, dialled).await,
@@ -157,21 +167,17 @@ impl Outbound {
         route: Route,
         dialled: Option<Dialled>,
     ) -> Result<(), Refusal> {
-        let Dialled { mut server, addr, chosen: _chosen } = match dialled {
+        let Dialled { io: mut server, known } = match dialled {
             Some(dialled) => dialled,
             None => self.dial(&route).await?,
         };
         let labels = Labels::new([("direction", "outbound"), ("peer", "src")]);
         let mut io = Counted::new(io, self.metrics.tcp(labels));
-        let copying = forward::opaque(&mut io, &mut server.io, &self.scratch);
+        let copying = forward::opaque(&mut io, &mut server, &self.scratch);
         let gauge = &self.metrics.outliving;
-        let copied = outliving(&*self.clock, server.expires_at, gauge, copying).await;
+        let copied = outliving(&*self.clock, known.expires_at, gauge, copying).await;
         let Err(error) = copied else { return Ok(()) };
-        // The peer judges our certificate last: its refusal comes with the first read.
-        if let Some(refusal) = server.late.as_ref().and_then(|late| late.get()) {
-            let refusal = Refusal::Tls(refusal.clone());
-            self.connect.report(Direction::Outbound, addr, &refusal);
-        }
+        self.connect.report_late(Direction::Outbound, known.addr, known.late.as_ref());
         Err(Refusal::Gone(error.source))
     }
 
@@ -204,9 +210,10 @@ impl Outbound {
             let endpoint = chosen.endpoint().clone();
             let labels = route.labels(&endpoint).with("peer", "dst");
             let refusal = match self.connect.endpoint(&endpoint, Session::Opaque, labels).await {
-                Ok(server) => {
+                Ok(Server { io, late, expires_at, .. }) => {
                     chosen.connected();
-                    return Ok(Dialled { server, addr: endpoint.addr, chosen });
+                    let known = Known { addr: endpoint.addr, late, expires_at, chosen };
+                    return Ok(Dialled { io, known });
                 }
                 Err(refusal) => refusal,
             };

@@ -17,6 +17,7 @@ use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, Shared};
 use http::{Request, Response};
 use steadfast_api::{SpiffeId, UnixTime};
+use steadfast_identity_client::LateRefusal;
 
 use super::{Connect, Failed, Server, Unanswered, refused_late};
 use crate::discovery::Endpoint;
@@ -141,11 +142,33 @@ impl Connect {
     /// [`Unanswered`].
     pub async fn send_alone(
         &self,
+        direction: Direction,
+        addr: SocketAddr,
         server: Server,
         request: Request<Body>,
     ) -> Result<Response<Body>, Unanswered> {
         let connection = Connection::new(server.io, &self.http);
-        connection.send(request, drop).await.map_err(Unanswered::from)
+        let sent = connection.send(request, drop).await;
+        sent.map_err(|error| match self.report_late(direction, addr, server.late.as_ref()) {
+            Some(refusal) => {
+                let failed = Failed::Connect(Rc::new(refusal));
+                Unanswered { failed, request: error.request }
+            }
+            None => Unanswered::from(error),
+        })
+    }
+
+    /// In TLS 1.3 the peer judges our certificate last: its refusal comes with a later read, and
+    /// is counted and logged then.
+    pub fn report_late(
+        &self,
+        direction: Direction,
+        addr: SocketAddr,
+        late: Option<&LateRefusal>,
+    ) -> Option<Refusal> {
+        let refusal = Refusal::Tls(late?.get()?.clone());
+        self.report(direction, addr, &refusal);
+        Some(refusal)
     }
 
     /// Counts and logs a connection that was refused.

@@ -16,11 +16,18 @@ use tokio::task::AbortHandle;
 use crate::http::{Body, BodyError, Frame, Length, Source, Worker};
 use crate::io::BoxIo;
 
-/// Answers CONNECT with a tunnel between the request's body and a server.
-pub fn tunnel(server: BoxIo, upload: Body, worker: &Worker) -> Response<Body> {
+/// Answers CONNECT with a tunnel between the request's body and a server; `broken` is called if
+/// the server's side breaks.
+pub fn tunnel(
+    server: BoxIo,
+    upload: Body,
+    worker: &Worker,
+    broken: impl FnOnce() + 'static,
+) -> Response<Body> {
     let (reader, writer) = split(server);
     let pump = worker.tasks().spawn_local(pump(upload, writer)).abort_handle();
-    Response::new(Body::from_source(Download { reader, pump: Some(pump) }))
+    let broken = Some(Box::new(broken) as Box<dyn FnOnce()>);
+    Response::new(Body::from_source(Download { reader, pump: Some(pump), broken }))
 }
 
 /// What the server sends.
@@ -28,6 +35,7 @@ struct Download {
     reader: ReadHalf<BoxIo>,
     /// Ended with the download if that is dropped before its end: nobody is there any more.
     pump: Option<AbortHandle>,
+    broken: Option<Box<dyn FnOnce()>>,
 }
 
 impl Source for Download {
@@ -37,7 +45,12 @@ impl Source for Download {
         let mut buf = ReadBuf::new(&mut bytes);
         let read = ready!(Pin::new(&mut self.reader).poll_read(cx, &mut buf));
         Poll::Ready(match read {
-            Err(error) => Some(Err(BodyError::Io(error))),
+            Err(error) => {
+                if let Some(broken) = self.broken.take() {
+                    broken();
+                }
+                Some(Err(BodyError::Io(error)))
+            }
             Ok(()) if buf.filled().is_empty() => {
                 // The other direction goes on.
                 self.pump = None;

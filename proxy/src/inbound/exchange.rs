@@ -96,7 +96,7 @@ impl Serving {
         }
         if needs_own_connection(&request) {
             return match connect.plaintext(target, self.server_labels.clone()).await {
-                Ok(server) => connect.send_alone(server, request).await,
+                Ok(server) => connect.send_alone(Direction::Inbound, target, server, request).await,
                 Err(refusal) => {
                     connect.report(Direction::Inbound, target, &refusal);
                     let failed = Failed::Connect(Rc::new(refusal));

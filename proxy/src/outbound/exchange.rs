@@ -8,7 +8,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 
 use super::routes::{Chosen, Route};
-use super::{ATTEMPTS_MAX, Dialled, Outbound};
+use super::{ATTEMPTS_MAX, Dialled, Known, Outbound};
 use crate::answer;
 use crate::connect::{Failed, Unanswered, tunnel};
 use crate::http::error::GrpcStatus;
@@ -62,10 +62,13 @@ impl Serving {
     /// CONNECT: bytes to one of the endpoints.
     async fn connect(&self, route: &Route, request: Request<Body>) -> Result<Answered, Failed> {
         let dialled = self.outbound.dial(route).await;
-        let Dialled { server, chosen, .. } = dialled.map_err(|refusal| self.tell(refusal))?;
-        let meter = self.outbound.routes.meter(route, chosen.endpoint());
+        let Dialled { io, known } = dialled.map_err(|refusal| self.tell(refusal))?;
+        let meter = self.outbound.routes.meter(route, known.chosen.endpoint());
         meter.request();
-        let response = tunnel(server.io, request.into_body(), &self.outbound.http);
+        let Known { addr, late, chosen, .. } = known;
+        let connect = self.outbound.connect.clone();
+        let broken = move || drop(connect.report_late(Direction::Outbound, addr, late.as_ref()));
+        let response = tunnel(io, request.into_body(), &self.outbound.http, broken);
         Ok((holding(response, chosen), meter))
     }
 
@@ -123,7 +126,7 @@ impl Serving {
             return match connect.endpoint(endpoint, Session::Http1, labels()).await {
                 Ok(server) => {
                     chosen.connected();
-                    connect.send_alone(server, request).await
+                    connect.send_alone(direction, endpoint.addr, server, request).await
                 }
                 Err(refusal) => {
                     connect.report(direction, endpoint.addr, &refusal);
