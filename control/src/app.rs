@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::Stream;
 use prometheus_client::registry::Registry;
 use steadfast_api::spiffe::SpiffeError;
-use steadfast_api::{DnsIdentity, TrustDomain};
+use steadfast_api::{Code, DnsIdentity, TrustDomain};
 use steadfast_identity_client::{
     BootstrapBundle, ClientAuth, Config as IdentityConfig, ConfigError, Identity, Incoming,
     incoming,
@@ -143,7 +143,9 @@ async fn trust_domain(store: &dyn Store, waiting: &Component) -> TrustDomain {
                 Err(reason) => format!("the trust domain in the store cannot be read: {reason}"),
             },
             Ok(None) => "the store has no trust domain yet: run `steadfast trust init`".to_owned(),
-            Err(error) => format!("the store cannot be asked: {}", ErrorChain(&error)),
+            Err(error) => {
+                format!("{}: {}", Code::STORE_UNAVAILABLE, ErrorChain(&error))
+            }
         };
         waiting.not_ready(&reason);
         if logged != reason {

@@ -45,8 +45,8 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub identity_addr: String,
 
-    /// The projected token of control's own pod [default: pods/<control
-    /// namespace>/steadfast-control-0/token in DIR].
+    /// The projected token of control's own pod [default: `token` in DIR/pods/NAMESPACE/POD,
+    /// where NAMESPACE is the control plane's and POD is steadfast-control-0].
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 

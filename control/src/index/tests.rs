@@ -1,5 +1,7 @@
 //! The index as a table of cases, and its properties over random objects.
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -486,16 +488,29 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..40)
 }
 
+/// The world, read once.
+static WORLD: LazyLock<Vec<(Kind, Name, Vec<Object>)>> = LazyLock::new(|| {
+    let read = |kind, value: &Value| {
+        Object::parse(kind, "", value.to_string().as_bytes(), &mut Vec::new()).unwrap()
+    };
+    world()
+        .into_iter()
+        .map(|(kind, namespace, name, forms)| {
+            let forms = forms.iter().map(|value| read(kind, value)).collect();
+            (kind, Name::new(namespace, name), forms)
+        })
+        .collect()
+});
+
 fn run(index: &mut Index, step: &Step) {
-    let world = world();
     match step {
         Step::Delete(object) => {
-            let (kind, namespace, name, _) = &world[*object];
-            index.delete(*kind, Name::new(namespace, name));
+            let (kind, name, _) = &WORLD[*object];
+            index.delete(*kind, name.clone());
         }
         Step::Put(object, form) => {
-            let (kind, namespace, name, forms) = &world[*object];
-            put(index, *kind, namespace, name, forms[form % forms.len()].clone());
+            let (_, name, forms) = &WORLD[*object];
+            index.put(name.clone(), forms[form % forms.len()].clone());
         }
     }
 }
@@ -511,8 +526,6 @@ fn all_addresses(index: &Index) -> Vec<AddressSnapshot> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
-
     #[test]
     fn the_order_of_events_does_not_matter_and_every_change_is_marked(
         steps in steps(), rotation in 0..7_usize
