@@ -168,8 +168,8 @@ struct Demo {
 impl Demo {
     async fn run(&mut self) -> Result<ExitCode, Problem> {
         let plan = self.bring_up().await?;
-        let environments = start::write_environments(&self.directory, &self.processes)?;
         if self.args.keep {
+            let environments = start::write_environments(&self.directory, &self.processes)?;
             self.progress.say(&format!("\n{environments}"));
         }
         let Some(target) = Target::of(&plan) else { return Ok(ExitCode::SUCCESS) };
@@ -252,7 +252,8 @@ impl Demo {
                     match &mut live {
                         // A terminal that has gone asks for nothing more.
                         Some(live) => if live.draw(&now, &self.note()).is_err() { return None },
-                        None => self.progress.tick(&now),
+                        // Nor does a reader that has.
+                        None => if self.progress.tick(&now).is_err() { return None },
                     }
                     screen = Some(now);
                 }
@@ -310,8 +311,8 @@ impl Demo {
     }
 }
 
-/// The final numbers. What the sidecars count, they tell a moment later: they are asked until the
-/// count is full, or no longer.
+/// The final numbers. What the sidecars count, they tell a moment later: they are asked until all
+/// that was answered is counted, or no longer.
 async fn settle(
     plan: &Plan,
     load: &Load,
@@ -325,10 +326,11 @@ async fn settle(
         let scrape = observe::scrape(plan).await.ok();
         renewals = scrape.as_ref().map_or(renewals, Scrape::renewals);
         let edges = scrape.map(|scrape| scrape.edges_since(plan, &observer.baseline));
-        let summary = Summary::of(&load.tally(), &edges.unwrap_or_default(), renewals, length);
-        let full = summary.requests == 0 || summary.mtls_rate.is_some_and(|rate| rate >= 1.0);
+        let (tally, edges) = (load.tally(), edges.unwrap_or_default());
+        let answered = tally.answered.cast_signed();
+        let full = !edges.is_empty() && edges.iter().all(|edge| edge.verified >= answered);
         if full || Instant::now() >= end {
-            return summary;
+            return Summary::of(&tally, &edges, renewals, length);
         }
         sleep(SETTLE_POLL).await;
     }

@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
@@ -45,7 +46,8 @@ fn nothing_is_left_of_a_demo_that_was_killed() {
 
 #[test]
 fn an_interrupt_at_any_stage_stops_everything() {
-    for started in [1, 3, 6, PROCESSES] {
+    // Two are the demo and its janitor; before, there is nothing to stop.
+    for started in [2, 3, 6, PROCESSES] {
         let scratch = scratch();
         let demo = demo(&scratch, &["--for", "60s"]);
         until("so many have started", || processes_of(&scratch).len() >= started);
@@ -79,6 +81,44 @@ fn a_process_that_dies_is_named_with_its_last_words() {
         stderr.contains("steadfast-control was killed by signal 9; the last lines"),
         "{stderr}"
     );
+    assert_nothing_is_left(&scratch);
+}
+
+#[test]
+fn a_port_that_was_taken_meanwhile_is_answered_by_another_attempt() {
+    let (scratch, programs) = (scratch(), tempfile::tempdir().unwrap());
+    let (own, beside) = (Path::new(env!("CARGO_BIN_EXE_steadfast")), programs.path());
+    fs::copy(own, beside.join("steadfast")).unwrap();
+    for program in ["steadfast-store", "steadfast-control", "steadfast-proxy"] {
+        symlink(own.with_file_name(program), beside.join(program)).unwrap();
+    }
+    let script = format!(
+        "#!/bin/sh\n[ -e {taken} ] && exec {identity} \"$@\"\n: > {taken}\n\
+         echo 'cannot listen: Address already in use (os error 98)' >&2; exit 1\n",
+        taken = beside.join("taken").display(),
+        identity = own.with_file_name("steadfast-identity").display(),
+    );
+    fs::write(beside.join("steadfast-identity"), script).unwrap();
+    let executable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(beside.join("steadfast-identity"), executable).unwrap();
+    let output = Command::new(beside.join("steadfast"))
+        .args(["demo", "--for", "1s", "--rate", "20"])
+        .env("TMPDIR", scratch.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert!(stdout.contains("a port was taken meanwhile"), "{stdout}{stderr}");
+    assert_nothing_is_left(&scratch);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_demo() {
+    let scratch = scratch();
+    let mut demo = demo(&scratch, &[]);
+    drop(demo.stdout.take());
+    demo.wait().unwrap();
     assert_nothing_is_left(&scratch);
 }
 

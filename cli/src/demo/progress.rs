@@ -25,13 +25,18 @@ impl Progress {
 
     /// One line, or several.
     pub(crate) fn say(self, text: &str) {
+        // Nobody is left to tell if this fails; what must go on, goes on.
+        let _ = self.write(text);
+    }
+
+    fn write(self, text: &str) -> io::Result<()> {
         let text = format!("{text}\n");
-        let _ = if self.to_stderr {
-            io::stderr().write_all(text.as_bytes())
-        } else {
-            let mut out = io::stdout().lock();
-            out.write_all(text.as_bytes()).and_then(|()| out.flush())
-        };
+        if self.to_stderr {
+            return io::stderr().write_all(text.as_bytes());
+        }
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
     }
 
     /// Something has been reached, after this time.
@@ -42,8 +47,11 @@ impl Progress {
     }
 
     /// How it goes, in one line of at most 80 columns.
-    pub(crate) fn tick(self, screen: &Screen) {
-        self.say(&line(screen));
+    ///
+    /// # Errors
+    /// Whoever read this has gone.
+    pub(crate) fn tick(self, screen: &Screen) -> io::Result<()> {
+        self.write(&line(screen))
     }
 }
 

@@ -6,7 +6,7 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::Paragraph;
+use ratatui::widgets::{Paragraph, Wrap};
 
 use super::observe::{EdgeRow, Ends, Screen, WorkloadRow};
 use super::summary::percent;
@@ -26,8 +26,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, screen: &Screen, note: &str, look: Loo
         Constraint::Length(2),
         Constraint::Length(edge_lines + 2),
         Constraint::Length(workload_lines + 2),
-        Constraint::Length(3),
-        Constraint::Min(0),
+        Constraint::Min(1),
         Constraint::Length(1),
     ])
     .split(frame.area());
@@ -37,8 +36,10 @@ pub(crate) fn draw(frame: &mut Frame<'_>, screen: &Screen, note: &str, look: Loo
     show(areas[0], look.title(screen, areas[0].width));
     show(areas[1], look.edges(screen));
     show(areas[2], look.workloads(screen));
-    show(areas[3], look.totals(screen));
-    show(areas[5], vec![Line::styled(format!(" {note}"), look.dim())]);
+    show(areas[4], vec![Line::styled(format!(" {note}"), look.dim())]);
+    // A failure says what it has to say, over as many lines as there are.
+    let totals = Paragraph::new(look.totals(screen)).wrap(Wrap { trim: false });
+    frame.render_widget(totals, areas[3]);
 }
 
 impl Look {
@@ -325,7 +326,8 @@ mod tests {
     fn what_is_wrong_is_said() {
         let mut screen = screen();
         screen.failed = 2;
-        screen.first_failure = Some("answered 503".to_owned());
+        let long = "answered 502: web: api.demo.svc.cluster.local answers 503: there is no service";
+        screen.first_failure = Some(format!("{long} of that name"));
         screen.mtls_rate = Some(0.9999);
         screen.edges[1].ends = Ends::Unverified;
         screen.edges[1].success = Some(0.5);
@@ -336,7 +338,8 @@ mod tests {
         let text = drawn(&screen, 80).join("\n");
         for words in [
             "2 failed",
-            "first failure: answered 503",
+            "first failure: answered 502",
+            "of that name",
             "99.99 %",
             "no verified identity yet",
             "50.00 %",
