@@ -1,6 +1,6 @@
 //! The second stage: what does a connection speak, and who is at its other end?
 //!
-//! Every read is bounded in bytes and in time. TLS for this workload (by SNI) is terminated in
+//! Every read is bounded in bytes and in time. TLS for a workload of this mesh (by SNI) is terminated in
 //! place and its peer verified; TLS for anybody else is opaque. A protocol whose server speaks
 //! first is found by dialling the server when the client stays silent for a moment: whoever speaks
 //! first decides, and nobody waits for a timeout.
@@ -11,6 +11,7 @@ use std::future::{Future, poll_fn};
 use std::task::Poll;
 use std::time::Duration;
 
+use steadfast_api::DnsIdentity;
 use tokio::io::AsyncRead;
 use tokio::time::timeout;
 
@@ -25,7 +26,8 @@ pub use hello::{Hello, parse as parse_hello};
 /// Whether a connection begins with TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tls {
-    /// For this workload.
+    /// For this workload, or for another of this mesh that discovery believes to be here: the
+    /// handshake then shows the dialler who really answers, and both sides can say so.
     Mesh,
     /// Not TLS.
     None,
@@ -67,7 +69,7 @@ pub async fn tls<IO: AsyncRead + Unpin>(
     let hello = async {
         loop {
             match hello::parse(io.seen()) {
-                Hello::Client { server_name } if server_name.as_deref() == Some(local_name) => {
+                Hello::Client { server_name: Some(name) } if of_this_mesh(&name, local_name) => {
                     return Ok(Tls::Mesh);
                 }
                 Hello::Client { .. } => return Ok(Tls::Other),
@@ -78,6 +80,17 @@ pub async fn tls<IO: AsyncRead + Unpin>(
         }
     };
     timeout(DETECT_TIMEOUT, hello).await.unwrap_or(Err(Refusal::Silent("whole ClientHello")))
+}
+
+/// Whether a name is that of a workload of the mesh that this workload is of. No application's own
+/// TLS asks for such a name.
+fn of_this_mesh(name: &str, local_name: &str) -> bool {
+    let parse = |name: &str| name.parse::<DnsIdentity>().ok();
+    name == local_name
+        || parse(name).zip(parse(local_name)).is_some_and(|(name, local)| {
+            name.trust_domain() == local.trust_domain()
+                && name.control_namespace() == local.control_namespace()
+        })
 }
 
 /// Reads the transport header that the connection's ALPN announced.
@@ -171,6 +184,17 @@ mod tests {
     fn pair() -> (DuplexStream, Prefixed<DuplexStream>) {
         let (peer, ours) = duplex(4096);
         (peer, Prefixed::new(ours))
+    }
+
+    #[test]
+    fn tls_for_any_workload_of_this_mesh_is_ended_here_and_no_other() {
+        let name = |td: &str| format!("web.demo.serviceaccount.identity.steadfast.{td}");
+        let local = name("cluster.local");
+        assert!(of_this_mesh(&local, &local));
+        assert!(of_this_mesh(&local.replace("web", "api"), &local));
+        assert!(!of_this_mesh(&name("elsewhere.test"), &local));
+        assert!(!of_this_mesh(&local.replace("steadfast", "linkerd"), &local));
+        assert!(!of_this_mesh("www.example.org", &local));
     }
 
     #[tokio::test]

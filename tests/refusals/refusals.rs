@@ -16,10 +16,11 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A workload whose port takes mutual TLS only, and an issuer of the mesh that the test may use.
 struct Target {
-    mesh: Mesh,
-    app: App,
     api: Pod,
+    app: App,
     issuer: TestIssuer,
+    // Last, so that the logs are there while the others end.
+    mesh: Mesh,
 }
 
 async fn target() -> Target {
@@ -32,7 +33,7 @@ async fn target() -> Target {
     });
     api.ready().await;
     let issuer = TestIssuer::of_mesh(mesh.dir(), &mesh.issuer_der().await);
-    Target { mesh, app, api, issuer }
+    Target { api, app, issuer, mesh }
 }
 
 impl Target {
@@ -121,7 +122,7 @@ async fn plain_tcp_to_a_port_that_asks_for_mutual_tls_is_refused() {
     let web = target.mesh.pod(PodSpec {
         listen_map: vec![(
             entrance,
-            format!("bare.demo.svc.cluster.local:{}", target.app.addr.port()),
+            format!("bare.demo.svc.cluster.local:{}", target.api.inbound.port()),
         )],
         ..PodSpec::new("web", &[])
     });
@@ -140,13 +141,14 @@ async fn plain_tcp_to_a_port_that_asks_for_mutual_tls_is_refused() {
 
 /// A client sidecar, and a server at the address where discovery says that `api` answers.
 struct Dialler {
-    mesh: Mesh,
     web: Pod,
     entrance: SocketAddr,
     /// Where the server listens: `api`'s inbound address.
     server: SocketAddr,
     issuer: TestIssuer,
     _api: Pod,
+    // Last, so that the logs are there while the others end.
+    mesh: Mesh,
 }
 
 async fn dialler() -> Dialler {
@@ -163,7 +165,7 @@ async fn dialler() -> Dialler {
     api.proxy.kill();
     let issuer = TestIssuer::of_mesh(mesh.dir(), &mesh.issuer_der().await);
     let server = api.inbound;
-    Dialler { mesh, web, entrance, server, issuer, _api: api }
+    Dialler { web, entrance, server, issuer, _api: api, mesh }
 }
 
 impl Dialler {
