@@ -124,7 +124,7 @@ async fn verify(disk: &TestDisk, acknowledged: &Acknowledged, context: &str) {
     writer.await.unwrap();
 }
 
-const SEEDS: u64 = 20;
+const SEEDS: u64 = 30;
 const CUTS_PER_SEED: u64 = 6;
 const OPERATIONS_MAX: u64 = 400;
 const KEYS: u32 = 12;
