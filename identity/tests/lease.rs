@@ -4,11 +4,13 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use steadfast_api::trust::v1::CertifyRequest;
-use steadfast_identity::authority::{ISSUER_LIFETIME, make_issuer};
+use steadfast_identity::authority::{ISSUER_LIFETIME, found, make_issuer};
 use steadfast_identity::replica::{LEASE, Lease};
 use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
@@ -180,6 +182,67 @@ async fn a_denied_issuer_signs_nothing() {
     assert_code(certify(&mesh).await, "SFT-ID-022");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_ends_while_the_log_is_written_hands_out_nothing() {
+    // The log is a pipe: once it is full, whoever writes waits until the test reads.
+    let domain = "cluster.local".parse().unwrap();
+    let founding = found(&domain, SystemClock.now()).unwrap();
+    let mkfifo = |directory: &std::path::Path| {
+        let path = directory.join("issuance.jsonl");
+        let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(made.success());
+    };
+    let mesh = Mesh::start_prepared(support::config(), founding, mkfifo).await;
+    let pipe = mesh.dir.path().join("log/issuance.jsonl");
+    let mut pipe = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(NONBLOCK)
+        .open(pipe)
+        .unwrap();
+    let own = || !mesh.app.readiness.report().reasons.contains_key("own_svid");
+    mesh.wait(own, "with an SVID of its own").await;
+    let mut trust = mesh.trust().await;
+    while pipe.write(&[b'\n'; 512]).is_ok() {}
+    let asked = trust.certify(web());
+    let mut asked = std::pin::pin!(asked);
+    let reviewed = async {
+        while mesh.tokens.reviews.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        _ = asked.as_mut() => panic!("nothing was written, and yet there is an answer"),
+        () = reviewed => {}
+    }
+    let mut text = String::new();
+    let mut read = |until: &str| {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut bytes) {
+            text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        }
+        text.lines().any(|line| line.contains(until) && line.contains(support::WEB_ID))
+    };
+    // The review and the first look at the lease are one step, so the request now waits for the
+    // log: the lease ends, and then the pipe is read.
+    let mut lost = false;
+    let status = loop {
+        tokio::select! {
+            answer = asked.as_mut() => break answer.unwrap_err(),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {
+                if !lost {
+                    mesh.store.down.store(true, Ordering::SeqCst);
+                    pass(&mesh, LEASE);
+                    lost = true;
+                }
+                read("intent");
+            }
+        }
+    };
+    assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-021", "{status}");
+    assert!(read("issued"), "it was refused before it was signed: {text}");
+}
+
 fn second_issuer(
     mesh: &Mesh,
 ) -> (steadfast_rotation_protocol::TrustDomainState, steadfast_identity::authority::Authority) {
@@ -206,3 +269,6 @@ async fn http_status(mesh: &Mesh, path: &str) -> u16 {
     stream.read_to_string(&mut answer).await.unwrap();
     answer.split(' ').nth(1).unwrap().parse().unwrap()
 }
+
+/// O_NONBLOCK on Linux.
+const NONBLOCK: i32 = 0o4000;

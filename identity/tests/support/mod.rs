@@ -251,11 +251,21 @@ impl Mesh {
     }
 
     pub async fn start_unready(config: Config, founding: Founding) -> Self {
+        Self::start_prepared(config, founding, |_| ()).await
+    }
+
+    /// Runs after something was done to the directory of its log.
+    pub async fn start_prepared(
+        config: Config,
+        founding: Founding,
+        prepare: impl Fn(&std::path::Path),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let keys = FileKeys::open(dir.path().join("keys/issuers")).unwrap();
         let pkcs8 = Zeroizing::new(founding.issuer.pkcs8.to_vec());
         keys.put_new(founding.issuer.id, pkcs8).await.unwrap();
         std::fs::create_dir(dir.path().join("log")).unwrap();
+        prepare(&dir.path().join("log"));
         let store = MemoryStore::new();
         store.put_state(&founding.state);
         store.put("tokens/jwks", "{\"keys\":[]}");
