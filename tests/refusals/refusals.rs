@@ -108,7 +108,7 @@ async fn a_client_of_another_trust_domain_is_refused() {
 async fn a_client_without_a_certificate_is_refused() {
     let target = target().await;
     let bare = target.peer(&target.issuer, &target.leaf()).without_certificate();
-    target.refused(bare, "SFT-TLS-007", "no_certificate", "closed").await;
+    target.refused(bare, "SFT-TLS-007", "no_certificate", "CertificateRequired").await;
     target.through(target.peer(&target.issuer, &target.leaf())).await;
 }
 
