@@ -121,8 +121,7 @@ async fn write_until_killed(
     while let Some(ended) = writers.join_next().await {
         ended.unwrap();
     }
-    let told = std::mem::take(&mut *told.lock().unwrap());
-    told
+    std::mem::take(&mut *told.lock().unwrap())
 }
 
 enum NewValue {

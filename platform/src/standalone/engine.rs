@@ -1,7 +1,7 @@
 //! The store itself, near: entries in memory, every write on the disk before it is acknowledged.
 //!
-//! One writer ([`writer`]) takes waiting writes in groups, gives each the next revision and makes
-//! them durable in one transaction of one redb file ([`disk`]). Only then do memory, watches and
+//! One writer (`writer`) takes waiting writes in groups, gives each the next revision and makes
+//! them durable in one transaction of one redb file (`disk`). Only then do memory, watches and
 //! the callers learn of them. Reads are answered from memory, which is always what is durable: so
 //! a full or broken disk takes nothing away but writing. A watch reads the history by revision; it
 //! has no queue of its own, and so can neither grow nor lose anything.

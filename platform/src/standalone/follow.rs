@@ -80,3 +80,99 @@ async fn once(
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// A unix socket costs nothing to try, and whoever waits for the store waits for it to start.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use futures::stream::{self, BoxStream};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// Answers lists and watches as it was told to, and notes what it was asked.
+    struct Script {
+        lists: Mutex<VecDeque<u64>>,
+        watches: Mutex<VecDeque<Vec<Result<Event, StoreError>>>>,
+        asked: mpsc::UnboundedSender<String>,
+    }
+
+    #[async_trait::async_trait]
+    impl Store for Script {
+        async fn get(&self, _: &str) -> Result<Option<Entry>, StoreError> {
+            panic!("not asked here")
+        }
+
+        async fn list(&self, _: &str) -> Result<(Vec<Entry>, Revision), StoreError> {
+            let revision = self.lists.lock().unwrap().pop_front().unwrap();
+            self.asked.send(format!("list {revision}")).unwrap();
+            Ok((Vec::new(), Revision(revision)))
+        }
+
+        async fn compare_and_swap(
+            &self,
+            _: &str,
+            _: Option<Revision>,
+            _: Option<Bytes>,
+        ) -> Result<Revision, StoreError> {
+            panic!("not asked here")
+        }
+
+        async fn watch(
+            &self,
+            _: &str,
+            from: Revision,
+        ) -> Result<BoxStream<'static, Result<Event, StoreError>>, StoreError> {
+            self.asked.send(format!("watch {}", from.0)).unwrap();
+            match self.watches.lock().unwrap().pop_front() {
+                Some(events) => Ok(stream::iter(events).boxed()),
+                None => Ok(stream::pending().boxed()),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broken_watch_resumes_where_it_was_and_lists_again_only_when_it_must() {
+        let put = |revision| {
+            let (key, value) = ("a".to_owned(), Bytes::new());
+            Ok(Event::Put(Entry { key, value, revision: Revision(revision) }))
+        };
+        let away = || Err(StoreError::Unavailable("away".to_owned()));
+        let compacted = Err(StoreError::Compacted(Revision(90)));
+        let (asked, mut questions) = mpsc::unbounded_channel();
+        let script = Script {
+            lists: Mutex::new([5, 100].into()),
+            watches: Mutex::new(
+                [vec![put(6), put(7), away()], vec![away()], vec![compacted]].into(),
+            ),
+            asked,
+        };
+        let (told, mut tellings) = mpsc::unbounded_channel();
+        let never = follow(Arc::new(script), "", |change| {
+            let text = match change {
+                Change::Event(Event::Put(entry)) => format!("put {}", entry.revision.0),
+                Change::Event(_) => "event".to_owned(),
+                Change::Failed(_) => "failed".to_owned(),
+                Change::Reset(_, revision) => format!("reset {}", revision.0),
+            };
+            told.send(text).unwrap();
+        });
+        let expected = ["list 5", "watch 5", "watch 7", "watch 7", "list 100", "watch 100"];
+        let check = async {
+            for expected in expected {
+                assert_eq!(questions.recv().await.unwrap(), expected);
+            }
+        };
+        tokio::select! {
+            never = never => match never {},
+            () = check => {}
+        }
+        let mut all = Vec::new();
+        while let Ok(text) = tellings.try_recv() {
+            all.push(text);
+        }
+        assert_eq!(all, ["reset 5", "put 6", "put 7", "failed", "failed", "failed", "reset 100"]);
+    }
+}

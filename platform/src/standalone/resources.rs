@@ -38,6 +38,12 @@ pub struct Resources {
     pub service_accounts: Arc<Objects<ServiceAccount>>,
     /// Services.
     pub services: Arc<Objects<Service>>,
+}
+
+/// What is being put together from changes.
+#[derive(Default)]
+struct Follower {
+    latest: Resources,
     /// Whether anything was taken over since the last whole snapshot.
     changed: bool,
 }
@@ -50,47 +56,51 @@ impl Resources {
     ) -> (watch::Receiver<Arc<Self>>, impl Future<Output = Result<(), Infallible>> + Send) {
         let (sender, receiver) = watch::channel(Arc::new(Self::default()));
         let work = async move {
-            let mut latest = Self::default();
+            let mut follower = Follower::default();
             let never = follow(store, RESOURCES_PREFIX, |change| {
-                if latest.apply(change) {
-                    sender.send_replace(Arc::new(latest.clone()));
+                if follower.apply(change) {
+                    sender.send_replace(Arc::new(follower.latest.clone()));
                 }
             });
             match never.await {}
         };
         (receiver, work)
     }
+}
 
+impl Follower {
     /// Takes one change over; says whether the snapshot is whole, so that it can be published.
     fn apply(&mut self, change: Change<'_>) -> bool {
         match change {
             Change::Event(Event::Deleted { key, .. }) => {
                 self.changed = true;
-                self.remove(&key);
+                self.latest.remove(&key);
             }
             Change::Event(Event::Put(entry)) => {
                 self.changed = true;
-                self.put(&entry);
+                self.latest.put(&entry);
             }
             // Also a sign of life, and told after changes elsewhere: of both nobody need hear.
             Change::Event(Event::Synced(revision)) => {
-                self.revision = revision;
+                self.latest.revision = revision;
                 let changed = std::mem::take(&mut self.changed);
-                return self.stale.take().is_some() || changed;
+                return self.latest.stale.take().is_some() || changed;
             }
             // A store that was restarted is back at once: only the first failure is an event.
-            Change::Failed(error) => return self.stale.replace(error.clone()).is_none(),
+            Change::Failed(error) => return self.latest.stale.replace(error.clone()).is_none(),
             Change::Reset(entries, revision) => {
-                let mut fresh = Self { revision, ..Self::default() };
-                fresh.keep_unreadable(self, &entries);
+                let mut fresh = Resources { revision, ..Resources::default() };
+                fresh.keep_unreadable(&self.latest, &entries);
                 entries.iter().for_each(|entry| fresh.put(entry));
-                *self = fresh;
+                *self = Self { latest: fresh, changed: false };
                 return true;
             }
         }
         false
     }
+}
 
+impl Resources {
     fn put(&mut self, entry: &Entry) {
         let Some((kind, name)) = parse_key(&entry.key) else { return };
         let read = match kind {
@@ -182,48 +192,48 @@ mod tests {
 
     #[test]
     fn a_resource_that_does_not_parse_keeps_its_last_good_form() {
-        let mut resources = Resources::default();
+        let mut follower = Follower::default();
         let name = ObjectName::new("demo", "web");
-        assert!(resources.apply(Change::Reset(vec![entry(WEB, &pod("1"), 1)], Revision(1))));
-        assert!(!resources.apply(Change::Event(Event::Put(entry(WEB, "garbage", 2)))));
-        assert!(resources.apply(Change::Event(Event::Synced(Revision(2)))));
-        assert_eq!(resources.pods[&name].metadata.uid.as_deref(), Some("1"));
+        assert!(follower.apply(Change::Reset(vec![entry(WEB, &pod("1"), 1)], Revision(1))));
+        assert!(!follower.apply(Change::Event(Event::Put(entry(WEB, "garbage", 2)))));
+        assert!(follower.apply(Change::Event(Event::Synced(Revision(2)))));
+        assert_eq!(follower.latest.pods[&name].metadata.uid.as_deref(), Some("1"));
         // A list that replaces everything does not lose it either, as long as it is listed.
-        assert!(resources.apply(Change::Reset(vec![entry(WEB, "garbage", 2)], Revision(3))));
-        assert_eq!(resources.pods[&name].metadata.uid.as_deref(), Some("1"));
-        assert!(resources.apply(Change::Reset(Vec::new(), Revision(4))));
-        assert!(resources.pods.is_empty());
+        assert!(follower.apply(Change::Reset(vec![entry(WEB, "garbage", 2)], Revision(3))));
+        assert_eq!(follower.latest.pods[&name].metadata.uid.as_deref(), Some("1"));
+        assert!(follower.apply(Change::Reset(Vec::new(), Revision(4))));
+        assert!(follower.latest.pods.is_empty());
     }
 
     #[test]
     fn a_sign_of_life_is_no_new_snapshot() {
-        let mut resources = Resources::default();
-        resources.apply(Change::Reset(Vec::new(), Revision(7)));
-        assert!(!resources.apply(Change::Event(Event::Synced(Revision(7)))));
-        assert!(!resources.apply(Change::Event(Event::Synced(Revision(8)))));
+        let mut follower = Follower::default();
+        follower.apply(Change::Reset(Vec::new(), Revision(7)));
+        assert!(!follower.apply(Change::Event(Event::Synced(Revision(7)))));
+        assert!(!follower.apply(Change::Event(Event::Synced(Revision(8)))));
         let deleted = Event::Deleted { key: WEB.to_owned(), revision: Revision(9) };
-        assert!(!resources.apply(Change::Event(deleted)));
-        assert!(resources.apply(Change::Event(Event::Synced(Revision(9)))));
+        assert!(!follower.apply(Change::Event(deleted)));
+        assert!(follower.apply(Change::Event(Event::Synced(Revision(9)))));
     }
 
     #[test]
     fn a_store_that_is_away_makes_the_snapshot_stale_and_takes_nothing_from_it() {
-        let mut resources = Resources::default();
-        resources.apply(Change::Reset(vec![entry(WEB, &pod("1"), 1)], Revision(1)));
+        let mut follower = Follower::default();
+        follower.apply(Change::Reset(vec![entry(WEB, &pod("1"), 1)], Revision(1)));
         let away = StoreError::Unavailable("gone".to_owned());
-        assert!(resources.apply(Change::Failed(&away)));
-        assert!(!resources.apply(Change::Failed(&away)));
-        assert_eq!((resources.pods.len(), resources.stale.clone()), (1, Some(away)));
-        assert!(resources.apply(Change::Event(Event::Synced(Revision(1)))));
-        assert_eq!(resources.stale, None);
+        assert!(follower.apply(Change::Failed(&away)));
+        assert!(!follower.apply(Change::Failed(&away)));
+        assert_eq!((follower.latest.pods.len(), follower.latest.stale.clone()), (1, Some(away)));
+        assert!(follower.apply(Change::Event(Event::Synced(Revision(1)))));
+        assert_eq!(follower.latest.stale, None);
     }
 
     #[test]
     fn a_kind_that_did_not_change_is_the_same_object() {
-        let mut resources = Resources::default();
-        resources.apply(Change::Reset(vec![entry(WEB, &pod("1"), 1)], Revision(1)));
-        let before = resources.clone();
-        resources.apply(Change::Event(Event::Put(entry("resources/Namespace//demo", "{}", 2))));
-        assert!(Arc::ptr_eq(&before.pods, &resources.pods));
+        let mut follower = Follower::default();
+        follower.apply(Change::Reset(vec![entry(WEB, &pod("1"), 1)], Revision(1)));
+        let before = follower.latest.clone();
+        follower.apply(Change::Event(Event::Put(entry("resources/Namespace//demo", "{}", 2))));
+        assert!(Arc::ptr_eq(&before.pods, &follower.latest.pods));
     }
 }
