@@ -24,7 +24,7 @@ use crate::detect::{self, First, Proto};
 use crate::forward::{self, Scratch};
 use crate::http::{Peer, Worker, http1, http2};
 use crate::identity::{Tls, expires_at, retire_at};
-use crate::io::{BoxIo, Counted, Io, Prefixed};
+use crate::io::{BoxIo, Counted, Io, Lent, Prefixed, linger};
 use crate::lifetime::{Lifetime, outliving};
 use crate::metrics::{Authz, Metrics};
 use crate::policy::{Policies, Ports};
@@ -146,15 +146,21 @@ impl Inbound {
         redirected: Option<SocketAddr>,
     ) -> Result<Identified, Refusal> {
         let context = self.tls.now();
-        let accepting = context.accept(io, ClientAuth::Optional, &[transport::ALPN]);
-        let (stream, peer) = accepting.await?;
+        let (lent, back) = Lent::new(io);
+        let accepted = context.accept(lent, self.client_auth(redirected), &[transport::ALPN]).await;
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(refusal) => {
+                if let Some(io) = back.take() {
+                    linger(io).await;
+                }
+                return Err(refusal.into());
+            }
+        };
+        drop(back);
         let announced = stream.alpn() == Some(transport::ALPN);
         let mut io = Prefixed::new(Box::new(stream) as BoxIo);
         let (target, session) = if announced {
-            if peer.is_none() {
-                let detail = format!("{client} has shown none, and a direct connection needs one");
-                return Err(Refusal::Denied { code: Code::PEER_NO_CERTIFICATE, detail });
-            }
             let header = detect::header(&mut io).await?;
             (SocketAddr::new(self.application, header.port), Some(header.protocol))
         } else {
@@ -169,6 +175,16 @@ impl Inbound {
             peer,
         };
         Ok(Identified { facts: Rc::new(facts), session, io })
+    }
+
+    /// Whether a client must show a certificate: always to the proxy's own port, else if the
+    /// policy of the port it dialled lets nobody in without.
+    fn client_auth(&self, redirected: Option<SocketAddr>) -> ClientAuth {
+        let policy = redirected.map(|target| self.policies.for_port(target.port()));
+        match policy {
+            Some(policy) if policy.admits_unauthenticated() => ClientAuth::Optional,
+            _ => ClientAuth::Required,
+        }
     }
 
     /// Judges a connection, and counts the judgement.

@@ -3,12 +3,15 @@
 //! Detection reads into a [`Prefixed`]; whoever reads from it afterwards gets those bytes first,
 //! and then the memory they were in is given back: an idle connection holds no buffer of ours.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// Anything that is read from and written to.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + 'static {}
@@ -128,6 +131,106 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Prefixed<IO> {
     }
 }
 
+/// A connection that is lent to a handshake, which drops it when it fails: it then comes back.
+#[derive(Debug)]
+pub struct Lent<IO> {
+    io: Option<IO>,
+    back: Weak<RefCell<Option<IO>>>,
+}
+
+/// Where a lent connection comes back to, unless this is dropped before.
+#[derive(Debug)]
+pub struct Back<IO>(Rc<RefCell<Option<IO>>>);
+
+impl<IO> Lent<IO> {
+    /// Lends a connection.
+    pub fn new(io: IO) -> (Self, Back<IO>) {
+        let back = Rc::new(RefCell::new(None));
+        (Self { io: Some(io), back: Rc::downgrade(&back) }, Back(back))
+    }
+
+    fn io(&mut self) -> io::Result<Pin<&mut IO>>
+    where
+        IO: Unpin,
+    {
+        // It is there until this is dropped.
+        self.io.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl<IO> Back<IO> {
+    /// The connection, if it has come back.
+    pub fn take(self) -> Option<IO> {
+        self.0.take()
+    }
+}
+
+impl<IO> Drop for Lent<IO> {
+    fn drop(&mut self) {
+        if let Some(back) = self.back.upgrade() {
+            *back.borrow_mut() = self.io.take();
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Lent<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.io()?.poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Lent<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.io()?.poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.io()?.poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io()?.poll_shutdown(cx)
+    }
+}
+
+/// Ends a connection so that what was written last arrives: a socket that is closed with bytes
+/// unread resets the connection, and a reset overtakes an alert that explains it.
+pub async fn linger(mut io: impl Io) {
+    let ending = async {
+        io.shutdown().await?;
+        let (mut sink, mut left) = ([0; 1024], LINGER_BYTES_MAX);
+        while left > 0 {
+            match io.read(&mut sink).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    // The connection is over: how it ends is nobody's business any more.
+    let _ = tokio::time::timeout(LINGER_MAX, ending).await;
+}
+
 /// Hears of the bytes of a connection.
 pub trait Traffic {
     /// So many were read.
@@ -205,12 +308,22 @@ impl<IO: AsyncWrite + Unpin, T: Traffic + Unpin> AsyncWrite for Counted<IO, T> {
 
 /// More than a ClientHello with a post-quantum key share, so that one look is mostly enough.
 const LOOK_BYTES: usize = 2048;
+const LINGER_BYTES_MAX: usize = 64 * 1024;
+const LINGER_MAX: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
     use super::*;
+
+    #[test]
+    fn a_lent_connection_comes_back_while_somebody_waits_for_it() {
+        let (lent, back) = Lent::new(7);
+        drop(lent);
+        assert_eq!(back.take(), Some(7));
+        let (lent, back) = Lent::new(7);
+        assert_eq!(back.take(), None);
+        drop(lent);
+    }
 
     #[tokio::test]
     async fn what_was_seen_is_read_again_and_then_what_follows() {
