@@ -135,18 +135,16 @@ impl Certifier {
         kind.map_err(|(_, refusal)| refusal)?;
         // 5. The certificate request: proof of possession, and its public key.
         let key = csr::check(request.csr)?.key_for(&subject)?;
-        // 6. Prepare, record the intent, sign, verify, record.
+        // 6. Prepare, record the intent, sign, verify, look again, record.
         let signer = view.signer()?;
         let issued = self.issue(signer, subject, key, Bearer::of(&pod)).await?;
-        // 7. The view may have changed, or its lease ended, while the disk was written: what was
-        // signed under an issuer that is no longer in force is not handed out.
-        self.check_still(signer)?;
+        // 7. The next request of this workload is a renewal.
         self.limits.issued(&pod.pod_uid, issued.not_after);
         let renew_at = renew_at(&issued);
         Ok(Certified { issued, renew_at, seq: view.state.seq })
     }
 
-    /// Steps 6a to 6e, which our own SVID takes too.
+    /// Steps 6a to 6f, which our own SVID takes too.
     ///
     /// # Errors
     /// An issuer that cannot sign, a log that cannot be written, an SVID that does not verify.
@@ -169,18 +167,17 @@ impl Certifier {
         self.log.append(&intent).await?;
         // 6c, 6d. Sign; parse with a second parser and verify with a second library.
         let checked = linted.sign(signer).and_then(|signed| signed.verify(signer));
-        let issued = match checked {
-            Ok(issued) => issued,
-            Err(error) => {
-                let refusal = Refusal::from(error);
-                let failed = Record::Failed { at, serial, reason: refusal.to_string() };
-                self.log.append(&failed).await?;
-                return Err(refusal);
-            }
-        };
-        // 6e. It is handed out only once it is in the log.
-        self.log.append(&Record::Issued { at, serial, facts: &facts }).await?;
-        Ok(issued)
+        // 6e. The view may have changed, or its lease ended, while the disk was written: what was
+        // signed under an issuer that is no longer in force is not handed out.
+        let checked = checked.map_err(Refusal::from);
+        let outcome = checked.and_then(|issued| self.check_still(signer).map(|()| issued));
+        // 6f. What became of the intent.
+        let spiffe_id = spiffe_id.as_str();
+        self.log.note(&match &outcome {
+            Ok(_) => Record::Issued { at, serial, spiffe_id },
+            Err(refusal) => Record::Failed { at, serial, spiffe_id, reason: refusal.to_string() },
+        })?;
+        outcome
     }
 
     /// The names of a pod's service account.

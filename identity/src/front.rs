@@ -5,18 +5,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use linkerd2_proxy_api::identity::identity_server::IdentityServer;
 use steadfast_api::Code;
-use steadfast_api_grpc::trust_server::TrustServer;
+use steadfast_api::trust::v1;
+use steadfast_api_grpc::trust_server::{Trust, TrustServer};
 use steadfast_platform::Store;
 use steadfast_platform::store::TOKEN_JWKS_KEY;
 use steadfast_process::Clock;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::codec::{BufferSettings, Codec};
+use tonic::server::{Grpc, StreamingService};
+use tonic::{Request as TonicRequest, Response as TonicResponse, Status, Streaming};
+use tonic_prost::{ProstDecoder, ProstEncoder};
 use tower::Service as _;
 
 use crate::refusal::Refusal;
@@ -28,6 +33,7 @@ use crate::service::Service;
 pub struct Front {
     identity: IdentityServer<Service>,
     trust: TrustServer<Service>,
+    service: Service,
     pages: Arc<Pages>,
 }
 
@@ -49,7 +55,8 @@ impl Front {
         Self {
             identity: IdentityServer::new(service.clone())
                 .max_decoding_message_size(MESSAGE_BYTES_MAX),
-            trust: TrustServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            trust: TrustServer::new(service.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            service,
             pages,
         }
     }
@@ -62,7 +69,7 @@ impl Front {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let path = uri.path();
         if path == STREAM_PATH {
-            return self.trust.clone().call(request).await;
+            return Ok(self.stream(request).await);
         }
         let answer = async {
             if path.starts_with(TRUST_PREFIX) {
@@ -79,6 +86,49 @@ impl Front {
             // ends.
             Err(_) => Ok(Status::deadline_exceeded("the request took too long").into_http()),
         }
+    }
+}
+
+impl Front {
+    /// The trust stream, as the generated server would serve it but for its buffers: those would
+    /// hold 16 KiB for as long as a proxy lives.
+    async fn stream(&self, request: Request<Incoming>) -> Response<Body> {
+        Grpc::new(SmallBuffers)
+            .apply_max_message_size_config(Some(MESSAGE_BYTES_MAX), None)
+            .streaming(OpenStream(self.service.clone()), request)
+            .await
+    }
+}
+
+/// Opens a trust stream.
+struct OpenStream(Service);
+
+impl StreamingService<v1::StreamRequest> for OpenStream {
+    type Response = v1::StreamResponse;
+    type ResponseStream = <Service as Trust>::StreamStream;
+    type Future = BoxFuture<'static, Result<TonicResponse<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: TonicRequest<Streaming<v1::StreamRequest>>) -> Self::Future {
+        let service = self.0.clone();
+        Box::pin(async move { service.stream(request).await })
+    }
+}
+
+/// Protobuf with buffers that grow when they must.
+struct SmallBuffers;
+
+impl Codec for SmallBuffers {
+    type Encode = v1::StreamResponse;
+    type Decode = v1::StreamRequest;
+    type Encoder = ProstEncoder<v1::StreamResponse>;
+    type Decoder = ProstDecoder<v1::StreamRequest>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::new(BufferSettings::new(STREAM_BUFFER_BYTES, MESSAGE_BYTES_MAX))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstDecoder::new(BufferSettings::new(STREAM_BUFFER_BYTES, MESSAGE_BYTES_MAX))
     }
 }
 
@@ -152,6 +202,7 @@ const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 /// A request of 8 KiB must still arrive, to be refused by its own code.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+const STREAM_BUFFER_BYTES: usize = 512;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const STORE_TIMEOUT: Duration = Duration::from_secs(3);
 const JWKS_AGE_MAX: Duration = Duration::from_secs(5);

@@ -1,10 +1,12 @@
 //! The issuance log: what was signed, for whom, with which key; JSON lines, appended only.
 //!
-//! One thread writes; whoever appends waits until its line is in the file, so no SVID is handed
-//! out that is not in the log. Lines that wait together are written together. The file is synced
-//! at least once a second while lines are unsynced, and when it is rotated or closed: if the
-//! process dies nothing is lost, and a power cut loses at most the last second. A write that fails
-//! is cut off again, so that a full disk leaves no half line, and is tried until it works.
+//! Each SVID has two lines under its serial number. The *intent* has everything and is in the file
+//! before there is a signature, so nothing can be handed out that is not in the log; *issued* (or
+//! *failed*) says what became of it and follows within moments. One thread writes, and lines that
+//! wait together are written together. The file is synced at least once a second while lines are
+//! unsynced, and when it is rotated or closed: if the process dies no intent is lost, and a power
+//! cut loses at most the last second. A write that fails is cut off again, so that a full disk
+//! leaves no half line, and is tried until it works.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -28,6 +30,8 @@ pub enum Record<'a> {
         at: String,
         /// Of the intent.
         serial: String,
+        /// Whom it was for.
+        spiffe_id: &'a str,
         /// Why.
         reason: String,
     },
@@ -45,11 +49,10 @@ pub enum Record<'a> {
     Issued {
         /// When.
         at: String,
-        /// The serial number.
+        /// Of the intent.
         serial: String,
-        /// Everything else about it.
-        #[serde(flatten)]
-        facts: &'a Facts<'a>,
+        /// Whom it is for.
+        spiffe_id: &'a str,
     },
     /// The log could not be written and can be again.
     Recovered {
@@ -129,7 +132,8 @@ pub struct Writer(JoinHandle<()>);
 
 struct Pending {
     line: Vec<u8>,
-    written: oneshot::Sender<Result<(), LogError>>,
+    /// Whoever waits for it.
+    written: Option<oneshot::Sender<Result<(), LogError>>>,
 }
 
 impl IssuanceLog {
@@ -158,22 +162,38 @@ impl IssuanceLog {
     /// # Errors
     /// Any [`LogError`]: then nothing may be handed out.
     pub async fn append(&self, record: &Record<'_>) -> Result<(), LogError> {
+        let (written, outcome) = oneshot::channel();
+        self.send(record, Some(written))?;
+        match tokio::time::timeout(WRITE_TIMEOUT, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(LogError::Closed),
+            Err(_) => Err(LogError::Slow),
+        }
+    }
+
+    /// Appends a line that follows another, and waits for nothing.
+    ///
+    /// # Errors
+    /// A queue that is full or closed.
+    pub fn note(&self, record: &Record<'_>) -> Result<(), LogError> {
+        self.send(record, None)
+    }
+
+    fn send(
+        &self,
+        record: &Record<'_>,
+        written: Option<oneshot::Sender<Result<(), LogError>>>,
+    ) -> Result<(), LogError> {
         let mut line = Vec::with_capacity(LINE_BYTES_USUAL);
         // Strings alone: serialising them cannot fail.
         if serde_json::to_writer(&mut line, record).is_err() {
             return Err(LogError::Closed);
         }
         line.push(b'\n');
-        let (written, outcome) = oneshot::channel();
         self.queue.try_send(Pending { line, written }).map_err(|error| match error {
             TrySendError::Disconnected(_) => LogError::Closed,
             TrySendError::Full(_) => LogError::Full,
-        })?;
-        match tokio::time::timeout(WRITE_TIMEOUT, outcome).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(LogError::Closed),
-            Err(_) => Err(LogError::Slow),
-        }
+        })
     }
 
     /// Whether the last write worked; changes when that does.
@@ -215,9 +235,9 @@ fn write_lines(
         batch.iter().for_each(|pending| bytes.extend_from_slice(&pending.line));
         let outcome = file.append(&bytes);
         tell(health, outcome.clone());
-        for pending in batch.drain(..) {
+        for written in batch.drain(..).filter_map(|pending| pending.written) {
             // Whoever stopped waiting was told so; the line is there all the same.
-            let _ = pending.written.send(outcome.clone());
+            let _ = written.send(outcome.clone());
         }
         // Under load nothing ever times out: the file's own clock says when a sync is due.
         tell(health, outcome.and_then(|()| file.tend()));
@@ -411,7 +431,8 @@ mod tests {
     }
 
     fn failed(serial: usize) -> Record<'static> {
-        Record::Failed { at: "t".into(), serial: serial.to_string(), reason: "r".into() }
+        let serial = serial.to_string();
+        Record::Failed { at: "t".into(), serial, spiffe_id: "s", reason: "r".into() }
     }
 
     fn serials(path: &Path) -> Vec<usize> {

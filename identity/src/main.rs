@@ -8,6 +8,10 @@ use steadfast_identity::{app, confine};
 use steadfast_platform::standalone::Directory;
 use steadfast_process::ErrorChain;
 
+/// Gives memory back after a burst, which a service of many small connections must.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let config = match Args::parse().check() {
         Ok(config) => config,

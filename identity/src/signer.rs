@@ -7,16 +7,17 @@
 use std::time::Duration;
 
 use rcgen::Issuer;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
 use steadfast_api::{KeyId, TrustBundle, UnixTime};
 use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::IssuerRecord;
+use webpki::anchor_from_trusted_cert;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::authority::{SKEW, Validity};
 use crate::csr::WorkloadKey;
-use crate::issue::{IssueError, Prepared, Subject};
+use crate::issue::{IssueError, Prepared, Subject, verify_chain};
 use crate::key::AuthorityKey;
 
 /// An issuer that can sign.
@@ -24,6 +25,8 @@ pub struct Signer {
     issuer: Issuer<'static, AuthorityKey>,
     certificate: CertificateDer<'static>,
     anchor: CertificateDer<'static>,
+    /// The issuer itself, as what a new SVID's signature is verified against.
+    verifier: TrustAnchor<'static>,
     id: KeyId,
     anchor_id: KeyId,
     /// Of the issuer itself.
@@ -113,8 +116,12 @@ impl Signer {
         let certificate = CertificateDer::from(record.der.clone());
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| SignerError::Certificate { id, reason: error.to_string() })?;
+        let verifier = anchor_from_trusted_cert(&certificate)
+            .map_err(|error| SignerError::Certificate { id, reason: error.to_string() })?
+            .to_owned();
         let signer = Self {
             issuer,
+            verifier,
             certificate,
             anchor: CertificateDer::from(anchor.der().to_vec()),
             id,
@@ -140,7 +147,10 @@ impl Signer {
             .and_then(|linted| linted.sign(self))
             .and_then(|signed| signed.verify(self));
         match issued {
-            Ok(_) => Ok(()),
+            // Once for all that it will sign: issuer and anchor stay the same bytes.
+            Ok(issued) => {
+                verify_chain(&issued.der, self, now).map_err(|error| broken(error.to_string()))
+            }
             Err(IssueError::Signer(error)) => Err(error),
             Err(error) => Err(broken(ErrorChain(&error).to_string())),
         }
@@ -202,6 +212,11 @@ impl Signer {
     /// The issuer's certificate, sent after each SVID.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// What the signature of a new SVID is verified against.
+    pub(crate) fn verifier(&self) -> &TrustAnchor<'static> {
+        &self.verifier
     }
 
     /// The certificate of the anchor above it.

@@ -130,7 +130,7 @@ async fn a_new_issuer_is_used_at_once_and_renews_the_services_own_svid() {
     assert_eq!(reply.chain[1], issuer.der);
     let own = || {
         mesh.log().iter().any(|line| {
-            line["event"] == "issued"
+            line["event"] == "intent"
                 && line["token_id"] == "own"
                 && line["issuer_id"] == issuer.id.to_string()
         })
@@ -240,7 +240,8 @@ async fn a_lease_that_ends_while_the_log_is_written_hands_out_nothing() {
         }
     };
     assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-021", "{status}");
-    assert!(read("issued"), "it was refused before it was signed: {text}");
+    assert!(read("intent"), "it was refused before it was in the log: {text}");
+    assert!(read("failed") && !read("issued"), "{text}");
 }
 
 fn second_issuer(
