@@ -1,10 +1,12 @@
 //! The store of a standalone mesh, as a command reaches it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use steadfast_api::Code;
-use steadfast_platform::StoreError;
 use steadfast_platform::standalone::{Client, Directory};
+use steadfast_platform::{Entry, Store as _, StoreError};
+use tokio::time::{Instant, sleep};
 
 /// Which mesh a command is about.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,6 +34,18 @@ pub(crate) fn client(dir: &Path) -> Client {
     Client::new(&Directory::new(dir))
 }
 
+/// The entry of a key, from a store that may have been started a moment ago in the same script: it
+/// gets that moment to open its socket.
+pub(crate) async fn first_get(client: &Client, key: &str) -> Result<Option<Entry>, StoreError> {
+    let deadline = Instant::now() + START_TIME_MAX;
+    loop {
+        match client.get(key).await {
+            Err(StoreError::Unavailable(_)) if Instant::now() < deadline => sleep(POLL).await,
+            answer => return answer,
+        }
+    }
+}
+
 /// An error of the store, as a person needs it.
 pub(crate) fn explain(dir: &Path, error: StoreError) -> StoreProblem {
     match error {
@@ -48,3 +62,7 @@ pub(crate) fn explain(dir: &Path, error: StoreError) -> StoreProblem {
         other => StoreProblem::Refused(other),
     }
 }
+
+/// A store starts within a tenth of a second; a slow disk has to sync a few times.
+const START_TIME_MAX: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(50);

@@ -137,7 +137,7 @@ impl PodSpec {
              spec:\n  serviceAccountName: {name}\n  containers:\n  - name: app\n    image: none\n"
         );
         // Writing to a String cannot fail.
-        let _ = write!(text, "status: {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}\n");
+        let _ = writeln!(text, "status: {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}");
         if self.ports.is_empty() {
             return text;
         }

@@ -67,7 +67,7 @@ pub(crate) enum InitError {
 pub(crate) async fn run(dir: &Path, asked: Option<&TrustDomain>) -> Result<Outcome, InitError> {
     let directory = Directory::new(dir);
     let client = store::client(dir);
-    let existing = client.get(TRUST_DOMAIN_KEY).await;
+    let existing = store::first_get(&client, TRUST_DOMAIN_KEY).await;
     let existing = existing.map_err(|error| store::explain(dir, error))?;
     let (state, founded) = match existing {
         Some(entry) => (serde_json::from_slice(&entry.value)?, false),
