@@ -2,7 +2,7 @@
 //!
 //! A [`Policy`] is a list of authorizations, the form into which every kind of policy resource is
 //! brought; today Linkerd's default policies are. Nothing here does I/O, and a [`Permit`] has no
-//! other source than [`authorize`].
+//! other source than [`authorize()`].
 
 mod authorize;
 mod default;
