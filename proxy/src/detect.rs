@@ -129,7 +129,7 @@ pub async fn protocol<IO: AsyncRead + Unpin>(io: &mut Prefixed<IO>) -> Result<Pr
 }
 
 /// Waits until the client or the server speaks. The server is dialled once the client has been
-/// silent for [`SERVER_FIRST_AFTER`]; one that cannot be reached is no reason to send the client
+/// silent for `SERVER_FIRST_AFTER`; one that cannot be reached is no reason to send the client
 /// away before it has spoken.
 ///
 /// # Errors

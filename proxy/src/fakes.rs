@@ -53,7 +53,12 @@ impl Dial for Pipes {
         let source = std::io::ErrorKind::ConnectionRefused.into();
         let server = self.servers.borrow_mut().pop();
         let io = server.map(|io| Box::new(io) as BoxIo);
-        std::future::ready(io.ok_or(Refusal::Unreachable { addr, source })).boxed_local()
+        async move {
+            // As a network does: others come in meanwhile.
+            tokio::task::yield_now().await;
+            io.ok_or(Refusal::Unreachable { addr, source })
+        }
+        .boxed_local()
     }
 }
 
@@ -62,6 +67,8 @@ pub(crate) struct World {
     pub(crate) inbound: Rc<Inbound>,
     pub(crate) outbound: Rc<Outbound>,
     pub(crate) pipes: Rc<Pipes>,
+    pub(crate) connect: Rc<Connect>,
+    pub(crate) http: http::Worker,
     registry: Registry,
 }
 
@@ -106,8 +113,9 @@ impl World {
             scratch.clone(),
             reporter.clone(),
         );
-        let outbound = Outbound::new(&shared, connect, http, scratch, reporter);
-        Self { inbound: Rc::new(inbound), outbound: Rc::new(outbound), pipes, registry }
+        let outbound = Outbound::new(&shared, connect.clone(), http.clone(), scratch, reporter);
+        let (inbound, outbound) = (Rc::new(inbound), Rc::new(outbound));
+        Self { inbound, outbound, pipes, connect, http, registry }
     }
 
     /// The value of a series, by the text before it.

@@ -107,20 +107,20 @@ impl Inbound {
         if let Some(target) = redirected {
             // A client that stays silent may wait for the application's first word.
             let dial = self.dial_before_a_word(Facts::plaintext(client, target));
-            match detect::first(&mut io, dial).await? {
+            match Box::pin(detect::first(&mut io, dial)).await? {
                 First::Client => {}
                 First::Both(server) => dialled = Some(server),
                 First::Server(server) => {
                     let conn = plaintext(io, client, target);
                     self.authorize(&conn.facts)?;
-                    return self.opaque(conn, Some(server)).await;
+                    return Box::pin(self.opaque(conn, Some(server))).await;
                 }
             }
         }
         let conn = match detect::tls(&mut io, &self.local_name).await? {
             detect::Tls::Mesh => {
                 dialled = None;
-                self.handshake(io, client, redirected).await?
+                Box::pin(self.handshake(io, client, redirected)).await?
             }
             found => {
                 let target = redirected.ok_or_else(|| no_direct_plaintext(client, found))?;
@@ -224,7 +224,7 @@ impl Inbound {
             None => {
                 // In plaintext the client has spoken already.
                 if facts.mesh {
-                    match detect::first(&mut conn.io, self.application(&facts)).await? {
+                    match Box::pin(detect::first(&mut conn.io, self.application(&facts))).await? {
                         First::Client => {}
                         First::Both(server) => dialled = Some(server),
                         First::Server(server) => return self.opaque(conn, Some(server)).await,
@@ -250,7 +250,7 @@ impl Inbound {
     ) -> Result<(), Refusal> {
         let mut server = match dialled {
             Some(server) => server,
-            None => self.application(&conn.facts).await?,
+            None => Box::pin(self.application(&conn.facts)).await?,
         };
         let mut io = Counted::new(conn.io, self.metrics.tcp(conn.facts.client_labels()));
         let copying = forward::opaque(&mut io, &mut server, &self.scratch);
@@ -267,9 +267,11 @@ impl Inbound {
         let peer = if facts.peer.is_some() { Peer::Mesh } else { Peer::Application };
         let serving = Serving::new(self.clone(), facts);
         let served = match proto {
-            Proto::Http2 => http2::serve(io, &serving, &self.http, peer, life.over()).await,
+            Proto::Http2 => {
+                Box::pin(http2::serve(io, &serving, &self.http, peer, life.over())).await
+            }
             Proto::Http1 | Proto::Opaque => {
-                http1::serve(io, &serving, &self.http, life.over()).await
+                Box::pin(http1::serve(io, &serving, &self.http, life.over())).await
             }
         };
         served.map_err(|error| Refusal::Gone(std::io::Error::other(error)))
@@ -303,6 +305,18 @@ mod tests {
     const EXPLICIT: (&str, &str) = ("STEADFAST_PROXY_MODE", "explicit");
     const PEER: &str = "10.0.0.9:40000";
     const APPLICATION: &str = "10.0.0.1:8080";
+
+    #[test]
+    fn a_connection_that_is_served_is_small() {
+        let world = World::new(&[]);
+        let (_peer, conn) = connection(PEER, Some(APPLICATION));
+        let serving = world.inbound.clone().serve(conn);
+        assert!(size_of_val(&serving) <= 2048, "{} bytes", size_of_val(&serving));
+        let (_peer, conn) = connection(PEER, Some(APPLICATION));
+        let conn = plaintext(Prefixed::new(conn.io), conn.client, conn.local);
+        let serving = world.inbound.speak(conn, None);
+        assert!(size_of_val(&serving) <= 2048, "{} bytes", size_of_val(&serving));
+    }
 
     #[test]
     fn plaintext_to_a_port_that_asks_for_mutual_tls_reaches_nothing() {

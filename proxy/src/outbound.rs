@@ -95,11 +95,12 @@ impl Outbound {
     ) -> Result<(), Refusal> {
         match (self.mode, mapped) {
             (_, Some(target)) => {
-                let route = self.routes.resolve(&target).await?;
-                self.opaque(Prefixed::new(conn.io), route, None).await
+                let route = Box::pin(self.routes.resolve(&target)).await?;
+                Box::pin(self.opaque(Prefixed::new(conn.io), route, None)).await
             }
-            (Mode::Explicit, None) => self.serve_named(conn).await,
-            (Mode::Transparent, None) => self.serve_redirected(conn).await,
+            // Boxed here and below, so that a connection pays for the state it is in alone.
+            (Mode::Explicit, None) => Box::pin(self.serve_named(conn)).await,
+            (Mode::Transparent, None) => Box::pin(self.serve_redirected(conn)).await,
         }
     }
 
@@ -127,7 +128,7 @@ impl Outbound {
     /// Transparent mode: what the kernel redirected.
     async fn serve_redirected<IO: Io>(self: Rc<Self>, conn: Accepted<IO>) -> Result<(), Refusal> {
         let target = Target::Address(conn.destination()?.0);
-        let route = self.routes.resolve(&target).await?;
+        let route = Box::pin(self.routes.resolve(&target)).await?;
         let mut io = Prefixed::new(conn.io);
         if route.opaque {
             return self.opaque(io, route, None).await;
@@ -138,7 +139,7 @@ impl Outbound {
             known = Some(dialled.known);
             Ok(Prefixed::new(dialled.io))
         };
-        let first = detect::first(&mut io, dial).await;
+        let first = Box::pin(detect::first(&mut io, dial)).await;
         if let (Err(_), Some(known)) = (&first, &known) {
             self.connect.report_late(Direction::Outbound, known.addr, known.late.as_ref());
         }
@@ -169,7 +170,7 @@ impl Outbound {
     ) -> Result<(), Refusal> {
         let Dialled { io: mut server, known } = match dialled {
             Some(dialled) => dialled,
-            None => self.dial(&route).await?,
+            None => Box::pin(self.dial(&route)).await?,
         };
         let labels = Labels::new([("direction", "outbound"), ("peer", "src")]);
         let mut io = Counted::new(io, self.metrics.tcp(labels));
@@ -195,8 +196,13 @@ impl Outbound {
         let http = self.http.clone();
         let serving = Serving::new(self, client, route);
         let served = match proto {
-            Proto::Http2 => http2::serve(io, &serving, &http, Peer::Application, life.over()).await,
-            Proto::Http1 | Proto::Opaque => http1::serve(io, &serving, &http, life.over()).await,
+            Proto::Http2 => {
+                let peer = Peer::Application;
+                Box::pin(http2::serve(io, &serving, &http, peer, life.over())).await
+            }
+            Proto::Http1 | Proto::Opaque => {
+                Box::pin(http1::serve(io, &serving, &http, life.over())).await
+            }
         };
         served.map_err(|error| Refusal::Gone(std::io::Error::other(error)))
     }
@@ -239,6 +245,21 @@ mod tests {
 
     const EXPLICIT: (&str, &str) = ("STEADFAST_PROXY_MODE", "explicit");
     const APPLICATION: &str = "127.0.0.1:40000";
+
+    #[test]
+    fn a_connection_that_is_served_is_small() {
+        let world = World::new(&[EXPLICIT]);
+        let (_peer, conn) = connection(APPLICATION, None);
+        let serving = world.outbound.clone().serve(conn, None);
+        assert!(size_of_val(&serving) <= 1024, "{} bytes", size_of_val(&serving));
+        let (_peer, conn) = connection(APPLICATION, None);
+        let serving = world.outbound.clone().serve_named(conn);
+        assert!(size_of_val(&serving) <= 1024, "{} bytes", size_of_val(&serving));
+        let (_peer, conn) = connection(APPLICATION, None);
+        let (io, proto) = (Prefixed::new(conn.io), Proto::Http1);
+        let serving = world.outbound.clone().requests(io, conn.client, None, proto);
+        assert!(size_of_val(&serving) <= 1024, "{} bytes", size_of_val(&serving));
+    }
 
     async fn read_some(io: &mut DuplexStream) -> String {
         let mut seen = vec![0; 4096];

@@ -316,3 +316,120 @@ impl From<SendError> for Unanswered {
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Of one server.
 const IDLE_CONNECTIONS_MAX: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::discovery::ProtocolHint;
+    use crate::fakes::{World, on_worker};
+    use crate::http::Exchange;
+
+    struct Hello;
+
+    impl Exchange for Hello {
+        async fn exchange(&self, _: Request<Body>) -> Response<Body> {
+            Response::new(Body::full("hello"))
+        }
+    }
+
+    fn addr() -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 7], 80))
+    }
+
+    fn get(uri: &str) -> Request<Body> {
+        Request::builder().uri(uri).header("host", "web").body(Body::empty()).unwrap()
+    }
+
+    fn endpoint() -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            addr: addr(),
+            weight: 1,
+            identity: None,
+            inbound_port: None,
+            protocol: ProtocolHint::Http2,
+            authority_override: None,
+            labels: Arc::default(),
+        })
+    }
+
+    async fn drained(mut response: Response<Body>) {
+        while let Some(frame) = response.body_mut().frame().await {
+            frame.unwrap();
+        }
+    }
+
+    #[test]
+    fn requests_that_come_while_a_connection_is_made_share_it() {
+        on_worker(async {
+            let world = World::new(&[]);
+            let (server, http) = (world.pipes.server(), world.http.clone());
+            let close = std::future::pending();
+            let serving = http2::serve(server, &Hello, &http, Peer::Application, close);
+            let (connect, endpoint) = (&world.connect, endpoint());
+            let request = || async {
+                let mut request = get("http://web/a");
+                *request.version_mut() = http::Version::HTTP_2;
+                let way = Direction::Outbound;
+                let sent = connect.send_http2(way, &endpoint, Labels::default, request).await;
+                drained(sent.map_err(|unanswered| unanswered.failed).unwrap()).await;
+            };
+            let requests = async {
+                futures::join!(request(), request(), request());
+                request().await;
+            };
+            tokio::select! {
+                () = requests => {}
+                ended = serving => panic!("{ended:?}"),
+            }
+            assert_eq!(world.pipes.dialled.borrow().len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_failed_attempt_is_told_once_to_all_who_waited_and_the_next_tries_anew() {
+        on_worker(async {
+            let world = World::new(&[]);
+            let (connect, endpoint) = (&world.connect, endpoint());
+            let request = || async {
+                let mut request = get("http://web/a");
+                *request.version_mut() = http::Version::HTTP_2;
+                let way = Direction::Outbound;
+                let sent = connect.send_http2(way, &endpoint, Labels::default, request).await;
+                assert!(sent.is_err_and(|unanswered| unanswered.request.is_some()));
+            };
+            futures::join!(request(), request());
+            let refusals = "steadfast_connection_refusals_total{direction=\"outbound\",\
+                            reason=\"unreachable\",code=\"SFT-NET-006\"}";
+            assert_eq!(world.metric(refusals).as_deref(), Some("1"));
+            request().await;
+            assert_eq!(world.metric(refusals).as_deref(), Some("2"));
+        });
+    }
+
+    #[test]
+    fn an_idle_connection_is_used_again_unless_its_server_has_closed_it() {
+        on_worker(async {
+            let world = World::new(&[]);
+            let send = || async {
+                let way = Direction::Inbound;
+                let sent = world.connect.send_http1(way, addr(), Labels::default(), get("/a"));
+                drained(sent.await.map_err(|unanswered| unanswered.failed).unwrap()).await;
+            };
+            let mut server = world.pipes.server();
+            let answer = async |server: &mut tokio::io::DuplexStream| {
+                let mut seen = [0; 256];
+                assert!(server.read(&mut seen).await.unwrap() > 0);
+                server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            };
+            futures::join!(send(), answer(&mut server));
+            futures::join!(send(), answer(&mut server));
+            assert_eq!(world.pipes.dialled.borrow().len(), 1);
+            drop(server);
+            let mut next = world.pipes.server();
+            futures::join!(send(), answer(&mut next));
+            assert_eq!(world.pipes.dialled.borrow().len(), 2);
+        });
+    }
+}
