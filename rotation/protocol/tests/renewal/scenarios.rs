@@ -269,6 +269,25 @@ fn a_suspension_in_the_middle_of_a_request_is_a_request_that_failed() {
     assert_eq!(world.readiness(), Some(Readiness::Ready));
 }
 
+/// The answer was written before the machine slept: it says nothing about the server's clock now,
+/// and an order of the server is followed when the order says.
+#[test]
+fn a_first_answer_that_was_slept_through_does_not_set_the_clock() {
+    let mut world = World::new(HOUR, 7);
+    world.bundle(1);
+    world.event(Event::Started);
+    world.suspend(5 * MIN);
+    world.run(SEC);
+    assert_eq!(world.machine.clock_offset_millis(), None);
+    world.event(Event::PulledForward {
+        id: 1,
+        from: world.now,
+        window: Duration::ZERO,
+        share: Jitter::NONE,
+    });
+    assert!(world.asking().is_some());
+}
+
 /// A stream's message that lay in a buffer through a suspension must not bring back the time at
 /// which it was written.
 #[test]
