@@ -188,10 +188,13 @@ impl Config {
     }
 
     /// The addresses that the proxy itself listens on: a connection to one of them would lead
-    /// back into the proxy.
+    /// back into the proxy, or to its admin port in the name of the workload itself.
     pub fn own_listeners(&self) -> Vec<SocketAddr> {
         let mapped = self.outbound.listen_map.iter().map(|(listen, _)| *listen);
-        [self.inbound.listen, self.outbound.listen].into_iter().chain(mapped).collect()
+        [self.inbound.listen, self.outbound.listen, self.admin_listen]
+            .into_iter()
+            .chain(mapped)
+            .collect()
     }
 }
 

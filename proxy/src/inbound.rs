@@ -9,7 +9,7 @@ mod exchange;
 mod facts;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -41,7 +41,9 @@ pub struct Inbound {
     opaque_ports: BTreeSet<u16>,
     /// Ports that the proxy itself listens on.
     own_ports: BTreeSet<u16>,
-    application: IpAddr,
+    /// Where the application listens; `None`: at the address that was dialled, so that what a pod
+    /// keeps on its loopback is for nobody else.
+    application: Option<IpAddr>,
     policies: Rc<dyn Policies>,
     tls: Tls,
     clock: Arc<dyn Clock>,
@@ -51,6 +53,16 @@ pub struct Inbound {
     connect: Rc<Connect>,
     http: Worker,
     scratch: Scratch,
+}
+
+/// The addresses of a connection.
+#[derive(Clone, Copy)]
+struct Ends {
+    client: SocketAddr,
+    /// Our own side of it.
+    local: SocketAddr,
+    /// Where the client wanted to go, if the kernel redirected it here.
+    redirected: Option<SocketAddr>,
 }
 
 /// A connection of which all is known but what it speaks.
@@ -74,9 +86,9 @@ impl Inbound {
         let config = &shared.config;
         let (ports, application) = match config.mode {
             Mode::Explicit => {
-                (Ports::Declared(config.inbound.ports.clone()), config.inbound.application)
+                (Ports::Declared(config.inbound.ports.clone()), Some(config.inbound.application))
             }
-            Mode::Transparent => (Ports::Redirected, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            Mode::Transparent => (Ports::Redirected, None),
         };
         Self {
             local_name: config.identity.local_name.to_string().to_ascii_lowercase(),
@@ -101,7 +113,9 @@ impl Inbound {
     /// # Errors
     /// Why it went no further.
     pub async fn serve<IO: Io>(self: Rc<Self>, conn: Accepted<IO>) -> Result<(), Refusal> {
-        let (client, redirected) = (conn.client, conn.orig_dst.map(|orig_dst| orig_dst.0));
+        let redirected = conn.orig_dst.map(|orig_dst| orig_dst.0);
+        let ends = Ends { client: conn.client, local: conn.local, redirected };
+        let client = ends.client;
         let mut io = Prefixed::new(conn.io);
         let mut dialled = None;
         if let Some(target) = redirected {
@@ -120,34 +134,31 @@ impl Inbound {
         let conn = match detect::tls(&mut io, &self.local_name).await? {
             detect::Tls::Mesh => {
                 dialled = None;
-                Box::pin(self.handshake(io, client, redirected)).await?
+                Box::pin(self.handshake(io, ends)).await?
             }
             found => {
                 let target = redirected.ok_or_else(|| no_direct_plaintext(client, found))?;
                 plaintext(io, client, target)
             }
         };
-        let port = conn.facts.target.port();
-        self.ports.check(port)?;
-        // A header may name any port; forwarding to one of ours would never end.
-        if redirected.is_none() && self.own_ports.contains(&port) {
+        // A header may name any port. Forwarding to one of ours would never end, or would ask the
+        // admin port in the name of the workload itself.
+        if redirected.is_none() && self.own_ports.contains(&conn.facts.target.port()) {
             return Err(Refusal::Loop(conn.facts.target));
         }
+        self.ports.check(conn.facts.target.port())?;
         self.authorize(&conn.facts)?;
         // Boxed, so that a connection that is served pays for no other state than this.
         Box::pin(self.speak(conn, dialled)).await
     }
 
-    /// Terminates mutual TLS and reads the transport header, if one is announced.
-    async fn handshake<IO: Io>(
-        &self,
-        io: Prefixed<IO>,
-        client: SocketAddr,
-        redirected: Option<SocketAddr>,
-    ) -> Result<Identified, Refusal> {
+    /// Terminates mutual TLS and reads the transport header, if one is announced: what the kernel
+    /// redirected has its destination, and no header changes it.
+    async fn handshake<IO: Io>(&self, io: Prefixed<IO>, ends: Ends) -> Result<Identified, Refusal> {
         let context = self.tls.now();
         let (lent, back) = Lent::new(io);
-        let accepted = context.accept(lent, self.client_auth(redirected), &[transport::ALPN]).await;
+        let alpns: &[&[u8]] = if ends.redirected.is_none() { &[transport::ALPN] } else { &[] };
+        let accepted = context.accept(lent, self.client_auth(ends.redirected), alpns).await;
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(refusal) => {
@@ -162,12 +173,12 @@ impl Inbound {
         let mut io = Prefixed::new(Box::new(stream) as BoxIo);
         let (target, session) = if announced {
             let header = detect::header(&mut io).await?;
-            (SocketAddr::new(self.application, header.port), Some(header.protocol))
+            (self.application_at(header.port, ends.local), Some(header.protocol))
         } else {
-            (redirected.ok_or(Refusal::Header(HeaderError::Missing))?, None)
+            (ends.redirected.ok_or(Refusal::Header(HeaderError::Missing))?, None)
         };
         let facts = Facts {
-            client,
+            client: ends.client,
             mesh: true,
             target,
             retire_at: retire_at(&context, peer.as_deref(), self.clock.now()),
@@ -175,6 +186,11 @@ impl Inbound {
             peer,
         };
         Ok(Identified { facts: Rc::new(facts), session, io })
+    }
+
+    /// Where a port of the application is, for a client that dialled this address of ours.
+    fn application_at(&self, port: u16, local: SocketAddr) -> SocketAddr {
+        SocketAddr::new(self.application.unwrap_or_else(|| local.ip()), port)
     }
 
     /// Whether a client must show a certificate: always to the proxy's own port, else if the
@@ -404,6 +420,21 @@ mod tests {
                 tls=\"no_identity\",no_tls_reason=\"no_tls_from_remote\",client_id=\"\"}";
             assert_eq!(world.metric(requests).as_deref(), Some("1"));
         });
+    }
+
+    #[test]
+    fn a_header_never_leads_to_the_loopback_of_a_pod() {
+        let dialled = "10.0.0.1:4143".parse().unwrap();
+        let world = World::new(&[]);
+        assert_eq!(world.inbound.application_at(8080, dialled), APPLICATION.parse().unwrap());
+        let world = World::new(&[EXPLICIT]);
+        assert!(world.inbound.application_at(8080, dialled).ip().is_loopback());
+    }
+
+    #[test]
+    fn the_admin_port_is_one_of_our_own() {
+        let world = World::new(&[]);
+        assert_eq!(world.inbound.own_ports, [4140, 4143, 4191].into());
     }
 
     #[test]
