@@ -37,13 +37,25 @@ pub use tunnel::tunnel;
 /// Opens connections; a test brings its own.
 pub trait Dial {
     /// Opens one.
-    fn dial(&self, addr: SocketAddr) -> LocalBoxFuture<'_, Result<BoxIo, Refusal>>;
+    fn dial(&self, addr: SocketAddr, what: Listener) -> LocalBoxFuture<'_, Result<BoxIo, Refusal>>;
 }
 
-/// Opens TCP connections, but none to the proxy itself.
+/// What listens where a connection is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// The inbound port of a workload's proxy, by mutual TLS with a transport header. It may be
+    /// our own, as a workload may call its own Service: the header names the application's port,
+    /// and one that names a listener of ours is refused there.
+    Proxy,
+    /// Whatever listens there.
+    Server,
+}
+
+/// Opens TCP connections, but none that would lead back into the proxy itself.
 #[derive(Debug)]
 pub struct TcpDial {
     own: Vec<SocketAddr>,
+    inbound: SocketAddr,
 }
 
 /// Makes connections for one worker, and keeps those that can be used again.
@@ -94,9 +106,9 @@ pub struct Unanswered {
 }
 
 impl TcpDial {
-    /// A connection to one of these addresses would lead back into the proxy.
-    pub fn new(own: Vec<SocketAddr>) -> Self {
-        Self { own }
+    /// For a proxy that listens on these addresses, for its peers on the second.
+    pub fn new(own: Vec<SocketAddr>, inbound: SocketAddr) -> Self {
+        Self { own, inbound }
     }
 
     async fn open(&self, addr: SocketAddr) -> Result<TcpStream, Refusal> {
@@ -113,12 +125,13 @@ impl TcpDial {
 
     /// Whether an address is one of the proxy's own listeners. One that listens on every address
     /// has all those of this machine, which only a connection tells.
-    fn leads_back(&self, addr: SocketAddr, stream: Option<&TcpStream>) -> bool {
+    fn leads_back(&self, addr: SocketAddr, what: Listener, stream: Option<&TcpStream>) -> bool {
         let of_this_machine = || {
             let local = stream.and_then(|stream| stream.local_addr().ok());
             local.is_some_and(|local| local.ip().to_canonical() == addr.ip().to_canonical())
         };
-        self.own.iter().any(|own| {
+        let closed = |own: &&SocketAddr| what == Listener::Server || **own != self.inbound;
+        self.own.iter().filter(closed).any(|own| {
             own.port() == addr.port()
                 && (own.ip() == addr.ip() || (own.ip().is_unspecified() && of_this_machine()))
         })
@@ -126,13 +139,13 @@ impl TcpDial {
 }
 
 impl Dial for TcpDial {
-    fn dial(&self, addr: SocketAddr) -> LocalBoxFuture<'_, Result<BoxIo, Refusal>> {
+    fn dial(&self, addr: SocketAddr, what: Listener) -> LocalBoxFuture<'_, Result<BoxIo, Refusal>> {
         async move {
-            if self.leads_back(addr, None) {
+            if self.leads_back(addr, what, None) {
                 return Err(Refusal::Loop(addr));
             }
             let stream = self.open(addr).await?;
-            if self.leads_back(addr, Some(&stream)) {
+            if self.leads_back(addr, what, Some(&stream)) {
                 return Err(Refusal::Loop(addr));
             }
             Ok(Box::new(stream) as BoxIo)
@@ -167,7 +180,7 @@ impl Connect {
     /// # Errors
     /// [`Refusal::Unreachable`], [`Refusal::Loop`].
     pub async fn plaintext(&self, addr: SocketAddr, labels: Labels) -> Result<Server, Refusal> {
-        let io = self.dial.dial(addr).await?;
+        let io = self.dial.dial(addr, Listener::Server).await?;
         let io = Box::new(Counted::new(io, self.metrics.tcp(labels)));
         let generation = 0;
         Ok(Server { io, peer: None, late: None, generation, retire_at: None, expires_at: None })
@@ -186,9 +199,10 @@ impl Connect {
         let Some(expected) = &endpoint.identity else {
             return self.plaintext(endpoint.addr, labels).await;
         };
-        let (addr, header) = self.way_to(endpoint, session)?;
         let context = self.tls.now();
-        let io = self.dial.dial(addr).await?;
+        let (addr, header) = self.way_to(endpoint, session, context.id() == Some(&expected.id))?;
+        let what = if header.is_some() { Listener::Proxy } else { Listener::Server };
+        let io = self.dial.dial(addr, what).await?;
         let alpn = header.as_ref().map(|_| transport::ALPN);
         let (mut stream, peer) = context.connect(io, expected, alpn).await?;
         let late = stream.late_refusal();
@@ -210,13 +224,15 @@ impl Connect {
     }
 
     /// Where a meshed endpoint is dialled, and the header that says what for. In transparent mode
-    /// HTTP goes to the workload's own address, where its proxy takes it in place.
+    /// HTTP goes to the workload's own address, where its proxy takes it in place; but not to one
+    /// of `own` name: that may be this very workload, and no rule redirects what its proxy sends.
     fn way_to(
         &self,
         endpoint: &Endpoint,
         session: Session,
+        own: bool,
     ) -> Result<(SocketAddr, Option<Header>), Refusal> {
-        let in_place = self.mode == Mode::Transparent && session != Session::Opaque;
+        let in_place = self.mode == Mode::Transparent && session != Session::Opaque && !own;
         match endpoint.inbound_port {
             Some(port) if !in_place => {
                 let header = Header { port: endpoint.addr.port(), protocol: session };
@@ -248,17 +264,63 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+    use crate::discovery::ProtocolHint;
+    use crate::fakes::{World, on_worker};
+
+    const ENTRANCES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED];
+
+    /// A listener that stands for one of the proxy's own.
+    async fn listener() -> (tokio::net::TcpListener, SocketAddr) {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        (listener, addr)
+    }
 
     #[tokio::test]
     async fn a_dial_to_our_own_listener_is_refused_by_whatever_address() {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        for own in [Ipv4Addr::LOCALHOST.into(), Ipv4Addr::UNSPECIFIED.into()] {
-            let dial = TcpDial::new(vec![SocketAddr::new(own, port)]);
-            let refused = dial.dial(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await;
-            assert!(matches!(refused, Err(Refusal::Loop(_))), "{own}");
+        let (_listener, addr) = listener().await;
+        let elsewhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 1));
+        for own in ENTRANCES.map(|ip| SocketAddr::from((ip, addr.port()))) {
+            for inbound in [own, elsewhere] {
+                let dial = TcpDial::new(vec![own], inbound);
+                let refused = dial.dial(addr, Listener::Server).await;
+                assert!(matches!(refused, Err(Refusal::Loop(_))), "{own}");
+            }
+            let dial = TcpDial::new(vec![own], elsewhere);
+            assert!(dial.dial(addr, Listener::Proxy).await.is_err(), "{own} is not for peers");
         }
-        let dial = TcpDial::new(vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 1))]);
-        assert!(dial.dial(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await.is_ok());
+        let dial = TcpDial::new(vec![elsewhere], elsewhere);
+        assert!(dial.dial(addr, Listener::Server).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_workload_reaches_its_own_service_through_its_own_proxy() {
+        let (_listener, addr) = listener().await;
+        for inbound in ENTRANCES.map(|ip| SocketAddr::from((ip, addr.port()))) {
+            let dial = TcpDial::new(vec![inbound], inbound);
+            assert!(dial.dial(addr, Listener::Proxy).await.is_ok(), "{inbound}");
+        }
+    }
+
+    #[test]
+    fn redirected_http_goes_to_the_proxy_of_a_workload_of_our_own_name() {
+        on_worker(async {
+            let world = World::new(&[]);
+            let endpoint = Endpoint {
+                addr: SocketAddr::from(([10, 0, 0, 7], 80)),
+                weight: 1,
+                identity: None,
+                inbound_port: Some(4143),
+                protocol: ProtocolHint::Http2,
+                authority_override: None,
+                labels: Arc::default(),
+            };
+            let way_to = |own| {
+                let (addr, header) = world.connect.way_to(&endpoint, Session::Http2, own).unwrap();
+                (addr.port(), header.map(|header| header.port))
+            };
+            assert_eq!(way_to(false), (80, None));
+            assert_eq!(way_to(true), (4143, Some(80)));
+        });
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::accept::{Accepted, OrigDst};
 use crate::config::Config;
-use crate::connect::{Connect, Dial};
+use crate::connect::{Connect, Dial, Listener};
 use crate::forward::Scratch;
 use crate::http;
 use crate::identity::Tls;
@@ -48,7 +48,7 @@ impl Pipes {
 }
 
 impl Dial for Pipes {
-    fn dial(&self, addr: SocketAddr) -> LocalBoxFuture<'_, Result<BoxIo, Refusal>> {
+    fn dial(&self, addr: SocketAddr, _: Listener) -> LocalBoxFuture<'_, Result<BoxIo, Refusal>> {
         self.dialled.borrow_mut().push(addr);
         let source = std::io::ErrorKind::ConnectionRefused.into();
         let server = self.servers.borrow_mut().pop();

@@ -112,7 +112,8 @@ impl Worker {
     fn new(shared: &Shared, tls: Tls, tasks: &TaskTracker) -> Self {
         let reporter = Rc::new(Reporter::new(shared.metrics.clone(), shared.handshakes.clone()));
         let http = http::Worker::new(tasks.clone(), shared.budget.clone());
-        let dial = Rc::new(TcpDial::new(shared.config.own_listeners()));
+        let (own, inbound) = (shared.config.own_listeners(), shared.config.inbound.listen);
+        let dial = Rc::new(TcpDial::new(own, inbound));
         let connect = Connect::new(shared, tls.clone(), dial, http.clone(), reporter.clone());
         let (connect, scratch) = (Rc::new(connect), Scratch::new());
         let inbound = Inbound::new(
