@@ -31,7 +31,8 @@ pub enum Endpoints {
 #[derive(Debug, Default)]
 pub(super) struct Set {
     endpoints: BTreeMap<SocketAddr, Result<Arc<Endpoint>, Unusable>>,
-    exists: bool,
+    /// `None`: nothing was said yet.
+    exists: Option<bool>,
     /// Whether this stream has spoken: what an earlier one said is stale, and holds until then.
     spoken: bool,
 }
@@ -44,12 +45,16 @@ impl Set {
 
     /// Applies one message; returns the endpoints that are unusable since it.
     pub(super) fn apply(&mut self, update: Update) -> Vec<(Option<SocketAddr>, Unusable)> {
-        let first = !std::mem::replace(&mut self.spoken, true);
+        // A kind of message that this proxy is too old for says nothing to it.
+        let Some(update) = update.update else { return Vec::new() };
+        // Only what says how things are, and not how they change, replaces what is known.
+        let whole = matches!(update, update::Update::Add(_) | update::Update::NoEndpoints(_));
+        let first = whole && !std::mem::replace(&mut self.spoken, true);
         let before = if first { std::mem::take(&mut self.endpoints) } else { BTreeMap::new() };
-        self.exists = true;
+        self.exists = Some(true);
         let mut unusable = Vec::new();
-        match update.update {
-            Some(update::Update::Add(set)) => {
+        match update {
+            update::Update::Add(set) => {
                 for wire in set.addrs {
                     let addr = wire.addr.as_ref().and_then(parse_addr);
                     let endpoint = Endpoint::parse(wire, &set.metric_labels).map(Arc::new);
@@ -66,25 +71,25 @@ impl Set {
                     }
                 }
             }
-            Some(update::Update::NoEndpoints(none)) => {
+            update::Update::NoEndpoints(none) => {
                 self.endpoints.clear();
-                self.exists = none.exists;
+                self.exists = Some(none.exists);
             }
-            Some(update::Update::Remove(removed)) => {
+            update::Update::Remove(removed) => {
                 for addr in removed.addrs.iter().filter_map(parse_addr) {
                     self.endpoints.remove(&addr);
                 }
             }
-            // A kind of message that this proxy is too old for says nothing to it.
-            None => {}
         }
         unusable
     }
 
     /// The snapshot of now.
     pub(super) fn snapshot(&self) -> Endpoints {
-        if !self.exists {
-            return Endpoints::Missing;
+        match self.exists {
+            None => return Endpoints::Pending,
+            Some(false) => return Endpoints::Missing,
+            Some(true) => {}
         }
         let endpoints: Vec<_> = self
             .endpoints
@@ -174,6 +179,21 @@ mod tests {
         assert_eq!(ports(&set), [1, 2]);
         set.apply(add(vec![plain(2)]));
         assert_eq!(ports(&set), [2]);
+    }
+
+    #[test]
+    fn a_message_of_an_unknown_kind_takes_no_endpoint_away() {
+        let mut set = Set::default();
+        set.apply(Update { update: None });
+        assert_eq!(set.snapshot(), Endpoints::Pending);
+        set.apply(add(vec![plain(1), plain(2)]));
+        set.reconnected();
+        set.apply(Update { update: None });
+        assert_eq!(ports(&set), [1, 2]);
+        set.apply(remove(1));
+        assert_eq!(ports(&set), [2]);
+        set.apply(add(vec![plain(3)]));
+        assert_eq!(ports(&set), [3]);
     }
 
     #[test]
