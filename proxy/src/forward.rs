@@ -25,6 +25,8 @@ pub struct Scratch(Rc<RefCell<Box<[u8]>>>);
 pub struct CopyError {
     /// "client" or "server".
     pub side: &'static str,
+    /// Whether the server had sent anything.
+    pub server_spoke: bool,
     /// How.
     #[source]
     pub source: io::Error,
@@ -43,10 +45,11 @@ impl Default for Scratch {
     }
 }
 
-/// Copies until both sides have ended.
+/// Copies until both sides have ended. If one breaks, the other is made to break too: an end would
+/// tell it that it has got everything.
 ///
 /// # Errors
-/// Which side broke; the other one is then to be dropped.
+/// Which side broke; both are then to be dropped.
 pub async fn opaque(
     client: &mut impl Io,
     server: &mut impl Io,
@@ -54,15 +57,25 @@ pub async fn opaque(
 ) -> Result<(), CopyError> {
     let mut to_server = Half::new(["client", "server"]);
     let mut to_client = Half::new(["server", "client"]);
-    poll_fn(|cx| {
+    let copied = poll_fn(|cx| {
         let up = to_server.poll(cx, client, server, scratch)?;
         let down = to_client.poll(cx, server, client, scratch)?;
         match (up, down) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
             _ => Poll::Pending,
         }
+    });
+    copied.await.map_err(|Broken { side, source }| {
+        client.abort();
+        server.abort();
+        CopyError { side, server_spoke: to_client.spoke, source }
     })
-    .await
+}
+
+/// Which side of a direction broke.
+struct Broken {
+    side: &'static str,
+    source: io::Error,
 }
 
 /// One direction.
@@ -73,6 +86,8 @@ struct Half {
     state: State,
     /// Whether something was written since the last flush: TLS may hold it back.
     unflushed: bool,
+    /// Whether anything was read.
+    spoke: bool,
     /// The names of reader and writer.
     sides: [&'static str; 2],
 }
@@ -87,7 +102,8 @@ enum State {
 impl Half {
     fn new(sides: [&'static str; 2]) -> Self {
         let stalled = Vec::new();
-        Self { stalled, stalled_at: 0, state: State::Copying, unflushed: false, sides }
+        let state = State::Copying;
+        Self { stalled, stalled_at: 0, state, unflushed: false, spoke: false, sides }
     }
 
     fn poll(
@@ -96,9 +112,9 @@ impl Half {
         reader: &mut impl Io,
         writer: &mut impl Io,
         scratch: &Scratch,
-    ) -> Poll<Result<(), CopyError>> {
+    ) -> Poll<Result<(), Broken>> {
         let [read_side, write_side] = self.sides;
-        let broke = |side| move |source| CopyError { side, source };
+        let broke = |side| move |source| Broken { side, source };
         loop {
             if !self.stalled.is_empty() {
                 ready!(self.poll_stalled(cx, writer)).map_err(broke(write_side))?;
@@ -136,6 +152,7 @@ impl Half {
                 self.state = State::Ended;
                 continue;
             }
+            self.spoke = true;
             self.write_or_stall(cx, writer, read).map_err(broke(write_side))?;
         }
     }
@@ -180,6 +197,7 @@ const SCRATCH_BYTES: usize = 32 * 1024;
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -225,6 +243,32 @@ mod tests {
         let copy = opaque(&mut client_side, &mut server_side, &scratch);
         let (_, (), received) = tokio::join!(copy, send, receive);
         assert!(received == sent);
+    }
+
+    #[tokio::test]
+    async fn a_side_that_breaks_does_not_look_like_an_end_to_the_other() {
+        async fn pair() -> (TcpStream, TcpStream) {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let connecting = TcpStream::connect(listener.local_addr().unwrap());
+            let (connected, accepted) = tokio::join!(connecting, listener.accept());
+            (connected.unwrap(), accepted.unwrap().0)
+        }
+        let ((mut client, mut client_side), (mut server, mut server_side)) =
+            (pair().await, pair().await);
+        let scratch = Scratch::new();
+        let talk = async {
+            server.write_all(b"half of it").await.unwrap();
+            client.read_exact(&mut [0; 10]).await.unwrap();
+            server.abort();
+            drop(server);
+        };
+        let copy = opaque(&mut client_side, &mut server_side, &scratch);
+        let (copied, ()) = tokio::join!(copy, talk);
+        drop((client_side, server_side));
+        let error = copied.unwrap_err();
+        assert_eq!((error.side, error.server_spoke), ("server", true));
+        let end = client.read(&mut [0; 1]).await;
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]

@@ -11,15 +11,50 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
+use steadfast_identity_client::TlsStream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
 
-/// Anything that is read from and written to.
-pub trait Io: AsyncRead + AsyncWrite + Unpin + 'static {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Io for T {}
+/// A connection.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + 'static {
+    /// Has the peer see that the connection broke, and no end, once this is dropped. One of TLS
+    /// that is dropped before it was shut down says so by itself.
+    fn abort(&mut self) {}
+}
 
 /// A connection of any kind, where the kinds meet.
 pub type BoxIo = Box<dyn Io>;
+
+impl Io for TcpStream {
+    fn abort(&mut self) {
+        // One that is gone already needs no reset.
+        let _ = SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Io for TlsStream<IO> {}
+
+#[cfg(test)]
+impl Io for tokio::io::DuplexStream {}
+
+impl Io for BoxIo {
+    fn abort(&mut self) {
+        (**self).abort();
+    }
+}
+
+impl<IO: Io> Io for Prefixed<IO> {
+    fn abort(&mut self) {
+        self.io.abort();
+    }
+}
+
+impl<IO: Io, T: Traffic + Unpin + 'static> Io for Counted<IO, T> {
+    fn abort(&mut self) {
+        self.io.abort();
+    }
+}
 
 /// A connection whose first bytes can be looked at before they are read.
 #[derive(Debug)]
