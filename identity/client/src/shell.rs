@@ -29,6 +29,7 @@ use crate::identity::Config;
 use crate::metrics::Metrics;
 use crate::status::{self, Status};
 use crate::svid::Candidate;
+use crate::token;
 use crate::trust_stream::{StreamEvent, TrustStream};
 use crate::{OwnSvid, Trust, random_jitter};
 
@@ -104,6 +105,16 @@ impl Shell {
 
     /// Runs until the drain has started and nobody holds it.
     pub(crate) async fn run(mut self, drain: Drain) -> Result<(), rustls::Error> {
+        let done = async {
+            drain.wait().await;
+            drain.finished(FOREVER).await
+        };
+        tokio::pin!(done);
+        self.tell();
+        tokio::select! {
+            () = token::projected(&self.config.token_file) => {}
+            _ = &mut done => return Ok(()),
+        }
         let (events, mut stream_events) = mpsc::channel(EVENTS_MAX);
         let stream = TrustStream {
             dialer: self.dialer.clone(),
@@ -114,11 +125,6 @@ impl Shell {
         };
         let mut carrier = JoinSet::new();
         carrier.spawn(stream.run());
-        let done = async {
-            drain.wait().await;
-            drain.finished(FOREVER).await
-        };
-        tokio::pin!(done);
         let start_by = tokio::time::Instant::now() + START_WAIT_MAX;
         let mut started = false;
         let mut acks = tokio::time::interval(ACK_INTERVAL);

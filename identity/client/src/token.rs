@@ -2,9 +2,11 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use steadfast_process::ErrorChain;
 
 /// Why there is no token to send.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,20 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TokenError> {
     }
 }
 
+/// Waits for the token of a workload that has just been made: what projects it may be a moment
+/// behind. If it does not come, whoever asks for it next says what is wrong.
+pub(crate) async fn projected(path: &Path) {
+    let Err(error) = read(path) else { return };
+    tracing::info!(reason = %ErrorChain(&error), "waiting for the token");
+    let there = async {
+        while read(path).is_err() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    // Over either way.
+    let _ = tokio::time::timeout(PROJECTED_WITHIN, there).await;
+}
+
 /// The UID of the pod that the token says it is bound to. Nothing is verified: it only fills in
 /// who we say we are, and the service compares it with what it has verified.
 pub(crate) fn pod_uid(token: &[u8]) -> Option<String> {
@@ -51,6 +67,8 @@ pub(crate) fn pod_uid(token: &[u8]) -> Option<String> {
     Some(uid.to_owned())
 }
 
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const PROJECTED_WITHIN: Duration = Duration::from_secs(5);
 const TOKEN_BYTES_MAX: u64 = 64 * 1024;
 
 #[cfg(test)]
@@ -65,6 +83,22 @@ mod tests {
         for garbage in ["", "a.b.c", "..", "e30.e30.", "no token"] {
             assert_eq!(pod_uid(garbage.as_bytes()), None, "{garbage:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_comes_a_moment_late_is_waited_for_but_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let started = tokio::time::Instant::now();
+        projected(&path).await;
+        assert_eq!(started.elapsed(), PROJECTED_WITHIN);
+        let started = tokio::time::Instant::now();
+        let write = async {
+            tokio::task::yield_now().await;
+            std::fs::write(&path, "abc").unwrap();
+        };
+        tokio::join!(projected(&path), write);
+        assert_eq!(started.elapsed(), LOOK_AGAIN);
     }
 
     #[test]
