@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use http::header::HOST;
-use http::uri::PathAndQuery;
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 
 use super::routes::{Chosen, Route};
@@ -194,6 +194,11 @@ fn is_unprocessed(failed: &Failed) -> bool {
 
 /// The destination that a request to an HTTP proxy names: its absolute form, else its Host.
 fn destination<B>(request: &Request<B>) -> Result<Target, ProxyError> {
+    if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+        let problem = "this proxy sends what it is given as http; for https ask for a tunnel \
+                       (CONNECT host:443)";
+        return Err(ProxyError::new(StatusCode::BAD_REQUEST, GrpcStatus::Internal, problem));
+    }
     let named = match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
         None => request.headers().get(HOST).and_then(|host| host.to_str().ok()),
@@ -274,6 +279,13 @@ mod tests {
         assert_eq!(named("http://api:8080/a", Some("web")).unwrap(), "api:8080");
         assert_eq!(named("/a", None).unwrap_err().status, StatusCode::BAD_REQUEST);
         assert_eq!(named("/a", Some("we b")).unwrap_err().status, StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn https_in_absolute_form_is_never_sent_in_plaintext() {
+        let refused = destination(&request("https://api/a", None)).unwrap_err();
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+        assert!(refused.message.contains("CONNECT"), "{}", refused.message);
     }
 
     #[test]
