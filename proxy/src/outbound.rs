@@ -359,6 +359,15 @@ mod tests {
             };
             let (_, ()) = tokio::join!(world.outbound.clone().serve(conn, None), talk);
             assert_eq!(world.pipes.dialled.borrow().len(), ATTEMPTS_MAX as usize);
+            // One request, one response, and it failed.
+            let labels = "direction=\"outbound\",authority=\"10.0.0.7:80\",target_port=\"80\",\
+                tls=\"no_identity\",no_tls_reason=\"not_provided_by_service_discovery\"";
+            let requests = format!("request_total{{{labels}}}");
+            assert_eq!(world.metric(&requests).as_deref(), Some("1"));
+            let failures = format!(
+                "response_total{{{labels},status_code=\"502\",classification=\"failure\"}}"
+            );
+            assert_eq!(world.metric(&failures).as_deref(), Some("1"));
         });
     }
 

@@ -16,7 +16,7 @@ use crate::http::{
     Body, End, Exchange, Frame, Observer, ProxyError, SendErrorKind, Shape, abort,
     needs_own_connection, orig_proto,
 };
-use crate::metrics::{Direction, HttpMeter};
+use crate::metrics::{Direction, HttpMeter, Outcome};
 use crate::refusal::Refusal;
 use crate::target::Target;
 use crate::transport::Session;
@@ -37,7 +37,13 @@ enum Unserved {
     /// It cannot be understood.
     Asked(ProxyError),
     /// It got none; counted and logged where it happened.
-    Failed(Failed),
+    Failed(Unanswerable),
+}
+
+/// A request that got no answer, and who counts that, if an endpoint was found for it.
+struct Unanswerable {
+    failed: Failed,
+    meter: Option<Rc<HttpMeter>>,
 }
 
 impl Serving {
@@ -51,7 +57,7 @@ impl Serving {
         }
         let target = destination(&request).map_err(Unserved::Asked)?;
         let route = self.outbound.routes.resolve(&target).await;
-        let route = route.map_err(|refusal| Unserved::Failed(self.tell(refusal)))?;
+        let route = route.map_err(|refusal| Unserved::Failed(self.tell(refusal, None)))?;
         if request.method() == Method::CONNECT {
             return self.connect(&route, request).await.map_err(Unserved::Failed);
         }
@@ -60,9 +66,13 @@ impl Serving {
     }
 
     /// CONNECT: bytes to one of the endpoints.
-    async fn connect(&self, route: &Route, request: Request<Body>) -> Result<Answered, Failed> {
+    async fn connect(
+        &self,
+        route: &Route,
+        request: Request<Body>,
+    ) -> Result<Answered, Unanswerable> {
         let dialled = self.outbound.dial(route).await;
-        let Dialled { io, known } = dialled.map_err(|refusal| self.tell(refusal))?;
+        let Dialled { io, known } = dialled.map_err(|refusal| self.tell(refusal, None))?;
         let meter = self.outbound.routes.meter(route, known.chosen.endpoint());
         meter.request();
         let Known { addr, late, chosen, .. } = known;
@@ -73,12 +83,16 @@ impl Serving {
     }
 
     /// Sends a request to an endpoint; to another one if it was not processed there.
-    async fn send(&self, route: &Route, request: Request<Body>) -> Result<Answered, Failed> {
+    async fn send(
+        &self,
+        route: &Route,
+        mut request: Request<Body>,
+    ) -> Result<Answered, Unanswerable> {
         let routes = &self.outbound.routes;
-        let (mut request, mut attempts) = (request, 1);
+        let (mut attempts, mut last) = (1, None);
         loop {
             let chosen = routes.choose(route).await;
-            let chosen = chosen.map_err(|refusal| self.tell(refusal))?;
+            let chosen = chosen.map_err(|refusal| self.tell(refusal, last.take()))?;
             let meter = routes.meter(route, chosen.endpoint());
             let started = self.outbound.clock.since_boot();
             if attempts == 1 {
@@ -98,13 +112,13 @@ impl Serving {
                         routes.refused(&chosen);
                     }
                     self.outbound.metrics.retried(Direction::Outbound, answer::label(&failed));
-                    (request, attempts) = (*again, attempts + 1);
+                    (request, attempts, last) = (*again, attempts + 1, Some(meter));
                 }
                 Err(Unanswered { failed, .. }) => {
                     if matches!(failed, Failed::Connect(_)) {
                         routes.refused(&chosen);
                     }
-                    return Err(failed);
+                    return Err(Unanswerable { failed, meter: Some(meter) });
                 }
             }
         }
@@ -155,10 +169,10 @@ impl Serving {
     }
 
     /// Counts and logs a refusal for which there was no connection to a server.
-    fn tell(&self, refusal: Refusal) -> Failed {
+    fn tell(&self, refusal: Refusal, meter: Option<Rc<HttpMeter>>) -> Unanswerable {
         let now = self.outbound.clock.since_boot();
         self.outbound.reporter.report(now, Direction::Outbound, self.client, &refusal);
-        Failed::Connect(Rc::new(refusal))
+        Unanswerable { failed: Failed::Connect(Rc::new(refusal)), meter }
     }
 }
 
@@ -167,23 +181,27 @@ impl Exchange for Serving {
         let (shape, version) = (Shape::of(&request), request.version());
         // Only a sidecar may say these.
         orig_proto::strip(request.headers_mut());
-        let error = match Box::pin(self.answer(request)).await {
+        let Unanswerable { failed, meter } = match Box::pin(self.answer(request)).await {
             Ok((response, meter)) => return answer::counted(response, meter),
-            Err(Unserved::Failed(Failed::Send(SendErrorKind::Reset(reset))))
-                if version == Version::HTTP_2 =>
-            {
-                return abort(reset);
-            }
-            Err(Unserved::Failed(failed)) => {
-                self.outbound.metrics.http_error(Direction::Outbound, answer::label(&failed));
-                answer::of_failure(&failed)
-            }
+            Err(Unserved::Failed(unanswerable)) => unanswerable,
             Err(Unserved::Asked(error)) => {
                 self.outbound.metrics.http_error(Direction::Outbound, "bad_request");
-                error
+                return error.render(shape);
             }
         };
-        error.render(shape)
+        let error = answer::of_failure(&failed);
+        if let Some(meter) = meter {
+            // A failure whatever the status that tells of it.
+            let status = error.status.as_u16();
+            meter.response(Outcome { status, grpc_status: None, broken: true });
+        }
+        match failed {
+            Failed::Send(SendErrorKind::Reset(reset)) if version == Version::HTTP_2 => abort(reset),
+            failed => {
+                self.outbound.metrics.http_error(Direction::Outbound, answer::label(&failed));
+                error.render(shape)
+            }
+        }
     }
 }
 
