@@ -163,11 +163,15 @@ impl Policy {
         &self.name
     }
 
-    /// Whether a client without a proved ID can be let in at all: if not, plaintext need not be
-    /// read.
-    pub fn admits_unauthenticated(&self) -> bool {
-        self.loopback == LoopbackClients::Exempt
-            || self.authorizations.iter().any(|way| way.clients == Clients::Any)
+    /// Whether a client from this address can be let in without a proved ID: if not, it must show
+    /// a certificate.
+    pub fn admits_unauthenticated(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        (self.loopback == LoopbackClients::Exempt && client.is_loopback())
+            || self
+                .authorizations
+                .iter()
+                .any(|way| way.clients == Clients::Any && way.networks.contains(client))
     }
 
     fn permit(&self, authorization: Name, audited: bool) -> Permit {
@@ -272,8 +276,8 @@ mod tests {
         let policy = Policy::of_default(default, &cluster, loopback);
         let facts = Facts { client: client.parse().unwrap(), peer: peer.as_ref(), port: 5432 };
         let verdict = authorize(&policy, &facts);
-        if verdict.is_ok() && peer.is_none() {
-            assert!(policy.admits_unauthenticated());
+        if peer.is_none() {
+            assert_eq!(policy.admits_unauthenticated(facts.client), verdict.is_ok());
         }
         verdict
     }

@@ -158,7 +158,7 @@ impl Inbound {
         let context = self.tls.now();
         let (lent, back) = Lent::new(io);
         let alpns: &[&[u8]] = if ends.redirected.is_none() { &[transport::ALPN] } else { &[] };
-        let accepted = context.accept(lent, self.client_auth(ends.redirected), alpns).await;
+        let accepted = context.accept(lent, self.client_auth(ends), alpns).await;
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(refusal) => {
@@ -195,10 +195,10 @@ impl Inbound {
 
     /// Whether a client must show a certificate: always to the proxy's own port, else if the
     /// policy of the port it dialled lets nobody in without.
-    fn client_auth(&self, redirected: Option<SocketAddr>) -> ClientAuth {
-        let policy = redirected.map(|target| self.policies.for_port(target.port()));
+    fn client_auth(&self, ends: Ends) -> ClientAuth {
+        let policy = ends.redirected.map(|target| self.policies.for_port(target.port()));
         match policy {
-            Some(policy) if policy.admits_unauthenticated() => ClientAuth::Optional,
+            Some(policy) if policy.admits_unauthenticated(ends.client.ip()) => ClientAuth::Optional,
             _ => ClientAuth::Required,
         }
     }
@@ -420,6 +420,21 @@ mod tests {
                 tls=\"no_identity\",no_tls_reason=\"no_tls_from_remote\",client_id=\"\"}";
             assert_eq!(world.metric(requests).as_deref(), Some("1"));
         });
+    }
+
+    #[test]
+    fn where_the_policy_asks_for_an_identity_tls_asks_for_a_certificate() {
+        let world = World::new(&[AUTHENTICATED]);
+        let asked = |client: &str, redirected: Option<&str>| {
+            world.inbound.client_auth(Ends {
+                client: client.parse().unwrap(),
+                local: "10.0.0.1:4143".parse().unwrap(),
+                redirected: redirected.map(|addr| addr.parse().unwrap()),
+            })
+        };
+        assert_eq!(asked(PEER, Some(APPLICATION)), ClientAuth::Required);
+        assert_eq!(asked("127.0.0.1:40000", Some(APPLICATION)), ClientAuth::Optional);
+        assert_eq!(asked("127.0.0.1:40000", None), ClientAuth::Required);
     }
 
     #[test]
