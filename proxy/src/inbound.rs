@@ -131,15 +131,17 @@ impl Inbound {
                 }
             }
         }
-        let conn = match detect::tls(&mut io, &self.local_name).await? {
-            detect::Tls::Mesh => {
+        let found = detect::tls(&mut io, &self.local_name).await?;
+        // As a probe does that only looks whether somebody listens.
+        let left = io.ended() && io.seen().is_empty();
+        let conn = match (found, redirected) {
+            (detect::Tls::Mesh, _) => {
                 dialled = None;
                 Box::pin(self.handshake(io, ends)).await?
             }
-            found => {
-                let target = redirected.ok_or_else(|| no_direct_plaintext(client, found))?;
-                plaintext(io, client, target)
-            }
+            (_, Some(target)) => plaintext(io, client, target),
+            (_, None) if left => return Err(gone_without_a_word()),
+            (found, None) => return Err(no_direct_plaintext(client, found)),
         };
         // A header may name any port. Forwarding to one of ours would never end, or would ask the
         // admin port in the name of the workload itself.
@@ -147,7 +149,10 @@ impl Inbound {
             return Err(Refusal::Loop(conn.facts.target));
         }
         self.ports.check(conn.facts.target.port())?;
-        self.authorize(&conn.facts)?;
+        match self.authorize(&conn.facts) {
+            Err(_) if left => return Err(gone_without_a_word()),
+            judged => judged?,
+        }
         // Boxed, so that a connection that is served pays for no other state than this.
         Box::pin(self.speak(conn, dialled)).await
     }
@@ -299,6 +304,11 @@ fn plaintext<IO: Io>(io: Prefixed<IO>, client: SocketAddr, target: SocketAddr) -
     Identified { facts, session: None, io: Prefixed::new(Box::new(io) as BoxIo) }
 }
 
+/// Of a client that asked for nothing.
+fn gone_without_a_word() -> Refusal {
+    Refusal::Gone(std::io::ErrorKind::UnexpectedEof.into())
+}
+
 /// What was sent to the proxy's own port without TLS of this mesh is for nobody.
 fn no_direct_plaintext(client: SocketAddr, found: detect::Tls) -> Refusal {
     let spoken = match found {
@@ -419,6 +429,20 @@ mod tests {
             let requests = "request_total{direction=\"inbound\",target_port=\"8080\",\
                 tls=\"no_identity\",no_tls_reason=\"no_tls_from_remote\",client_id=\"\"}";
             assert_eq!(world.metric(requests).as_deref(), Some("1"));
+        });
+    }
+
+    #[test]
+    fn a_probe_that_only_connects_is_no_refusal() {
+        on_worker(async {
+            for (vars, orig_dst) in [(EXPLICIT, None), (AUTHENTICATED, Some(APPLICATION))] {
+                let world = World::new(&[vars]);
+                let (peer, conn) = connection(PEER, orig_dst);
+                drop(peer);
+                let refusal = world.inbound.clone().serve(conn).await.unwrap_err();
+                assert_eq!(refusal.code(), None, "{refusal}");
+                assert!(world.pipes.dialled.borrow().is_empty());
+            }
         });
     }
 
