@@ -213,8 +213,16 @@ impl Inbound {
         let policy = self.policies.for_port(facts.target.port());
         let judged = facts.judge(&policy);
         let what = if judged.is_ok() { Authz::TcpAllow } else { Authz::TcpDeny };
-        self.metrics.authorized(what, &facts.authz_labels(&policy, judged.as_ref().ok()));
-        judged.map(drop)
+        let labels = facts.authz_labels(&policy, judged.as_ref().ok());
+        self.metrics.authorized(what, &labels);
+        let permit = judged?;
+        if permit.audited() {
+            self.metrics.authorized(Authz::Audit, &labels);
+            let peer = facts.peer.as_ref().map(|peer| &peer.id);
+            let (now, port) = (self.clock.since_boot(), facts.target.port());
+            self.reporter.audited(now, facts.client, peer, port, permit.policy());
+        }
+        Ok(())
     }
 
     /// Dials the application for a client that has not spoken, if it may.
@@ -443,6 +451,29 @@ mod tests {
                 assert_eq!(refusal.code(), None, "{refusal}");
                 assert!(world.pipes.dialled.borrow().is_empty());
             }
+        });
+    }
+
+    #[test]
+    fn a_policy_under_audit_lets_in_and_counts_whom() {
+        on_worker(async {
+            let audit = ("LINKERD2_PROXY_INBOUND_DEFAULT_POLICY", "audit");
+            let world = World::new(&[audit]);
+            let mut server = world.pipes.server();
+            let (mut peer, conn) = connection(PEER, Some(APPLICATION));
+            let talk = async {
+                peer.write_all(b"\0\x01\x02").await.unwrap();
+                let mut seen = [0; 3];
+                server.read_exact(&mut seen).await.unwrap();
+                drop((peer, server));
+            };
+            let (served, ()) = tokio::join!(world.inbound.clone().serve(conn), talk);
+            assert!(served.is_ok());
+            let audited = "steadfast_inbound_authz_audit_total{direction=\"inbound\",\
+                target_port=\"8080\",tls=\"no_identity\",no_tls_reason=\"no_tls_from_remote\",\
+                client_id=\"\",srv_kind=\"default\",srv_name=\"audit\",\
+                authz_kind=\"default\",authz_name=\"audit\"}";
+            assert_eq!(world.metric(audited).as_deref(), Some("1"));
         });
     }
 

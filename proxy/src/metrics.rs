@@ -349,6 +349,8 @@ impl Direction {
 /// A decision of the inbound policy and what it was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Authz {
+    /// A connection was let in only because the policy is being tried out.
+    Audit,
     /// A request was let in.
     HttpAllow,
     /// A request was refused.
@@ -362,7 +364,8 @@ pub enum Authz {
 }
 
 impl Authz {
-    const FAMILIES: [(&str, &str); 5] = [
+    const FAMILIES: [(&str, &str); 6] = [
+        ("audit", "steadfast_inbound_authz_audit"),
         ("http_allow", "inbound_http_authz_allow"),
         ("http_deny", "inbound_http_authz_deny"),
         ("tcp_allow", "inbound_tcp_authz_allow"),
@@ -372,6 +375,7 @@ impl Authz {
 
     const fn family(self) -> &'static str {
         match self {
+            Self::Audit => "audit",
             Self::HttpAllow => "http_allow",
             Self::HttpDeny => "http_deny",
             Self::TcpAllow => "tcp_allow",

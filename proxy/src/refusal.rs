@@ -10,8 +10,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use steadfast_api::Code;
+use steadfast_api::{Code, SpiffeId};
 use steadfast_identity_client::Refusals;
+use steadfast_policy::Name;
 use steadfast_process::ErrorChain;
 
 use crate::metrics::{Direction, Metrics};
@@ -98,6 +99,7 @@ pub struct Reporter {
     /// Counts and logs handshakes, here and where the control plane is dialled.
     handshakes: Refusals,
     lines: Cell<Lines>,
+    audits: Cell<Lines>,
 }
 
 /// A bucket of log lines.
@@ -112,7 +114,7 @@ impl Reporter {
     /// Counts in these metrics.
     pub fn new(metrics: Metrics, handshakes: Refusals) -> Self {
         let lines = Lines { left: LINES_MAX, refilled: Duration::ZERO, withheld: 0 };
-        Self { metrics, handshakes, lines: Cell::new(lines) }
+        Self { metrics, handshakes, lines: Cell::new(lines), audits: Cell::new(lines) }
     }
 
     /// Counts a refusal, and logs it if the last second had few. `now` is since boot.
@@ -128,15 +130,39 @@ impl Reporter {
             return;
         };
         self.metrics.refused(direction, code.label(), code.as_str());
-        let mut lines = self.lines.get();
-        if let Some(withheld) = lines.take(now) {
+        if let Some(withheld) = take(&self.lines, now) {
             tracing::warn!(
                 direction = direction.label(), %peer, code = code.as_str(), reason = code.label(),
                 withheld, "{}", ErrorChain(refusal)
             );
         }
-        self.lines.set(lines);
     }
+
+    /// Logs, under a limit of its own, who was let in to a port only because its policy is being
+    /// tried out.
+    pub fn audited(
+        &self,
+        now: Duration,
+        client: SocketAddr,
+        id: Option<&SpiffeId>,
+        port: u16,
+        policy: &Name,
+    ) {
+        if let Some(withheld) = take(&self.audits, now) {
+            let id = id.map_or("unauthenticated", SpiffeId::as_str);
+            tracing::info!(
+                %client, id, port, %policy, withheld,
+                "let in under audit: no authorization names this client, so it would be refused"
+            );
+        }
+    }
+}
+
+fn take(bucket: &Cell<Lines>, now: Duration) -> Option<u64> {
+    let mut lines = bucket.get();
+    let taken = lines.take(now);
+    bucket.set(lines);
+    taken
 }
 
 impl Lines {
