@@ -18,7 +18,9 @@ use crate::refusal::Refusal;
 pub fn of_refusal(refusal: &Refusal) -> ProxyError {
     use GrpcStatus as Grpc;
     let (status, grpc) = match refusal {
-        Refusal::Denied { .. } => (StatusCode::FORBIDDEN, Grpc::PermissionDenied),
+        Refusal::Denied { .. } | Refusal::Undeclared(_) => {
+            (StatusCode::FORBIDDEN, Grpc::PermissionDenied)
+        }
         Refusal::Loop(_) => (StatusCode::LOOP_DETECTED, Grpc::Unavailable),
         Refusal::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, Grpc::ResourceExhausted),
         Refusal::Unknown { code, .. } if *code == Code::NO_ENDPOINTS => {
@@ -27,11 +29,12 @@ pub fn of_refusal(refusal: &Refusal) -> ProxyError {
         Refusal::Unreachable { source, .. } if source.kind() == std::io::ErrorKind::TimedOut => {
             (StatusCode::GATEWAY_TIMEOUT, Grpc::Unavailable)
         }
-        Refusal::Gone(_)
+        Refusal::Closed { .. }
+        | Refusal::Gone(_)
         | Refusal::Header(_)
+        | Refusal::Peer { .. }
         | Refusal::Silent(_)
         | Refusal::Tls(_)
-        | Refusal::Undeclared(_)
         | Refusal::Unknown { .. }
         | Refusal::Unreachable { .. } => (StatusCode::BAD_GATEWAY, Grpc::Unavailable),
     };

@@ -28,7 +28,7 @@ use crate::discovery::Endpoint;
 use crate::http::{Body, SendErrorKind};
 use crate::identity::{Tls, expires_at, retire_at};
 use crate::io::{BoxIo, Counted};
-use crate::metrics::{Labels, Metrics};
+use crate::metrics::{Direction, Labels, Metrics};
 use crate::refusal::{Refusal, Reporter};
 use crate::transport::{self, Header, Session};
 use crate::worker::Shared;
@@ -223,6 +223,20 @@ impl Connect {
         })
     }
 
+    /// Counts and logs the refusal that the end of a connection to a server means, if it means
+    /// one: the connection broke, after the server `spoke` or before. In plaintext nobody judges.
+    pub fn report_broken(
+        &self,
+        addr: SocketAddr,
+        late: Option<&LateRefusal>,
+        spoke: bool,
+        error: &io::Error,
+    ) {
+        let Some(late) = late.filter(|late| !spoke || late.get().is_some()) else { return };
+        let refusal = refused_late(late, addr, error.kind().into());
+        self.report(Direction::Outbound, addr, &refusal);
+    }
+
     /// Where a meshed endpoint is dialled, and the header that says what for. In transparent mode
     /// HTTP goes to the workload's own address, where its proxy takes it in place; but not to one
     /// of `own` name: that may be this very workload, and no rule redirects what its proxy sends.
@@ -248,11 +262,11 @@ impl Connect {
     }
 }
 
-/// The refusal that an error on a fresh connection means.
+/// The refusal that an error means on a connection to a peer that has not sent a byte yet.
 fn refused_late(late: &LateRefusal, addr: SocketAddr, error: io::Error) -> Refusal {
     match late.get() {
         Some(refusal) => Refusal::Tls(refusal.clone()),
-        None => Refusal::Unreachable { addr, source: error },
+        None => Refusal::Closed { addr, source: error },
     }
 }
 

@@ -56,6 +56,8 @@ pub enum First<S> {
     Server(S),
     /// The client, after the server was dialled: a connection that is there to be used.
     Both(S),
+    /// Nobody: the connection to the server broke.
+    Broken(std::io::Error),
 }
 
 /// Looks whether a connection begins with TLS for the workload of this name.
@@ -157,16 +159,21 @@ where
             return if spoke { Ok(First::Client) } else { Err(refusal) };
         }
     };
-    let client_spoke = poll_fn(|cx| {
-        if let Poll::Ready(looked) = client.poll_look(cx) {
-            return Poll::Ready(looked.map(|bytes| bytes > 0));
-        }
-        server.poll_look(cx).map_ok(|_| false)
-    });
-    match client_spoke.await.map_err(Refusal::Gone)? {
-        true => Ok(First::Both(server)),
-        false => Ok(First::Server(server)),
+    enum Spoke {
+        Client(usize),
+        Server(std::io::Result<usize>),
     }
+    let spoke = poll_fn(|cx| {
+        if let Poll::Ready(looked) = client.poll_look(cx) {
+            return Poll::Ready(looked.map(Spoke::Client));
+        }
+        server.poll_look(cx).map(|looked| Ok(Spoke::Server(looked)))
+    });
+    Ok(match spoke.await.map_err(Refusal::Gone)? {
+        Spoke::Client(1..) => First::Both(server),
+        Spoke::Client(0) | Spoke::Server(Ok(_)) => First::Server(server),
+        Spoke::Server(Err(error)) => First::Broken(error),
+    })
 }
 
 /// Of each read that has to decide something.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use steadfast_api::Code;
 use steadfast_identity_client::ClientAuth;
+use steadfast_policy::{Permit, Policy};
 use steadfast_process::{Clock, Drain};
 
 use crate::accept::Accepted;
@@ -124,6 +125,10 @@ impl Inbound {
             match Box::pin(detect::first(&mut io, dial)).await? {
                 First::Client => {}
                 First::Both(server) => dialled = Some(server),
+                First::Broken(error) => {
+                    io.abort();
+                    return Err(Refusal::Gone(error));
+                }
                 First::Server(server) => {
                     let conn = plaintext(io, client, target);
                     self.authorize(&conn.facts)?;
@@ -143,18 +148,12 @@ impl Inbound {
             (_, None) if left => return Err(gone_without_a_word()),
             (found, None) => return Err(no_direct_plaintext(client, found)),
         };
-        // A header may name any port. Forwarding to one of ours would never end, or would ask the
-        // admin port in the name of the workload itself.
-        if redirected.is_none() && self.own_ports.contains(&conn.facts.target.port()) {
-            return Err(Refusal::Loop(conn.facts.target));
-        }
-        self.ports.check(conn.facts.target.port())?;
-        match self.authorize(&conn.facts) {
-            Err(_) if left => return Err(gone_without_a_word()),
-            judged => judged?,
-        }
         // Boxed, so that a connection that is served pays for no other state than this.
-        Box::pin(self.speak(conn, dialled)).await
+        match self.authorize(&conn.facts) {
+            Ok(()) => Box::pin(self.speak(conn, dialled)).await,
+            Err(_) if left => Err(gone_without_a_word()),
+            Err(refusal) => Box::pin(self.turn_away(conn, refusal)).await,
+        }
     }
 
     /// Terminates mutual TLS and reads the transport header, if one is announced: what the kernel
@@ -186,6 +185,7 @@ impl Inbound {
             client: ends.client,
             mesh: true,
             target,
+            named: session.is_some(),
             retire_at: retire_at(&context, peer.as_deref(), self.clock.now()),
             expires_at: expires_at(&context, peer.as_deref()),
             peer,
@@ -208,10 +208,21 @@ impl Inbound {
         }
     }
 
+    /// Whether a connection may go where it wants to.
+    fn judge(&self, facts: &Facts, policy: &Policy) -> Result<Permit, Refusal> {
+        // A header may name any port. Forwarding to one of ours would never end, or would ask the
+        // admin port in the name of the workload itself.
+        if facts.named && self.own_ports.contains(&facts.target.port()) {
+            return Err(Refusal::Loop(facts.target));
+        }
+        self.ports.check(facts.target.port())?;
+        facts.judge(policy)
+    }
+
     /// Judges a connection, and counts the judgement.
     fn authorize(&self, facts: &Facts) -> Result<(), Refusal> {
         let policy = self.policies.for_port(facts.target.port());
-        let judged = facts.judge(&policy);
+        let judged = self.judge(facts, &policy);
         let what = if judged.is_ok() { Authz::TcpAllow } else { Authz::TcpDeny };
         let labels = facts.authz_labels(&policy, judged.as_ref().ok());
         self.metrics.authorized(what, &labels);
@@ -227,9 +238,7 @@ impl Inbound {
 
     /// Dials the application for a client that has not spoken, if it may.
     async fn dial_before_a_word(&self, facts: Facts) -> Result<Prefixed<BoxIo>, Refusal> {
-        self.ports.check(facts.target.port())?;
-        let policy = self.policies.for_port(facts.target.port());
-        let _permit = facts.judge(&policy)?;
+        let _permit = self.judge(&facts, &self.policies.for_port(facts.target.port()))?;
         self.application(&facts).await
     }
 
@@ -245,11 +254,8 @@ impl Inbound {
         mut dialled: Option<Prefixed<BoxIo>>,
     ) -> Result<(), Refusal> {
         let facts = conn.facts.clone();
-        let proto = match conn.session {
-            Some(Session::Http1) => Proto::Http1,
-            Some(Session::Http2) => Proto::Http2,
-            Some(Session::Opaque) => Proto::Opaque,
-            None if self.opaque_ports.contains(&facts.target.port()) => Proto::Opaque,
+        let proto = match self.declared(&conn) {
+            Some(proto) => proto,
             None => {
                 // In plaintext the client has spoken already.
                 if facts.mesh {
@@ -257,6 +263,7 @@ impl Inbound {
                         First::Client => {}
                         First::Both(server) => dialled = Some(server),
                         First::Server(server) => return self.opaque(conn, Some(server)).await,
+                        First::Broken(error) => return Err(Refusal::Gone(error)),
                     }
                 }
                 detect::protocol(&mut conn.io).await?
@@ -271,15 +278,50 @@ impl Inbound {
         }
     }
 
+    /// Refuses a connection. A peer that speaks HTTP is told why: each of its requests is judged,
+    /// and answered here. To one that does not, nothing can be said but that it is over.
+    async fn turn_away(
+        self: &Rc<Self>,
+        mut conn: Identified,
+        refusal: Refusal,
+    ) -> Result<(), Refusal> {
+        if !conn.facts.mesh {
+            return Err(refusal);
+        }
+        let proto = match self.declared(&conn) {
+            Some(proto) => proto,
+            // A peer that breaks off was refused all the same.
+            None => detect::protocol(&mut conn.io).await.unwrap_or(Proto::Opaque),
+        };
+        match proto {
+            Proto::Opaque => Err(refusal),
+            Proto::Http1 | Proto::Http2 => self.http(conn, proto).await,
+        }
+    }
+
+    /// What is spoken, where nobody has to look.
+    fn declared(&self, conn: &Identified) -> Option<Proto> {
+        match conn.session {
+            Some(Session::Http1) => Some(Proto::Http1),
+            Some(Session::Http2) => Some(Proto::Http2),
+            Some(Session::Opaque) => Some(Proto::Opaque),
+            None => self.opaque_ports.contains(&conn.facts.target.port()).then_some(Proto::Opaque),
+        }
+    }
+
     /// Copies bytes. An SVID that ends takes no connection with it.
     async fn opaque(
         &self,
-        conn: Identified,
+        mut conn: Identified,
         dialled: Option<Prefixed<BoxIo>>,
     ) -> Result<(), Refusal> {
         let mut server = match dialled {
             Some(server) => server,
-            None => Box::pin(self.application(&conn.facts)).await?,
+            // Where nobody answers there is no end of an answer.
+            None => {
+                let dialled = Box::pin(self.application(&conn.facts)).await;
+                dialled.inspect_err(|_| conn.io.abort())?
+            }
         };
         let mut io = Counted::new(conn.io, self.metrics.tcp(conn.facts.client_labels()));
         let copying = forward::opaque(&mut io, &mut server, &self.scratch);

@@ -139,13 +139,15 @@ impl Outbound {
             known = Some(dialled.known);
             Ok(Prefixed::new(dialled.io))
         };
-        let first = Box::pin(detect::first(&mut io, dial)).await;
-        if let (Err(_), Some(known)) = (&first, &known) {
-            self.connect.report_late(Direction::Outbound, known.addr, known.late.as_ref());
-        }
+        let first = Box::pin(detect::first(&mut io, dial)).await?;
         let boxed = |io: Prefixed<BoxIo>| Box::new(io) as BoxIo;
-        let dialled = match (first?, known) {
+        let dialled = match (first, known) {
             (First::Both(io), Some(known)) => Some(Dialled { io: boxed(io), known }),
+            (First::Broken(error), Some(known)) => {
+                self.connect.report_broken(known.addr, known.late.as_ref(), false, &error);
+                io.abort();
+                return Err(Refusal::Gone(error));
+            }
             (First::Server(server), Some(known)) => {
                 let dialled = Some(Dialled { io: boxed(server), known });
                 return self.opaque(io, route, dialled).await;
@@ -164,13 +166,14 @@ impl Outbound {
     /// Copies bytes. An SVID that ends takes no connection with it.
     async fn opaque<IO: Io>(
         &self,
-        io: Prefixed<IO>,
+        mut io: Prefixed<IO>,
         route: Route,
         dialled: Option<Dialled>,
     ) -> Result<(), Refusal> {
         let Dialled { io: mut server, known } = match dialled {
             Some(dialled) => dialled,
-            None => Box::pin(self.dial(&route)).await?,
+            // Where nobody answers there is no end of an answer.
+            None => Box::pin(self.dial(&route)).await.inspect_err(|_| io.abort())?,
         };
         let labels = Labels::new([("direction", "outbound"), ("peer", "src")]);
         let mut io = Counted::new(io, self.metrics.tcp(labels));
@@ -178,7 +181,9 @@ impl Outbound {
         let gauge = &self.metrics.outliving;
         let copied = outliving(&*self.clock, known.expires_at, gauge, copying).await;
         let Err(error) = copied else { return Ok(()) };
-        self.connect.report_late(Direction::Outbound, known.addr, known.late.as_ref());
+        // Whether the server would have spoken is not known where the client went first.
+        let spoke = error.server_spoke || error.side == "client";
+        self.connect.report_broken(known.addr, known.late.as_ref(), spoke, &error.source);
         Err(Refusal::Gone(error.source))
     }
 

@@ -21,6 +21,15 @@ use crate::transport::HeaderError;
 /// Why a connection or request goes no further.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    /// A peer of the mesh broke the connection off before it sent a byte.
+    #[error("{code} peer_closed: {addr} broke off without a word; its log says why", code = Code::PEER_CLOSED)]
+    Closed {
+        /// Where the peer is.
+        addr: SocketAddr,
+        /// How the connection ended.
+        #[source]
+        source: io::Error,
+    },
     /// The inbound policy does not let the peer in.
     #[error("{code} {}: {} ({detail})", code.label(), code.title())]
     Denied {
@@ -41,6 +50,14 @@ pub enum Refusal {
     /// A limit is reached.
     #[error("{code} overloaded: {0}", code = Code::OVERLOADED)]
     Overloaded(&'static str),
+    /// The peer's proxy answered instead of its application.
+    #[error("{code} {}: the peer's proxy answers: {said}", code.label())]
+    Peer {
+        /// Why, as the peer says.
+        code: Code,
+        /// All that it says.
+        said: String,
+    },
     /// The peer did not say in time what it speaks.
     #[error("{code} peer_silent: no {0} within ten seconds", code = Code::PEER_SILENT)]
     Silent(&'static str),
@@ -75,7 +92,10 @@ impl Refusal {
     /// Its stable code; `None` if the peer itself broke off.
     pub fn code(&self) -> Option<Code> {
         Some(match self {
-            Self::Denied { code, .. } | Self::Unknown { code, .. } => *code,
+            Self::Closed { .. } => Code::PEER_CLOSED,
+            Self::Denied { code, .. } | Self::Peer { code, .. } | Self::Unknown { code, .. } => {
+                *code
+            }
             Self::Gone(_) => return None,
             Self::Header(_) => Code::TRANSPORT_HEADER,
             Self::Loop(_) => Code::LOOP_REFUSED,

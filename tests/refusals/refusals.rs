@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use steadfast_test_rig::app::App;
-use steadfast_test_rig::peer::{Leaf, Peer, TestIssuer};
-use steadfast_test_rig::process::{Process, Spec, free_addr};
+use steadfast_test_rig::peer::{Leaf, Peer, TestIssuer, dns_identity};
+use steadfast_test_rig::process::{Process, free_addr};
 use steadfast_test_rig::{Mesh, MeshConfig, Pod, PodSpec, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -39,30 +39,36 @@ async fn target() -> Target {
 impl Target {
     /// What a good client's certificate says.
     fn leaf(&self) -> Leaf {
-        leaf("web")
+        Leaf::of("web")
     }
 
     fn peer(&self, issuer: &TestIssuer, leaf: &Leaf) -> Peer {
-        issuer.peer(leaf, self.api.inbound, &dns("api"), self.app.addr.port())
+        issuer.peer(leaf, self.api.inbound, &dns_identity("api"), self.app.addr.port())
     }
 
     /// Runs a peer and checks that it is refused with this code, that the sidecar says so in its
     /// log and counts it, that the peer's process says so too, and that the application sees
     /// nothing.
     async fn refused(&self, peer: Peer, code: &str, label: &str, alert: &str) {
-        let before = (self.app.connections(), refusals(&self.api, "inbound", label).await);
-        let peer = run(&self.mesh, "connect", &peer);
-        peer.logged(&["refused", alert], DEADLINE).await;
-        let line = self.api.proxy.logged(&[code, label, "peer_address"], DEADLINE).await;
+        let line = self.turned_away(peer, code, label, alert).await;
         assert!(line.contains("now=") && line.contains("clock_offset="), "{line}");
+    }
+
+    /// The same for a peer whose certificate is good, and whose wish is not.
+    async fn turned_away(&self, peer: Peer, code: &str, label: &str, end: &str) -> String {
+        let before = (self.app.connections(), refusals(&self.api, "inbound", label).await);
+        let peer = peer.start("connect", &self.mesh);
+        peer.logged(&["refused", end], DEADLINE).await;
+        let line = self.api.proxy.logged(&[code, label, "inbound"], DEADLINE).await;
         let counted = refusals(&self.api, "inbound", label).await;
         assert_eq!(counted, before.1 + 1.0, "{label}");
         assert_eq!(self.app.connections(), before.0, "{label}: the application was reached");
+        line
     }
 
     /// Runs a peer and checks that it gets through.
     async fn through(&self, peer: Peer) {
-        let peer = run(&self.mesh, "connect", &peer);
+        let peer = peer.start("connect", &self.mesh);
         peer.logged(&["through: ping"], DEADLINE).await;
     }
 }
@@ -113,6 +119,17 @@ async fn a_client_without_a_certificate_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_names_no_port_or_the_admin_port_is_refused() {
+    let target = target().await;
+    let good = target.peer(&target.issuer, &target.leaf());
+    let nowhere = Peer { port: 0, ..good.clone() };
+    target.turned_away(nowhere, "SFT-NET-005", "transport_header", "").await;
+    let admin = Peer { port: target.api.admin.port(), ..good.clone() };
+    target.turned_away(admin, "SFT-NET-003", "loop_refused", "").await;
+    target.through(good).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn plain_tcp_to_a_port_that_asks_for_mutual_tls_is_refused() {
     let target = target().await;
     // The client is a workload whose sidecar believes that the service is not meshed.
@@ -136,6 +153,14 @@ async fn plain_tcp_to_a_port_that_asks_for_mutual_tls_is_refused() {
     target.api.proxy.logged(&["SFT-NET-001", "plaintext_refused"], DEADLINE).await;
     assert_eq!(refusals(&target.api, "inbound", "plaintext_refused").await, 1.0);
     assert_eq!((target.app.connections(), target.app.bytes()), (0, 0));
+    // In plaintext nobody tells the dialler more than that it is over; what it counts says why it
+    // spoke plaintext.
+    let dialled = [
+        ("direction", "outbound"),
+        ("peer", "dst"),
+        ("no_tls_reason", "not_provided_by_service_discovery"),
+    ];
+    assert_eq!(web.metrics().await.sum("tcp_open_total", &dialled), 1.0);
     target.through(target.peer(&target.issuer, &target.leaf())).await;
 }
 
@@ -174,7 +199,7 @@ impl Dialler {
     }
 
     async fn dial(&self, peer: &Peer) -> (Process, Vec<u8>) {
-        let peer = run(&self.mesh, "serve", peer);
+        let peer = peer.start("serve", &self.mesh);
         peer.logged(&["listening"], DEADLINE).await;
         let mut stream = TcpStream::connect(self.entrance).await.unwrap();
         let mut answer = Vec::new();
@@ -207,36 +232,36 @@ impl Dialler {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_another_identity_is_refused() {
     let dialler = dialler().await;
-    let other = dialler.peer(&dialler.issuer, &leaf("store"));
+    let other = dialler.peer(&dialler.issuer, &Leaf::of("store"));
     dialler.refused(other, "SFT-TLS-006", "wrong_identity", "AccessDenied").await;
-    dialler.through(dialler.peer(&dialler.issuer, &leaf("api"))).await;
+    dialler.through(dialler.peer(&dialler.issuer, &Leaf::of("api"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_of_a_foreign_authority_is_refused() {
     let dialler = dialler().await;
-    let foreign = dialler.peer(&TestIssuer::foreign(), &leaf("api"));
+    let foreign = dialler.peer(&TestIssuer::foreign(), &Leaf::of("api"));
     dialler.refused(foreign, "SFT-TLS-001", "unknown_issuer", "UnknownCA").await;
-    dialler.through(dialler.peer(&dialler.issuer, &leaf("api"))).await;
+    dialler.through(dialler.peer(&dialler.issuer, &Leaf::of("api"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_whose_svid_has_expired_is_refused() {
     let dialler = dialler().await;
-    let expired = Leaf { expired: Some(Duration::from_secs(10)), ..leaf("api") };
+    let expired = Leaf { expired: Some(Duration::from_secs(10)), ..Leaf::of("api") };
     let peer = dialler.peer(&dialler.issuer, &expired);
     dialler.refused(peer, "SFT-TLS-002", "expired", "CertificateExpired").await;
-    dialler.through(dialler.peer(&dialler.issuer, &leaf("api"))).await;
+    dialler.through(dialler.peer(&dialler.issuer, &Leaf::of("api"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_two_uri_sans_is_refused() {
     let dialler = dialler().await;
-    let mut two = leaf("api");
+    let mut two = Leaf::of("api");
     two.uris.push("spiffe://cluster.local/ns/demo/sa/admin".to_owned());
     let peer = dialler.peer(&dialler.issuer, &two);
     dialler.refused(peer, "SFT-TLS-004", "not_an_svid", "Certificate").await;
-    dialler.through(dialler.peer(&dialler.issuer, &leaf("api"))).await;
+    dialler.through(dialler.peer(&dialler.issuer, &Leaf::of("api"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -282,6 +307,93 @@ async fn two_sidecars_that_disagree_about_an_identity_both_say_so() {
     .await;
 }
 
+/// A workload whose sidecar refuses, and one whose sidecar calls it.
+struct Refused {
+    web: Pod,
+    api: Pod,
+    http: App,
+    tcp: App,
+    /// Where `web` reaches the opaque port of `api`.
+    entrance: SocketAddr,
+    mesh: Mesh,
+}
+
+/// `spoil` is what is wrong with `api`.
+async fn refused(spoil: impl FnOnce(PodSpec) -> PodSpec) -> Refused {
+    let mesh = Mesh::start(MeshConfig::default()).await;
+    let http = App::http(free_addr()).await.unwrap();
+    let tcp = App::tcp(free_addr()).await.unwrap();
+    let ports = [http.addr.port(), tcp.addr.port()];
+    let good = PodSpec { opaque_ports: vec![ports[1]], ..PodSpec::new("api", &ports) };
+    let api = mesh.pod(spoil(good.policy("all-authenticated")));
+    let entrance = free_addr();
+    let web = mesh.pod(PodSpec {
+        listen_map: vec![(entrance, api.spec.authority(ports[1]))],
+        ..PodSpec::new("web", &[])
+    });
+    api.ready().await;
+    web.ready().await;
+    Refused { web, api, http, tcp, entrance, mesh }
+}
+
+impl Refused {
+    /// What `web` gets for a request to a service, to the end of the connection.
+    async fn request(&self, service: &PodSpec) -> String {
+        let host = service.authority(self.http.addr.port());
+        let head = format!("GET /hello HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        let mut stream = TcpStream::connect(self.web.outbound).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        tokio::time::timeout(DEADLINE, read).await.expect("it closes").unwrap();
+        answer
+    }
+
+    /// A request and a connection for bytes are refused with this code: the request with an answer
+    /// that says so, and both sidecars log and count each. The application sees nothing.
+    async fn says_so_on_both_sides(&self, code: &str, label: &str) {
+        let answer = self.request(&self.api.spec).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        assert!(answer.contains(&format!("l5d-proxy-error: {code} {label}")), "{answer}");
+        self.api.proxy.logged(&[code, label, "inbound"], DEADLINE).await;
+        self.web.proxy.logged(&[code, label, "outbound"], DEADLINE).await;
+        assert_eq!(refusals(&self.api, "inbound", label).await, 1.0);
+        assert_eq!(refusals(&self.web, "outbound", label).await, 1.0);
+        let denied = self.api.metrics().await.sum("inbound_http_authz_deny_total", &[]);
+        assert_eq!(denied, 1.0);
+
+        let mut stream = TcpStream::connect(self.entrance).await.unwrap();
+        // The sidecar may break off before all is written: what comes back is what counts.
+        let _ = stream.write_all(b"ping").await;
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
+        assert!(read.is_err() && answer.is_empty(), "a refusal looks like an end: {answer:?}");
+        self.web.proxy.logged(&["SFT-NET-011", "peer_closed", "outbound"], DEADLINE).await;
+        assert_eq!(refusals(&self.web, "outbound", "peer_closed").await, 1.0);
+        assert_eq!(refusals(&self.api, "inbound", label).await, 2.0);
+        assert_eq!((self.http.connections(), self.tcp.connections()), (0, 0));
+
+        // The same caller reaches the same application where nothing is wrong with its sidecar.
+        let store = self.mesh.pod(PodSpec::new("store", &[self.http.addr.port()]));
+        store.ready().await;
+        let answer = self.request(&store.spec).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_the_policy_keeps_out_is_told_and_both_sidecars_say_so() {
+    let refused = refused(|api| api.policy("deny")).await;
+    refused.says_so_on_both_sides("SFT-NET-004", "policy_denied").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_wants_an_undeclared_port_is_told_and_both_sidecars_say_so() {
+    let other = ("LINKERD2_PROXY_INBOUND_PORTS".to_owned(), "1".to_owned());
+    let refused = refused(|api| PodSpec { env: vec![other], ..api }).await;
+    refused.says_so_on_both_sides("SFT-NET-002", "port_undeclared").await;
+}
+
 /// How often the sidecar has counted this reason: a handshake's refusals and the policy's have a
 /// series each.
 async fn refusals(pod: &Pod, direction: &str, reason: &str) -> f64 {
@@ -289,23 +401,6 @@ async fn refusals(pod: &Pod, direction: &str, reason: &str) -> f64 {
     let metrics = pod.metrics().await;
     let names = ["steadfast_handshake_refusals_total", "steadfast_connection_refusals_total"];
     names.iter().map(|name| metrics.sum(name, &labels)).fold(0.0, f64::max)
-}
-
-fn run(mesh: &Mesh, verb: &str, peer: &Peer) -> Process {
-    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let json = serde_json::to_string(peer).unwrap();
-    let spec = Spec::ours(&format!("peer-{count}"), "steadfast-test-app");
-    Process::start(&mesh.logs(), spec.args([verb, &json]))
-}
-
-fn dns(name: &str) -> String {
-    format!("{name}.demo.serviceaccount.identity.steadfast.cluster.local")
-}
-
-fn leaf(name: &str) -> Leaf {
-    let uris = vec![format!("spiffe://cluster.local/ns/demo/sa/{name}")];
-    Leaf { dns: dns(name), uris, expired: None }
 }
 
 /// A service without a mesh, at this address.

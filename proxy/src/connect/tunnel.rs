@@ -17,25 +17,29 @@ use crate::http::{Body, BodyError, Frame, Length, Source, Worker};
 use crate::io::BoxIo;
 
 /// Answers CONNECT with a tunnel between the request's body and a server; `broken` is called if
-/// the server's side breaks.
+/// the server's side breaks, with whether it had sent anything.
 pub fn tunnel(
     server: BoxIo,
     upload: Body,
     worker: &Worker,
-    broken: impl FnOnce() + 'static,
+    broken: impl FnOnce(bool, &io::Error) + 'static,
 ) -> Response<Body> {
     let (reader, writer) = split(server);
     let pump = worker.tasks().spawn_local(pump(upload, writer)).abort_handle();
-    let broken = Some(Box::new(broken) as Box<dyn FnOnce()>);
-    Response::new(Body::from_source(Download { reader, pump: Some(pump), broken }))
+    let broken = Some(Box::new(broken) as Broken);
+    Response::new(Body::from_source(Download { reader, pump: Some(pump), spoke: false, broken }))
 }
+
+type Broken = Box<dyn FnOnce(bool, &io::Error)>;
 
 /// What the server sends.
 struct Download {
     reader: ReadHalf<BoxIo>,
     /// Ended with the download if that is dropped before its end: nobody is there any more.
     pump: Option<AbortHandle>,
-    broken: Option<Box<dyn FnOnce()>>,
+    /// Whether it has sent anything.
+    spoke: bool,
+    broken: Option<Broken>,
 }
 
 impl Source for Download {
@@ -47,7 +51,7 @@ impl Source for Download {
         Poll::Ready(match read {
             Err(error) => {
                 if let Some(broken) = self.broken.take() {
-                    broken();
+                    broken(self.spoke, &error);
                 }
                 Some(Err(BodyError::Io(error)))
             }
@@ -56,7 +60,10 @@ impl Source for Download {
                 self.pump = None;
                 None
             }
-            Ok(()) => Some(Ok(Frame::Data(Bytes::copy_from_slice(buf.filled())))),
+            Ok(()) => {
+                self.spoke = true;
+                Some(Ok(Frame::Data(Bytes::copy_from_slice(buf.filled()))))
+            }
         })
     }
 

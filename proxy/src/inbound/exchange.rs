@@ -12,6 +12,7 @@ use super::facts::Facts;
 use crate::answer;
 use crate::connect::{Failed, Unanswered};
 use crate::discovery::{Endpoint, ProtocolHint};
+use crate::http::error::L5D_PROXY_ERROR;
 use crate::http::{Body, Exchange, SendErrorKind, Shape, abort, needs_own_connection, orig_proto};
 use crate::metrics::{Authz, Counter, Direction, HttpMeter, Labels};
 use crate::refusal::Refusal;
@@ -26,15 +27,19 @@ pub(super) struct Serving {
     /// The application, as an endpoint of HTTP/2.
     application: Arc<Endpoint>,
     server_labels: Labels,
-    allowed: Arc<Counter>,
+    /// Counts requests that may; `None` if they could not when the connection was made.
+    allowed: Option<Arc<Counter>>,
 }
 
 impl Serving {
     pub(super) fn new(inbound: Rc<Inbound>, facts: Rc<Facts>) -> Self {
         let dns = facts.peer.as_ref().and_then(|peer| peer.dns.as_ref());
         let policy = inbound.policies.for_port(facts.target.port());
-        let labels = facts.authz_labels(&policy, facts.judge(&policy).ok().as_ref());
-        let allowed = inbound.metrics.decisions(Authz::HttpAllow, &labels);
+        let permit = inbound.judge(&facts, &policy).ok();
+        let allowed = permit.map(|permit| {
+            let labels = facts.authz_labels(&policy, Some(&permit));
+            inbound.metrics.decisions(Authz::HttpAllow, &labels)
+        });
         Self {
             client_id: dns.and_then(|dns| HeaderValue::from_str(&dns.to_string()).ok()),
             meter: Rc::new(inbound.metrics.http(facts.labels())),
@@ -57,9 +62,13 @@ impl Serving {
     /// Judged again with each request: the policy may have changed since the connection was made.
     fn authorize(&self) -> Result<(), Refusal> {
         let policy: Arc<Policy> = self.inbound.policies.for_port(self.facts.target.port());
-        match self.facts.judge(&policy) {
-            Ok(_permit) => {
-                self.allowed.add(1);
+        match self.inbound.judge(&self.facts, &policy) {
+            Ok(permit) => {
+                let look_up = || {
+                    let labels = self.facts.authz_labels(&policy, Some(&permit));
+                    self.inbound.metrics.decisions(Authz::HttpAllow, &labels)
+                };
+                self.allowed.clone().unwrap_or_else(look_up).add(1);
                 Ok(())
             }
             Err(refusal) => {
@@ -138,6 +147,10 @@ impl Exchange for Serving {
         let mut response = match answered {
             Ok(mut response) => {
                 orig_proto::strip(response.headers_mut());
+                // The client's sidecar takes this for our own word.
+                if self.facts.peer.is_some() {
+                    response.headers_mut().remove(L5D_PROXY_ERROR);
+                }
                 response
             }
             Err(Failed::Send(SendErrorKind::Reset(reset))) if http2 && !was_http1 => {

@@ -20,6 +20,8 @@ pub(super) struct Facts {
     pub(super) mesh: bool,
     /// Where the application is.
     pub(super) target: SocketAddr,
+    /// Whether the client named that port, in a transport header.
+    pub(super) named: bool,
     /// From then on it takes no new request.
     pub(super) retire_at: Option<UnixTime>,
     /// Then one of both SVIDs ends.
@@ -29,10 +31,18 @@ pub(super) struct Facts {
 impl Facts {
     /// Nobody is known.
     pub(super) fn plaintext(client: SocketAddr, target: SocketAddr) -> Self {
-        Self { client, peer: None, mesh: false, target, retire_at: None, expires_at: None }
+        Self {
+            client,
+            peer: None,
+            mesh: false,
+            target,
+            named: false,
+            retire_at: None,
+            expires_at: None,
+        }
     }
 
-    /// Whether it may.
+    /// Whether the policy lets it in.
     pub(super) fn judge(&self, policy: &Policy) -> Result<Permit, Refusal> {
         let port = self.target.port();
         policy::check(policy, self.client, self.peer.as_deref(), self.mesh, port)

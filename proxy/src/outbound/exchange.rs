@@ -1,5 +1,6 @@
 //! The story of one request of the workload's own.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -11,7 +12,7 @@ use super::routes::{Chosen, Route};
 use super::{ATTEMPTS_MAX, Dialled, Known, Outbound};
 use crate::answer;
 use crate::connect::{Failed, Unanswered, tunnel};
-use crate::http::error::GrpcStatus;
+use crate::http::error::{GrpcStatus, L5D_PROXY_ERROR};
 use crate::http::{
     Body, End, Exchange, Frame, Observer, ProxyError, SendErrorKind, Shape, abort,
     needs_own_connection, orig_proto,
@@ -77,7 +78,9 @@ impl Serving {
         meter.request();
         let Known { addr, late, chosen, .. } = known;
         let connect = self.outbound.connect.clone();
-        let broken = move || drop(connect.report_late(Direction::Outbound, addr, late.as_ref()));
+        let broken = move |spoke, error: &io::Error| {
+            connect.report_broken(addr, late.as_ref(), spoke, error);
+        };
         let response = tunnel(io, request.into_body(), &self.outbound.http, broken);
         Ok((holding(response, chosen), meter))
     }
@@ -103,6 +106,12 @@ impl Serving {
                     let now = self.outbound.clock.since_boot();
                     chosen.responded(now);
                     meter.latency(now.saturating_sub(started));
+                    if chosen.endpoint().identity.is_some()
+                        && let Some(refusal) = word_of_the_peer(&response)
+                    {
+                        let addr = chosen.endpoint().addr;
+                        self.outbound.connect.report(Direction::Outbound, addr, &refusal);
+                    }
                     return Ok((holding(response, chosen), meter));
                 }
                 Err(Unanswered { failed, request: Some(again) })
@@ -210,6 +219,13 @@ fn is_unprocessed(failed: &Failed) -> bool {
     matches!(failed, Failed::Connect(_) | Failed::Send(SendErrorKind::NotProcessed(_)))
 }
 
+/// What a peer's proxy says of a request that it answered itself.
+fn word_of_the_peer<B>(response: &Response<B>) -> Option<Refusal> {
+    let said = response.headers().get(L5D_PROXY_ERROR)?.to_str().ok()?;
+    let code = said.split(' ').next()?.parse().ok()?;
+    Some(Refusal::Peer { code, said: said.chars().take(SAID_CHARS_MAX).collect() })
+}
+
 /// The destination that a request to an HTTP proxy names: its absolute form, else its Host.
 fn destination<B>(request: &Request<B>) -> Result<Target, ProxyError> {
     if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
@@ -277,9 +293,13 @@ impl Observer for Holding {
 }
 
 const HTTP_PORT: u16 = 80;
+/// Of what a peer says, in a line of the log.
+const SAID_CHARS_MAX: usize = 512;
 
 #[cfg(test)]
 mod tests {
+    use steadfast_api::Code;
+
     use super::*;
 
     fn request(target: &str, host: Option<&str>) -> Request<()> {
@@ -304,6 +324,17 @@ mod tests {
         let refused = destination(&request("https://api/a", None)).unwrap_err();
         assert_eq!(refused.status, StatusCode::BAD_REQUEST);
         assert!(refused.message.contains("CONNECT"), "{}", refused.message);
+    }
+
+    #[test]
+    fn what_a_peers_proxy_answers_has_its_code() {
+        let said = |said: &str| {
+            let response = Response::builder().header(L5D_PROXY_ERROR, said).body(()).unwrap();
+            word_of_the_peer(&response).and_then(|refusal| refusal.code())
+        };
+        assert_eq!(said("SFT-NET-002 port_undeclared: 81"), Some(Code::PORT_UNDECLARED));
+        assert_eq!(said("the connection broke"), None);
+        assert!(word_of_the_peer(&Response::new(())).is_none());
     }
 
     #[test]

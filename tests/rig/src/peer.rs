@@ -7,6 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rcgen::{
@@ -25,6 +26,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::mesh::{Mesh, NAMESPACE, TRUST_DOMAIN};
+use crate::process::{Process, Spec};
 
 /// Whom a peer is and whom it talks to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +54,19 @@ pub struct Leaf {
     pub uris: Vec<String>,
     /// It ended this long ago.
     pub expired: Option<Duration>,
+}
+
+impl Leaf {
+    /// What the SVID of a workload in `demo` says.
+    pub fn of(name: &str) -> Self {
+        let uris = vec![format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{name}")];
+        Self { dns: dns_identity(name), uris, expired: None }
+    }
+}
+
+/// The DNS identity of a workload in `demo`.
+pub fn dns_identity(name: &str) -> String {
+    format!("{name}.{NAMESPACE}.serviceaccount.identity.steadfast.{TRUST_DOMAIN}")
 }
 
 /// An issuer that the test may sign with.
@@ -118,6 +135,15 @@ impl TestIssuer {
 }
 
 impl Peer {
+    /// Runs it as a process of its own: `connect` or `serve`.
+    pub fn start(&self, verb: &str, mesh: &Mesh) -> Process {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let json = serde_json::to_string(self).expect("a peer is JSON");
+        let spec = Spec::ours(&format!("peer-{count}"), "steadfast-test-app");
+        Process::start(&mesh.logs(), spec.args([verb, &json]))
+    }
+
     /// The same without a certificate.
     #[must_use]
     pub fn without_certificate(self) -> Self {
