@@ -254,3 +254,39 @@ async fn a_server_that_speaks_first_is_heard() {
     assert_eq!(&echo, b"EHLO\r\n");
     drop(pair.mesh);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_reaches_its_own_service_by_http_and_by_bytes() {
+    let mesh = Mesh::start(MeshConfig::default()).await;
+    let http = App::http(free_addr()).await.unwrap();
+    let tcp = App::tcp(free_addr()).await.unwrap();
+    let (ports, entrance) = ([http.addr.port(), tcp.addr.port()], free_addr());
+    let spec = PodSpec {
+        opaque_ports: vec![ports[1]],
+        ..PodSpec::new("web", &ports).policy("all-authenticated")
+    };
+    let listen_map = vec![(entrance, spec.authority(ports[1]))];
+    let web = mesh.pod(PodSpec { listen_map, ..spec });
+    web.ready().await;
+
+    for http2 in [false, true] {
+        let mut sender = Sender::connect(web.outbound, http2).await.unwrap();
+        let authority = web.spec.authority(ports[0]);
+        let request = match http2 {
+            true => Request::get(format!("http://{authority}/hello")),
+            false => Request::get("/hello").header("host", authority),
+        };
+        let (status, _) = sender.exchange(request.body(Full::default()).unwrap()).await.unwrap();
+        assert_eq!(status, StatusCode::OK, "http2 {http2}");
+    }
+    let mut stream = TcpStream::connect(entrance).await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ping");
+    // It is the mesh like any other: with its own name on both ends.
+    let id = web.spec.spiffe_id();
+    let seen = [("direction", "inbound"), ("tls", "true"), ("client_id", id.as_str())];
+    assert_eq!(web.metrics().await.sum("request_total", &seen), 2.0);
+    drop(mesh);
+}
