@@ -12,9 +12,9 @@ use steadfast_proxy::http::http1::{
     ChunkDecoder, Decoded, Framing, parse_request_head, parse_response_head, serve,
 };
 use steadfast_proxy::http::{Body, Budget, Exchange, Frame, Worker, needs_own_connection};
+use steadfast_proxy::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
 
 pub(crate) fn head(input: &[u8]) -> bool {
     let mut accepted = false;
@@ -122,7 +122,7 @@ fn decode(input: &[u8], step: usize) -> Content {
 /// A whole connection: it ends, whatever the client sends, and answers with HTTP or nothing.
 pub(crate) fn server(input: &[u8]) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let worker = Worker::new(TaskTracker::new(), Budget::default());
+    let worker = Worker::new(Tasks::default(), Budget::default());
     let answered = std::rc::Rc::default();
     let io = Client { input: Bytes::copy_from_slice(input), output: std::rc::Rc::clone(&answered) };
     let local = tokio::task::LocalSet::new();

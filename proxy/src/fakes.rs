@@ -15,7 +15,6 @@ use steadfast_identity_client::{Contexts, Refusals};
 use steadfast_process::{Clock, Drain, SystemClock};
 use tokio::io::{DuplexStream, duplex};
 use tokio::task::LocalSet;
-use tokio_util::task::TaskTracker;
 
 use crate::accept::{Accepted, OrigDst};
 use crate::config::Config;
@@ -29,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::policy::DefaultPolicies;
 use crate::refusal::{Refusal, Reporter};
+use crate::tasks::Tasks;
 use crate::worker::Shared;
 
 /// Hands out the pipes that a test put there, in order; remembers what was dialled.
@@ -100,7 +100,8 @@ impl World {
         };
         let tls = Tls::new(&mut shared.contexts.clone());
         let reporter = Rc::new(Reporter::new(shared.metrics.clone(), shared.handshakes.clone()));
-        let http = http::Worker::new(TaskTracker::new(), shared.budget.clone());
+        let http =
+            http::Worker::new(Tasks::new(shared.metrics.panics.clone()), shared.budget.clone());
         let pipes = Rc::new(Pipes::default());
         let (dial, scratch) = (pipes.clone(), Scratch::new());
         let connect = Connect::new(&shared, tls.clone(), dial, http.clone(), reporter.clone());

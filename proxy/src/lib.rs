@@ -7,6 +7,7 @@
 pub mod app;
 pub mod config;
 pub mod target;
+pub mod tasks;
 pub mod worker;
 
 pub mod balance;

@@ -37,7 +37,7 @@ pub struct Metrics {
     retries: Table<Counter>,
     /// Connections that outlive an SVID they were made with.
     pub outliving: Arc<Gauge>,
-    /// Connections whose task panicked.
+    /// Tasks of connections that panicked.
     pub panics: Arc<Counter>,
 }
 

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,6 @@ use steadfast_process::{Clock, Drain};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::LocalSet;
-use tokio_util::task::TaskTracker;
 
 use crate::accept::{self, Accepted, Slots};
 use crate::config::Config;
@@ -33,6 +31,7 @@ use crate::outbound::Outbound;
 use crate::policy::DefaultPolicies;
 use crate::refusal::{Refusal, Reporter};
 use crate::target::Target;
+use crate::tasks::Tasks;
 
 /// What workers share with each other and with the control thread.
 #[derive(Clone)]
@@ -57,6 +56,13 @@ pub struct Shared {
     pub drain: Drain,
 }
 
+impl Shared {
+    /// No task yet.
+    fn tasks(&self) -> Tasks {
+        Tasks::new(self.metrics.panics.clone())
+    }
+}
+
 /// The listening sockets of one worker.
 pub struct Listeners {
     /// For peers.
@@ -79,17 +85,15 @@ pub fn run(shared: Shared, listeners: Listeners, slots: Slots) -> io::Result<()>
 async fn serve(shared: Shared, listeners: Listeners, slots: Slots) -> io::Result<()> {
     let mut contexts = shared.contexts.clone();
     let tls = Tls::new(&mut contexts);
-    let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());
+    let (connections, tasks) = (shared.tasks(), shared.tasks());
     let worker = Worker::new(&shared, tls.clone(), &tasks);
     let accepting = worker.accepting(listeners, slots, &connections);
     let work = async {
         try_join_all(accepting).await?;
-        connections.close();
-        connections.wait().await;
+        connections.finished().await;
         // Pooled connections run as tasks, and end once nobody holds them.
         worker.connect.clear();
-        tasks.close();
-        tasks.wait().await;
+        tasks.finished().await;
         Ok(())
     };
     tokio::select! {
@@ -109,7 +113,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(shared: &Shared, tls: Tls, tasks: &TaskTracker) -> Self {
+    fn new(shared: &Shared, tls: Tls, tasks: &Tasks) -> Self {
         let reporter = Rc::new(Reporter::new(shared.metrics.clone(), shared.handshakes.clone()));
         let http = http::Worker::new(tasks.clone(), shared.budget.clone());
         let (own, inbound) = (shared.config.own_listeners(), shared.config.inbound.listen);
@@ -145,7 +149,7 @@ impl Worker {
         &self,
         listeners: Listeners,
         slots: Slots,
-        connections: &TaskTracker,
+        connections: &Tasks,
     ) -> Vec<LocalBoxFuture<'static, io::Result<()>>> {
         let inbound = self.inbound.clone();
         let serve = move |conn| inbound.clone().serve(conn).boxed_local();
@@ -168,25 +172,19 @@ impl Worker {
         listener: std::net::TcpListener,
         slots: Slots,
         direction: Direction,
-        connections: &TaskTracker,
+        connections: &Tasks,
         serve: impl Fn(Accepted<TcpStream>) -> LocalBoxFuture<'static, Result<(), Refusal>> + 'static,
     ) -> LocalBoxFuture<'static, io::Result<()>> {
-        let (tasks, metrics) = (connections.clone(), self.shared.metrics.clone());
-        let reporter = self.reporter.clone();
+        let (tasks, reporter) = (connections.clone(), self.reporter.clone());
         let (clock, drain) = (self.shared.clock.clone(), self.shared.drain.clone());
         let each = move |stream: TcpStream, client: SocketAddr, slot: OwnedSemaphorePermit| {
             let Ok(accepted) = accept::accepted(stream, client) else { return };
             let (connection, reporter) = (serve(accepted), reporter.clone());
-            let (clock, metrics) = (clock.clone(), metrics.clone());
-            tasks.spawn_local(async move {
+            let clock = clock.clone();
+            tasks.spawn_counted(async move {
                 let _slot = slot;
-                match AssertUnwindSafe(connection).catch_unwind().await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(refusal)) => {
-                        reporter.report(clock.since_boot(), direction, client, &refusal);
-                    }
-                    // The panic's own line is on standard error already.
-                    Err(_) => metrics.panics.add(1),
+                if let Err(refusal) = connection.await {
+                    reporter.report(clock.since_boot(), direction, client, &refusal);
                 }
             });
         };

@@ -266,7 +266,7 @@ impl Connect {
             (ConnectError::Io(error), None) => unreachable(error),
             (other, _) => unreachable(std::io::Error::other(other)),
         })?;
-        self.http.tasks().spawn_local(async move {
+        self.http.tasks().spawn_counted(async move {
             // Requests in flight are told; the connection itself has nothing more to say.
             if let Err(error) = driver.await {
                 tracing::debug!(%addr, %error, "a connection of HTTP/2 broke");

@@ -25,7 +25,10 @@ pub fn tunnel(
     broken: impl FnOnce(bool, &io::Error) + 'static,
 ) -> Response<Body> {
     let (reader, writer) = split(server);
-    let pump = worker.tasks().spawn_local(pump(upload, writer)).abort_handle();
+    let pump = worker.tasks().spawn_counted(async move {
+        // A server that is gone is told of by the other direction, which reads from it.
+        let _ = pump(upload, writer).await;
+    });
     let broken = Some(Box::new(broken) as Broken);
     Response::new(Body::from_source(Download { reader, pump: Some(pump), spoke: false, broken }))
 }

@@ -14,13 +14,14 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio_util::task::TaskTracker;
+
+use crate::tasks::Tasks;
 
 /// One worker's share of what HTTP needs. All clones are one.
 #[derive(Clone, Debug)]
 pub struct Worker {
     scratch: Rc<RefCell<Box<[u8]>>>,
-    tasks: TaskTracker,
+    tasks: Tasks,
     budget: Budget,
 }
 
@@ -39,13 +40,13 @@ pub struct Reservation {
 impl Worker {
     /// A worker whose exchanges run on `tasks`: what is left of an upload when its answer has
     /// already begun runs on, and the owner of the tasks must wait for it on drain.
-    pub fn new(tasks: TaskTracker, budget: Budget) -> Self {
+    pub fn new(tasks: Tasks, budget: Budget) -> Self {
         let scratch = vec![0; SCRATCH_BYTES].into_boxed_slice();
         Self { scratch: Rc::new(RefCell::new(scratch)), tasks, budget }
     }
 
     /// The owner of this worker's tasks.
-    pub fn tasks(&self) -> &TaskTracker {
+    pub fn tasks(&self) -> &Tasks {
         &self.tasks
     }
 

@@ -239,7 +239,7 @@ impl Collector for Collected {
             ("proxy_metric_series_evicted", "Series given up or shared", self.metrics.evicted()),
             (
                 "proxy_connection_panics",
-                "Connections whose task panicked",
+                "Tasks of connections that panicked",
                 self.metrics.panics.value(),
             ),
         ] {

@@ -157,8 +157,7 @@ fn an_answer_may_begin_and_end_before_the_request_does() {
         assert_eq!(answering.await.unwrap(), "4\r\nlate\r\n0\r\n\r\n");
         settle().await;
         assert!(pool.borrow().is_some());
-        worker.tasks().close();
-        worker.tasks().wait().await;
+        worker.tasks().finished().await;
     });
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, Response};
 use steadfast_proxy::http::{Body, BodyError, Budget, Exchange, Frame, Length, Source, Worker};
+use steadfast_proxy::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::{LocalSet, spawn_local};
-use tokio_util::task::TaskTracker;
 
 /// Runs a test on a worker of its own, with a deadline.
 pub(crate) fn on_worker<T>(test: impl AsyncFnOnce(Worker) -> T) -> T {
@@ -33,7 +33,7 @@ fn run<T>(
     test: impl AsyncFnOnce(Worker) -> T,
 ) -> T {
     LocalSet::new().block_on(&runtime, async {
-        let worker = Worker::new(TaskTracker::new(), budget);
+        let worker = Worker::new(Tasks::default(), budget);
         tokio::time::timeout(deadline, test(worker)).await.expect("the test ends in time")
     })
 }

@@ -124,7 +124,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         };
         let upload = upload.map(|outgoing| {
             let tasks = self.shared.borrow().worker().tasks().clone();
-            tasks.spawn_local(send_rest(self.shared.clone(), outgoing, tunnel)).abort_handle()
+            tasks.spawn_counted(send_rest(self.shared.clone(), outgoing, tunnel))
         });
         let body = if answer.framing == Framing::Empty {
             settle(&self.shared);

@@ -206,7 +206,7 @@ impl Client {
                 // Who broke it is told: the server by a reset, the client by its own.
                 let _ = sending.await;
             };
-            self.worker.tasks().spawn_local(rest).abort_handle()
+            self.worker.tasks().spawn_counted(rest)
         });
         let (parts, stream) = response.into_parts();
         let body = Received::body(stream, &parts.headers, upload, open);
