@@ -484,6 +484,19 @@ proptest! {
 }
 
 #[test]
+fn an_empty_line_before_a_request_may_come_in_pieces() {
+    on_worker(async |worker| {
+        let (mut client, _served) = start(&worker, describe);
+        for piece in ["\r", "\n\r", "\nGET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"] {
+            write(&mut client, piece).await;
+            settle().await;
+        }
+        let answer = read_to_end(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    });
+}
+
+#[test]
 fn versions_and_trailers_reach_the_exchange() {
     on_worker(async |worker| {
         let (mut client, _served) = start(&worker, async |request: Request<Body>| {

@@ -163,8 +163,11 @@ impl HeadScan {
         &mut self,
         unread: &mut BytesMut,
     ) -> Result<Option<RequestHead>, HeadError> {
-        if self.scanned == 0 {
-            unread.advance(skip_blank_lines(unread));
+        // Half of an empty line may have been scanned already.
+        let blank = if self.line_start == 0 { skip_blank_lines(unread) } else { 0 };
+        if blank > 0 {
+            unread.advance(blank);
+            self.scanned = 0;
         }
         let Some(end) = self.find_end(unread)? else { return Ok(None) };
         request(&unread.split_to(end).freeze()).map(Some)
