@@ -234,8 +234,12 @@ impl Latency {
 }
 
 impl Penalty {
-    /// Doubles with each refusal up to the cap; the jitter lies inside it.
+    /// Doubles with each refusal up to the cap; the jitter lies inside it. Many requests may share
+    /// one attempt to connect, or try at once: what comes while a penalty runs says nothing new.
     fn refused(&mut self, now: Duration, random: u64) {
+        if now < self.until {
+            return;
+        }
         let doubled = PENALTY_MIN.saturating_mul(1 << self.refusals.min(DOUBLINGS_MAX));
         let whole = doubled.min(PENALTY_MAX);
         let half = whole / 2;

@@ -172,6 +172,16 @@ fn who_refuses_is_passed_over_longer_each_time_and_then_tried_again() {
 }
 
 #[test]
+fn one_failed_attempt_is_one_refusal_however_many_requests_shared_it() {
+    let mut core = core(&[(1, 1), (2, 1)]);
+    let id = core.slots[0].id;
+    for _ in 0..50 {
+        core.refused(id, at(1.0), u64::MAX);
+    }
+    assert_eq!(core.slots[0].penalty.until, at(1.0) + PENALTY_MIN);
+}
+
+#[test]
 fn when_all_refuse_one_is_tried_all_the_same() {
     let mut core = core(&[(1, 1), (2, 1)]);
     let (first, second) = (core.slots[0].id, core.slots[1].id);
