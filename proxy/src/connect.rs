@@ -2,9 +2,10 @@
 //!
 //! A meshed endpoint is reached by mutual TLS only, and its SVID must show the SPIFFE ID that
 //! discovery named; an endpoint without an identity is dialled in plaintext. Connections are
-//! pooled by worker: one of HTTP/2 for each peer and TLS snapshot, and idle ones of HTTP/1.
+//! pooled by worker: those of HTTP/2 that requests share, and idle ones of HTTP/1.
 
 mod pool;
+mod shared;
 mod tunnel;
 
 use std::io;

@@ -117,14 +117,14 @@ impl Serving {
                 Err(Unanswered { failed, request: Some(again) })
                     if attempts < ATTEMPTS_MAX && is_unprocessed(&failed) =>
                 {
-                    if matches!(failed, Failed::Connect(_)) {
+                    if is_refused(&failed) {
                         routes.refused(&chosen);
                     }
                     self.outbound.metrics.retried(Direction::Outbound, answer::label(&failed));
                     (request, attempts, last) = (*again, attempts + 1, Some(meter));
                 }
                 Err(Unanswered { failed, .. }) => {
-                    if matches!(failed, Failed::Connect(_)) {
+                    if is_refused(&failed) {
                         routes.refused(&chosen);
                     }
                     return Err(Unanswerable { failed, meter: Some(meter) });
@@ -216,7 +216,13 @@ impl Exchange for Serving {
 
 /// Whether nobody has acted upon the request.
 fn is_unprocessed(failed: &Failed) -> bool {
-    matches!(failed, Failed::Connect(_) | Failed::Send(SendErrorKind::NotProcessed(_)))
+    is_refused(failed) || matches!(failed, Failed::Send(SendErrorKind::NotProcessed(_)))
+}
+
+/// Whether the endpoint refused a connection. One that is full has not, and the request has waited
+/// there for as long as is good for it.
+fn is_refused(failed: &Failed) -> bool {
+    matches!(failed, Failed::Connect(refusal) if !matches!(**refusal, Refusal::Overloaded(_)))
 }
 
 /// What a peer's proxy says of a request that it answered itself.
@@ -335,6 +341,17 @@ mod tests {
         assert_eq!(said("SFT-NET-002 port_undeclared: 81"), Some(Code::PORT_UNDECLARED));
         assert_eq!(said("the connection broke"), None);
         assert!(word_of_the_peer(&Response::new(())).is_none());
+    }
+
+    #[test]
+    fn an_endpoint_that_is_full_is_not_taken_for_one_that_is_down() {
+        let failed = |refusal| Failed::Connect(Rc::new(refusal));
+        let full = failed(Refusal::Overloaded("full"));
+        assert!(!is_refused(&full) && !is_unprocessed(&full));
+        let source = io::ErrorKind::ConnectionRefused.into();
+        let addr = SocketAddr::from(([10, 0, 0, 7], 80));
+        let down = failed(Refusal::Unreachable { addr, source });
+        assert!(is_refused(&down) && is_unprocessed(&down));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::SendStream;
@@ -18,6 +18,7 @@ use h2::client::{Builder, ResponseFuture, SendRequest};
 use http::header::HOST;
 use http::{Request, Response, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::connection::{
@@ -42,6 +43,10 @@ pub struct Client {
 struct State {
     closed: Cell<bool>,
     streams: Cell<usize>,
+    /// How many streams the server allows at once.
+    streams_max: Cell<usize>,
+    /// Wakes one who waits for room.
+    freed: Notify,
 }
 
 /// Runs the connection; a task of the worker polls it until it ends.
@@ -96,6 +101,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
             _windows: windows,
         };
         poll_fn(|cx| driver.poll_spoken(cx)).await?;
+        driver.learn_limit();
         driver.keepalive = Keepalive::new(peer, driver.connection.ping_pong());
         Ok((Client { sender, worker: worker.clone(), state: driver.state.clone() }, driver))
     };
@@ -118,17 +124,29 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 }
 
+impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
+    /// The server's SETTINGS may have come, or changed.
+    fn learn_limit(&self) {
+        let streams_max = self.connection.max_concurrent_send_streams();
+        if self.state.streams_max.replace(streams_max) < streams_max {
+            self.state.freed.notify_one();
+        }
+    }
+}
+
 impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
     type Output = Result<(), ServeError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if let Some(Poll::Ready(gone)) = this.keepalive.as_mut().map(|k| k.poll(cx)) {
-            this.state.closed.set(true);
+            this.state.close();
             return Poll::Ready(Err(gone));
         }
-        let ended = ready!(Pin::new(&mut this.connection).poll(cx));
-        this.state.closed.set(true);
+        let polled = Pin::new(&mut this.connection).poll(cx);
+        this.learn_limit();
+        let Poll::Ready(ended) = polled else { return Poll::Pending };
+        this.state.close();
         Poll::Ready(ended.map_err(|error| match this.tap.take_error() {
             Some(error) => ServeError::Io(error),
             None => serve_error(error),
@@ -138,18 +156,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Drop for Driver<IO> {
     fn drop(&mut self) {
-        self.state.closed.set(true);
+        self.state.close();
+    }
+}
+
+impl State {
+    fn close(&self) {
+        self.closed.set(true);
+        self.freed.notify_one();
     }
 }
 
 impl Client {
-    /// Whether the connection takes another request: it is open, the server has not sent GOAWAY,
-    /// and fewer streams are open than the server allows.
-    pub fn is_available(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        !self.state.closed.get()
-            && self.state.streams.get() < self.sender.current_max_send_streams()
-            && matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+    /// Whether fewer streams are open than the server allows at once. h2 itself would let a
+    /// request wait for its stream without a bound.
+    pub fn has_room(&self) -> bool {
+        self.state.streams.get() < self.state.streams_max.get()
+    }
+
+    /// Waits until there may be room again: a stream has ended, the server allows more, or the
+    /// connection is closed. Wakes one of those who wait.
+    pub async fn freed(&self) {
+        self.state.freed.notified().await;
     }
 
     /// Whether the connection takes no request any more: it is closed, or will be.
@@ -164,7 +192,8 @@ impl Client {
         self.state.streams.get()
     }
 
-    /// Sends a request and waits for the head of its answer. 1xx heads go to the request's
+    /// Sends a request and waits for the head of its answer; without [room](Self::has_room) it waits
+    /// for as long as that takes. 1xx heads go to the request's
     /// [`Interim`]. Dropping the future, or the body of the response, resets the stream.
     ///
     /// # Errors
@@ -174,7 +203,7 @@ impl Client {
         if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
             return Err(unsent(not_processed(&error), request));
         }
-        let open = Open::new(&self.state);
+        let open = Rc::new(Open::new(&self.state));
         let (parts, body) = request.into_parts();
         let head = Request::from_parts(parts, ());
         let interim = body.interim().cloned();
@@ -199,10 +228,13 @@ impl Client {
         &self,
         response: Response<h2::RecvStream>,
         exchange: Running,
-        open: Open,
+        open: Rc<Open>,
     ) -> Response<Body> {
         let upload = exchange.sending.filter(|_| !exchange.over).map(|sending| {
+            let open = open.clone();
             let rest = async move {
+                // Until then it is a stream to the server.
+                let _open = open;
                 // Who broke it is told: the server by a reset, the client by its own.
                 let _ = sending.await;
             };
@@ -262,6 +294,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        self.0.freed.notify_one();
     }
 }
 
