@@ -23,6 +23,7 @@ use crate::discovery::{self, Discovery};
 use crate::http::Budget;
 use crate::identity;
 use crate::metrics::Metrics;
+use crate::outbound;
 use crate::policy::DefaultPolicies;
 use crate::worker::{self, Listeners, Shared};
 
@@ -69,7 +70,7 @@ async fn serve(config: Config, log: log::Handle) -> Result<(), RunError> {
     let client = identity::client_config(&config.identity);
     let identity = Identity::new(client, clock.clone(), &readiness, &mut registry)?;
     let discovery = config.destination.as_ref().map(|destination| {
-        let (discovery, driver) = discovery_over(destination, &identity, &mut registry);
+        let (discovery, driver) = discovery_over(destination, &identity, workers, &mut registry);
         tasks.spawn("discovery", driver.run(stopping.clone()));
         discovery
     });
@@ -133,6 +134,7 @@ fn bind(config: &Config, workers: usize) -> Result<Vec<Listeners>, BindError> {
 fn discovery_over(
     destination: &Destination,
     identity: &Identity,
+    workers: usize,
     registry: &mut Registry,
 ) -> (Discovery, discovery::Driver) {
     let expected = Expected::from(destination.service.name.clone());
@@ -140,7 +142,10 @@ fn discovery_over(
     let connector = Connector::new(contexts, &destination.service.addr, expected, refusals);
     let channel = discovery::transport().connect_with_connector_lazy(connector);
     let context_token = destination.context.clone();
-    let config = discovery::Config { context_token, ..discovery::Config::default() };
+    let default = discovery::Config::default();
+    // What all workers hold at once fits, so that a place which nobody holds is always found.
+    let targets_max = default.targets_max.max(workers.saturating_mul(outbound::TARGETS_MAX));
+    let config = discovery::Config { context_token, targets_max, ..default };
     discovery::new(config, channel, registry)
 }
 

@@ -30,6 +30,7 @@ use crate::target::Target;
 use crate::transport::Session;
 use crate::worker::Shared;
 use exchange::Serving;
+pub use routes::TARGETS_MAX;
 use routes::{Chosen, Route, Routes};
 
 /// What outbound connections of one worker need.

@@ -167,9 +167,11 @@ impl Routes {
         let profiled = match self.addresses.used(&addr, self.now()) {
             Some(profiled) => profiled,
             None => {
+                // Before discovery is asked, so that a worker never holds more than it may.
+                self.addresses.make_room()?;
                 let updates = RefCell::new(discovery.profile(addr).map_err(full)?);
                 let profiled = Profiled { updates, meters: RefCell::default() };
-                self.addresses.insert(addr, profiled, self.now())?
+                self.addresses.insert(addr, profiled, self.now())
             }
         };
         let mut updates = profiled.updates.borrow().clone();
@@ -203,6 +205,7 @@ impl Routes {
         if let Some(balanced) = self.names.used(name, self.now()) {
             return Ok(balanced);
         }
+        self.names.make_room()?;
         let mut updates = discovery.endpoints(name).map_err(full)?;
         updates.mark_changed();
         let balanced = Balanced {
@@ -212,7 +215,7 @@ impl Routes {
             balancer: Balancer::new(),
             meters: RefCell::default(),
         };
-        self.names.insert(name.clone(), balanced, self.now())
+        Ok(self.names.insert(name.clone(), balanced, self.now()))
     }
 
     fn now(&self) -> Duration {
@@ -310,7 +313,7 @@ impl Balanced {
     }
 }
 
-impl<K: Eq + Hash, V> Cached<K, V> {
+impl<K: Clone + Eq + Hash, V> Cached<K, V> {
     fn used(&self, key: &K, now: Duration) -> Option<Rc<V>> {
         let all = self.0.borrow();
         let (value, used) = all.get(key)?;
@@ -318,14 +321,23 @@ impl<K: Eq + Hash, V> Cached<K, V> {
         Some(value.clone())
     }
 
-    fn insert(&self, key: K, value: V, now: Duration) -> Result<Rc<V>, Refusal> {
-        let value = Rc::new(value);
+    /// Where there is no room, what was used the longest ago goes; not what somebody holds.
+    fn make_room(&self) -> Result<(), Refusal> {
         let mut all = self.0.borrow_mut();
-        if all.len() >= TARGETS_MAX {
-            return Err(Refusal::Overloaded("too many destinations are in use"));
+        if all.len() < TARGETS_MAX {
+            return Ok(());
         }
-        all.insert(key, (value.clone(), Cell::new(now)));
-        Ok(value)
+        let idle = all.iter().filter(|(_, (value, _))| Rc::strong_count(value) == 1);
+        let oldest = idle.min_by_key(|(_, (_, used))| used.get()).map(|(key, _)| key.clone());
+        let oldest = oldest.ok_or(Refusal::Overloaded("too many destinations are in use"))?;
+        all.remove(&oldest);
+        Ok(())
+    }
+
+    fn insert(&self, key: K, value: V, now: Duration) -> Rc<V> {
+        let value = Rc::new(value);
+        self.0.borrow_mut().insert(key, (value.clone(), Cell::new(now)));
+        value
     }
 
     fn sweep(&self, now: Duration) {
@@ -369,4 +381,40 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 const ENDPOINT_WAIT_MAX: Duration = Duration::from_secs(3);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Of names, and of addresses, by worker.
-const TARGETS_MAX: usize = 2048;
+pub const TARGETS_MAX: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(cached: &Cached<usize, usize>, key: usize) -> Option<Rc<usize>> {
+        cached.used(&key, Duration::from_secs(9999))
+    }
+
+    #[test]
+    fn a_new_destination_takes_the_place_of_the_one_that_idled_longest() {
+        let cached = Cached::<usize, usize>::default();
+        let mut held = Vec::new();
+        for key in 0..TARGETS_MAX {
+            cached.make_room().unwrap();
+            let value = cached.insert(key, key, Duration::from_secs(key as u64));
+            // The oldest is in use, and may not go.
+            held.extend((key == 0).then_some(value));
+        }
+        cached.make_room().unwrap();
+        assert!(used(&cached, 0).is_some() && used(&cached, 1).is_none());
+        cached.insert(TARGETS_MAX, 0, Duration::from_secs(9999));
+        cached.make_room().unwrap();
+        assert!(used(&cached, 2).is_none() && used(&cached, 3).is_some());
+    }
+
+    #[test]
+    fn a_new_destination_is_refused_only_when_all_are_in_use() {
+        let cached = Cached::<usize, usize>::default();
+        let insert = |key| cached.insert(key, key, Duration::ZERO);
+        let mut held: Vec<_> = (0..TARGETS_MAX).map(insert).collect();
+        assert!(matches!(cached.make_room(), Err(Refusal::Overloaded(_))));
+        held.pop();
+        assert!(cached.make_room().is_ok());
+    }
+}
