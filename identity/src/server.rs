@@ -66,6 +66,7 @@ impl Server {
     ) -> Result<(), Infallible> {
         let acceptor = tls.map(TlsAcceptor::from);
         let connections = TaskTracker::new();
+        let _unfinished = self.drain.hold();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,

@@ -49,18 +49,31 @@ impl Admin {
         Self { routes: Arc::new(routes), ..self }
     }
 
-    /// Answers until the drain starts.
+    /// Answers until the drain has started and everybody who holds it is done: who finishes work can
+    /// be watched meanwhile, and is not ready.
     ///
     /// # Errors
     /// None at present: a connection that fails is dropped, and accepting is tried again.
     pub async fn serve(self, listener: TcpListener, drain: Drain) -> Result<(), Infallible> {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = tokio::task::JoinSet::new();
+        let mut draining = None;
+        let finished = async {
+            drain.wait().await;
+            drain.finished(Duration::MAX).await;
+        };
+        tokio::pin!(finished);
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                // No answer is given by what was so before.
+                biased;
+                () = drain.wait(), if draining.is_none() => {
+                    draining = Some(self.readiness.component("process", "draining"));
+                    continue;
+                }
+                () = &mut finished => return Ok(()),
                 Some(_) = connections.join_next() => continue,
-                () = drain.wait() => return Ok(()),
+                accepted = listener.accept() => accepted,
             };
             let (Ok((stream, client)), Ok(slot)) = (accepted, slots.clone().try_acquire_owned())
             else {
@@ -145,3 +158,43 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(300);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn get(addr: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_process_that_drains_is_not_ready_and_can_be_watched_to_its_end() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (addr, drain) = (listener.local_addr().unwrap(), Drain::new());
+        let admin = Admin::new(Arc::default(), Readiness::new());
+        let serving = admin.serve(listener, drain.clone());
+        let watching = async {
+            let work = drain.hold();
+            assert!(get(addr, "/ready").await.starts_with("HTTP/1.1 200"));
+            drain.start();
+            let ready = get(addr, "/ready").await;
+            assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+            assert!(ready.contains("draining"), "{ready}");
+            assert!(get(addr, "/metrics").await.starts_with("HTTP/1.1 200"));
+            drop(work);
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(60), async {
+            tokio::join!(serving, watching)
+        });
+        assert!(ended.await.is_ok());
+        assert!(TcpStream::connect(addr).await.is_err(), "the port is closed");
+    }
+}
