@@ -240,3 +240,31 @@ const TARGETS_MAX: usize = 4096;
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_target_that_is_first_asked_for_in_a_drain_is_followed_all_the_same() {
+        let control = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let uri = format!("http://{}", control.local_addr().unwrap());
+        let channel = tonic::transport::Endpoint::from_shared(uri).unwrap().connect_lazy();
+        let (discovery, driver) = new(Config::default(), channel, &mut Registry::default());
+        let drain = Drain::new();
+        let connection = drain.hold();
+        drain.start();
+        let asking = async {
+            let target = Authority::new("web.demo.svc.cluster.local", 80).unwrap();
+            let _updates = discovery.endpoints(&target).unwrap();
+            control.accept().await.unwrap();
+            drop(connection);
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(60), async {
+            tokio::join!(driver.run(drain), asking)
+        });
+        assert!(ended.await.is_ok());
+    }
+}
