@@ -50,6 +50,8 @@ pub struct Config {
     pub log_format: Format,
     /// How long open connections may go on once the process is asked to stop.
     pub grace: Duration,
+    /// How long opaque and upgraded connections by mutual TLS may go on, where they may not forever.
+    pub connection_age_max: Option<Duration>,
     /// The variables that were set, for `/env.json`.
     pub seen: BTreeMap<&'static str, String>,
 }
@@ -168,6 +170,8 @@ impl Config {
         let log_filter = read.or(LOG, "info".to_owned());
         let log_format = read.or(LOG_FORMAT, Format::Plain);
         let grace = read.with(SHUTDOWN_GRACE_PERIOD, GRACE_DEFAULT, parse_duration);
+        let connection_age_max =
+            read.with(CONNECTION_AGE_MAX, None, |text| parse_age(text).map(Some));
         let seen = VARIABLES.iter().filter_map(|v| Some((v.name, vars.var(v.name)?))).collect();
         match (identity, reader.errors.is_empty()) {
             (Some(identity), true) => Ok(Self {
@@ -181,6 +185,7 @@ impl Config {
                 log_filter,
                 log_format,
                 grace,
+                connection_age_max,
                 seen,
             }),
             _ => Err(reader.errors),
@@ -411,6 +416,14 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(problem)
 }
 
+/// One that has passed.
+fn parse_age(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("must be longer than nothing; unset it for no maximum".to_owned()),
+        age => Ok(age),
+    }
+}
+
 fn any_address(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
 }
@@ -482,6 +495,8 @@ variables! {
         "the log's filter, as info or warn,steadfast_proxy=debug";
     LOG_FORMAT "LINKERD2_PROXY_LOG_FORMAT" "plain"
         "plain or json";
+    CONNECTION_AGE_MAX "STEADFAST_PROXY_CONNECTION_AGE_MAX" "none"
+        "how long opaque TCP, WebSocket and CONNECT by mutual TLS may go on, as 12h; requests have their own ends";
     SHUTDOWN_GRACE_PERIOD "LINKERD2_PROXY_SHUTDOWN_GRACE_PERIOD" "120s"
         "how long open connections may go on after SIGTERM";
 }
@@ -566,6 +581,17 @@ mod tests {
         {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_maximum_age_is_optional_and_no_zero() {
+        let mut vars = minimal();
+        assert_eq!(Config::parse(&vars).unwrap().connection_age_max, None);
+        vars.insert(CONNECTION_AGE_MAX, "12h");
+        let age = Config::parse(&vars).unwrap().connection_age_max;
+        assert_eq!(age, Some(Duration::from_secs(12 * 3600)));
+        vars.insert(CONNECTION_AGE_MAX, "0s");
+        assert!(errors(&vars)[0].contains("longer than nothing"));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::forward::{self, Scratch};
 use crate::http::{Peer, Worker, http1, http2};
 use crate::identity::{Tls, expires_at, retire_at};
 use crate::io::{BoxIo, Counted, Io, Lent, Prefixed, linger};
-use crate::lifetime::{Lifetime, outliving};
+use crate::lifetime::{Ages, Lifetime};
 use crate::metrics::{Authz, Metrics};
 use crate::policy::{Policies, Ports};
 use crate::refusal::{Refusal, Reporter};
@@ -49,6 +49,7 @@ pub struct Inbound {
     tls: Tls,
     clock: Arc<dyn Clock>,
     drain: Drain,
+    ages: Ages,
     metrics: Metrics,
     reporter: Rc<Reporter>,
     connect: Rc<Connect>,
@@ -101,6 +102,7 @@ impl Inbound {
             tls,
             clock: shared.clock.clone(),
             drain: shared.drain.clone(),
+            ages: shared.ages(),
             metrics: shared.metrics.clone(),
             reporter,
             connect,
@@ -325,9 +327,8 @@ impl Inbound {
         };
         let mut io = Counted::new(conn.io, self.metrics.tcp(conn.facts.client_labels()));
         let copying = forward::opaque(&mut io, &mut server, &self.scratch);
-        let gauge = &self.metrics.outliving;
-        let copied = outliving(&*self.clock, conn.facts.expires_at, gauge, copying).await;
-        copied.map_err(|error| Refusal::Gone(error.source))
+        let copied = self.ages.limit(conn.facts.expires_at, copying).await;
+        copied.unwrap_or(Ok(())).map_err(|error| Refusal::Gone(error.source))
     }
 
     /// Serves requests until the client leaves, or the connection's life is over.

@@ -23,7 +23,7 @@ use crate::detect::{self, First, Proto};
 use crate::forward::{self, Scratch};
 use crate::http::{Peer, Worker, http1, http2};
 use crate::io::{BoxIo, Counted, Io, Prefixed};
-use crate::lifetime::{Lifetime, outliving};
+use crate::lifetime::{Ages, Lifetime};
 use crate::metrics::{Direction, Labels, Metrics};
 use crate::refusal::{Refusal, Reporter};
 use crate::target::Target;
@@ -38,6 +38,7 @@ pub struct Outbound {
     mode: Mode,
     clock: Arc<dyn Clock>,
     drain: Drain,
+    ages: Ages,
     metrics: Metrics,
     reporter: Rc<Reporter>,
     connect: Rc<Connect>,
@@ -76,6 +77,7 @@ impl Outbound {
             mode: shared.config.mode,
             clock: shared.clock.clone(),
             drain: shared.drain.clone(),
+            ages: shared.ages(),
             metrics: shared.metrics.clone(),
             reporter,
             connect,
@@ -179,9 +181,8 @@ impl Outbound {
         let labels = Labels::new([("direction", "outbound"), ("peer", "src")]);
         let mut io = Counted::new(io, self.metrics.tcp(labels));
         let copying = forward::opaque(&mut io, &mut server, &self.scratch);
-        let gauge = &self.metrics.outliving;
-        let copied = outliving(&*self.clock, known.expires_at, gauge, copying).await;
-        let Err(error) = copied else { return Ok(()) };
+        let copied = self.ages.limit(known.expires_at, copying).await;
+        let Some(Err(error)) = copied else { return Ok(()) };
         // Whether the server would have spoken is not known where the client went first.
         let spoke = error.server_spoke || error.side == "client";
         self.connect.report_broken(known.addr, known.late.as_ref(), spoke, &error.source);

@@ -26,6 +26,7 @@ use crate::forward::Scratch;
 use crate::http;
 use crate::identity::Tls;
 use crate::inbound::Inbound;
+use crate::lifetime::Ages;
 use crate::metrics::{Direction, Metrics};
 use crate::outbound::Outbound;
 use crate::policy::DefaultPolicies;
@@ -57,6 +58,12 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// How long bytes are copied.
+    pub fn ages(&self) -> Ages {
+        let (clock, outliving) = (self.clock.clone(), self.metrics.outliving.clone());
+        Ages::new(clock, outliving, self.config.connection_age_max)
+    }
+
     /// No task yet.
     fn tasks(&self) -> Tasks {
         Tasks::new(self.metrics.panics.clone())

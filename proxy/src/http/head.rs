@@ -7,12 +7,18 @@ use http::header::{
     UPGRADE,
 };
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 
 /// Whether an exchange ends as a tunnel, if its server agrees: such a request cannot share an
 /// HTTP/2 connection and gets a mesh connection of its own, over which plain HTTP/1 is spoken.
 pub fn needs_own_connection<B>(request: &Request<B>) -> bool {
     request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE)
+}
+
+/// Whether a response turns its exchange into a tunnel.
+pub fn begins_tunnel<B>(method: &Method, response: &Response<B>) -> bool {
+    let status = response.status();
+    status == StatusCode::SWITCHING_PROTOCOLS || (*method == Method::CONNECT && status.is_success())
 }
 
 /// Turns the absolute target that a client sends to a proxy into the one that a server expects

@@ -13,7 +13,9 @@ use crate::answer;
 use crate::connect::{Failed, Unanswered};
 use crate::discovery::{Endpoint, ProtocolHint};
 use crate::http::error::L5D_PROXY_ERROR;
-use crate::http::{Body, Exchange, SendErrorKind, Shape, abort, needs_own_connection, orig_proto};
+use crate::http::{
+    Body, Exchange, SendErrorKind, Shape, abort, begins_tunnel, needs_own_connection, orig_proto,
+};
 use crate::metrics::{Authz, Counter, Direction, HttpMeter, Labels};
 use crate::refusal::Refusal;
 
@@ -138,6 +140,7 @@ impl Exchange for Serving {
         let started = self.inbound.clock.since_boot();
         self.meter.request();
         let was_http1 = self.restore(&mut request);
+        let method = request.method().clone();
         let answered = match self.authorize() {
             Ok(()) => Box::pin(self.send_safely(request)).await,
             Err(refusal) => Err(Failed::Connect(Rc::new(refusal))),
@@ -150,6 +153,9 @@ impl Exchange for Serving {
                 // The client's sidecar takes this for our own word.
                 if self.facts.peer.is_some() {
                     response.headers_mut().remove(L5D_PROXY_ERROR);
+                }
+                if begins_tunnel(&method, &response) {
+                    response = self.inbound.ages.tunnel(self.facts.expires_at, response);
                 }
                 response
             }

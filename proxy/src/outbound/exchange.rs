@@ -14,7 +14,7 @@ use crate::answer;
 use crate::connect::{Failed, Unanswered, tunnel};
 use crate::http::error::{GrpcStatus, L5D_PROXY_ERROR};
 use crate::http::{
-    Body, End, Exchange, Frame, Observer, ProxyError, SendErrorKind, Shape, abort,
+    Body, End, Exchange, Frame, Observer, ProxyError, SendErrorKind, Shape, abort, begins_tunnel,
     needs_own_connection, orig_proto,
 };
 use crate::metrics::{Direction, HttpMeter, Outcome};
@@ -76,12 +76,13 @@ impl Serving {
         let Dialled { io, known } = dialled.map_err(|refusal| self.tell(refusal, None))?;
         let meter = self.outbound.routes.meter(route, known.chosen.endpoint());
         meter.request();
-        let Known { addr, late, chosen, .. } = known;
+        let Known { addr, late, expires_at, chosen } = known;
         let connect = self.outbound.connect.clone();
         let broken = move |spoke, error: &io::Error| {
             connect.report_broken(addr, late.as_ref(), spoke, error);
         };
         let response = tunnel(io, request.into_body(), &self.outbound.http, broken);
+        let response = self.outbound.ages.tunnel(expires_at, response);
         Ok((holding(response, chosen), meter))
     }
 
@@ -149,7 +150,13 @@ impl Serving {
             return match connect.endpoint(endpoint, Session::Http1, labels()).await {
                 Ok(server) => {
                     chosen.connected();
-                    connect.send_alone(direction, endpoint.addr, server, request).await
+                    let (method, expires_at) = (request.method().clone(), server.expires_at);
+                    let addr = endpoint.addr;
+                    let response = connect.send_alone(direction, addr, server, request).await?;
+                    if !begins_tunnel(&method, &response) {
+                        return Ok(response);
+                    }
+                    Ok(self.outbound.ages.tunnel(expires_at, response))
                 }
                 Err(refusal) => {
                     connect.report(direction, endpoint.addr, &refusal);
