@@ -42,9 +42,19 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// How many connections a worker may have at once; shared by its listeners.
+/// How many connections a worker may have at once in one direction; shared by its listeners.
 #[derive(Clone, Debug)]
 pub struct Slots(Arc<Semaphore>);
+
+/// The slots of a worker. Each direction has its own: peers that connect and then idle must not
+/// keep the workload from its own connections.
+#[derive(Debug)]
+pub struct Shares {
+    /// For peers.
+    pub inbound: Slots,
+    /// For the workload.
+    pub outbound: Slots,
+}
 
 impl Slots {
     /// So many.
@@ -52,11 +62,24 @@ impl Slots {
         Self(Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS))))
     }
 
+    /// Takes one, or says that there is none and waits for one. What is said is held meanwhile.
+    async fn take<W>(&self, none_left: impl FnOnce() -> W) -> io::Result<OwnedSemaphorePermit> {
+        if let Ok(slot) = self.0.clone().try_acquire_owned() {
+            return Ok(slot);
+        }
+        let _waiting = none_left();
+        // The semaphore is never closed.
+        self.0.clone().acquire_owned().await.map_err(io::Error::other)
+    }
+}
+
+impl Shares {
     /// A worker's share of the open files that the process may have: a proxied connection has two,
     /// and some are left for everything else.
     pub fn for_open_files(open_files: u64, workers: usize) -> Self {
-        let share = open_files.saturating_sub(OPEN_FILES_RESERVED) / 2 / workers.max(1) as u64;
-        Self::new(usize::try_from(share).unwrap_or(usize::MAX).min(CONNECTIONS_MAX))
+        let share = open_files.saturating_sub(OPEN_FILES_RESERVED) / 4 / workers.max(1) as u64;
+        let share = usize::try_from(share).unwrap_or(usize::MAX).min(CONNECTIONS_MAX);
+        Self { inbound: Slots::new(share), outbound: Slots::new(share) }
     }
 }
 
@@ -84,31 +107,31 @@ pub fn bind_one(addr: SocketAddr) -> Result<std::net::TcpListener, BindError> {
     listen(addr, false).map_err(|source| BindError { addr, source })
 }
 
-/// Hands each connection to `each` until the drain starts.
+/// Hands each connection to `each` until the drain starts. One for which there is no slot waits,
+/// and those behind it wait in the kernel's queue; what `none_left` returns is held meanwhile.
 ///
 /// # Errors
 /// A listener that cannot be given to the runtime. Failures of single connections are no errors,
 /// and running out of files makes it wait.
-pub async fn run(
+pub async fn run<W>(
     listener: std::net::TcpListener,
     slots: Slots,
     drain: Drain,
+    none_left: impl Fn(SocketAddr) -> W,
     each: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
-        let next = async {
-            // The semaphore is never closed.
-            let slot = slots.0.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok((listener.accept().await?, slot))
-        };
-        let next = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = drain.wait() => break,
-            next = next => next,
+            accepted = listener.accept() => accepted,
         };
-        match next {
-            Ok(((stream, client), slot)) => each(stream, client, slot),
+        match accepted {
+            Ok((stream, client)) => {
+                let slot = slots.take(|| none_left(client)).await?;
+                each(stream, client, slot);
+            }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections; trying again");
@@ -116,17 +139,22 @@ pub async fn run(
             }
         }
     }
-    // What the kernel has let in already.
-    let listener = listener.into_std()?;
+    for (stream, client) in let_in(listener.into_std()?) {
+        let slot = slots.take(|| none_left(client)).await?;
+        stream.set_nonblocking(true)?;
+        each(TcpStream::from_std(stream)?, client, slot);
+    }
+    Ok(())
+}
+
+/// What the kernel has let in already: no more than its queue holds. The listener is closed.
+fn let_in(listener: std::net::TcpListener) -> Vec<(std::net::TcpStream, SocketAddr)> {
+    let mut all = Vec::new();
     loop {
         match listener.accept() {
-            Ok((stream, client)) => {
-                let Ok(slot) = slots.0.clone().try_acquire_owned() else { return Ok(()) };
-                stream.set_nonblocking(true)?;
-                each(TcpStream::from_std(stream)?, client, slot);
-            }
+            Ok(accepted) => all.push(accepted),
             Err(error) if is_of_one_connection(&error) => {}
-            Err(_) => return Ok(()),
+            Err(_) => return all,
         }
     }
 }
@@ -215,10 +243,11 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::rc::Rc;
 
     use super::*;
+    use crate::metrics::Gauge;
 
     fn loopback() -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 0))
@@ -244,9 +273,52 @@ mod tests {
         let (drain, seen) = (Drain::new(), Rc::new(RefCell::new(Vec::new())));
         drain.start();
         let each = |stream, client, _slot| seen.borrow_mut().push((stream, client));
-        run(listener, Slots::new(8), drain, each).await.unwrap();
+        run(listener, Slots::new(8), drain, |_| (), each).await.unwrap();
         assert_eq!(seen.borrow().len(), 2);
         assert!(std::net::TcpStream::connect(addr).is_err(), "the listener is closed");
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_slot_is_told_of_and_waits_for_one_also_in_a_drain() {
+        for draining in [false, true] {
+            let listener = bind(loopback(), 1).unwrap().remove(0);
+            let addr = listener.local_addr().unwrap();
+            let _waiting = [
+                std::net::TcpStream::connect(addr).unwrap(),
+                std::net::TcpStream::connect(addr).unwrap(),
+            ];
+            let (drain, waits) = (Drain::new(), Arc::<Gauge>::default());
+            let (told, seen) = (Cell::new(0), RefCell::new(Vec::new()));
+            if draining {
+                drain.start();
+            }
+            let none_left = |_| {
+                told.set(told.get() + 1);
+                waits.hold()
+            };
+            let each = |_, _, slot| seen.borrow_mut().push(slot);
+            let mut running =
+                std::pin::pin!(run(listener, Slots::new(1), drain.clone(), none_left, each));
+            while told.get() == 0 {
+                assert!(futures::poll!(running.as_mut()).is_pending());
+                tokio::task::yield_now().await;
+            }
+            assert!(futures::poll!(running.as_mut()).is_pending());
+            assert_eq!((seen.borrow().len(), waits.value()), (1, 1));
+            // The first one ends, and with it the wait.
+            drop(seen.take());
+            drain.start();
+            running.await.unwrap();
+            assert_eq!((seen.borrow().len(), told.get(), waits.value()), (1, 1, 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_direction_that_is_full_leaves_the_other_its_slots() {
+        let shares = Shares::for_open_files(OPEN_FILES_RESERVED + 4, 1);
+        let _peer = shares.inbound.take(|| ()).await.unwrap();
+        assert!(futures::poll!(std::pin::pin!(shares.inbound.take(|| ()))).is_pending());
+        assert!(shares.outbound.take(|| ()).await.is_ok());
     }
 
     #[tokio::test]

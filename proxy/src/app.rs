@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::{self, BindError, Slots};
+use crate::accept::{self, BindError, Shares};
 use crate::admin::Pages;
 use crate::config::{Config, Destination, Mode};
 use crate::discovery::{self, Discovery};
@@ -95,9 +95,9 @@ async fn serve(config: Config, log: log::Handle) -> Result<(), RunError> {
         contexts: identity.contexts(),
     };
     tasks.spawn("identity", identity.run(stopping.clone()));
-    let slots = || Slots::for_open_files(open_files, workers);
+    let shares = || Shares::for_open_files(open_files, workers);
     for listeners in listeners {
-        spawn_worker(&mut tasks, shared.clone(), listeners, slots())?;
+        spawn_worker(&mut tasks, shared.clone(), listeners, shares())?;
     }
     let admin = Admin::new(Arc::new(registry), readiness)
         .with_routes(move |request| pages.answer(request))
@@ -154,7 +154,7 @@ fn spawn_worker(
     tasks: &mut Tasks,
     shared: Shared,
     listeners: Listeners,
-    slots: Slots,
+    shares: Shares,
 ) -> io::Result<()> {
     let (ended, end) = oneshot::channel();
     // Identity and discovery go on until the last connection has ended.
@@ -162,7 +162,7 @@ fn spawn_worker(
     std::thread::Builder::new().name("worker".to_owned()).spawn(move || {
         let _hold = hold;
         // Nobody listens when the process has given up waiting.
-        let _ = ended.send(worker::run(shared, listeners, slots));
+        let _ = ended.send(worker::run(shared, listeners, shares));
     })?;
     tasks.spawn("worker", async move {
         match end.await {

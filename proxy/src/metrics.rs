@@ -35,6 +35,7 @@ pub struct Metrics {
     closes: Table<Counter>,
     errors: Table<Counter>,
     retries: Table<Counter>,
+    waiting: [Arc<Gauge>; 2],
     /// Connections that outlive an SVID they were made with.
     pub outliving: Arc<Gauge>,
     /// Tasks of connections that panicked.
@@ -120,6 +121,7 @@ impl Metrics {
             closes: Table::new("closes"),
             errors: Table::new("errors"),
             retries: Table::new("retries"),
+            waiting: Default::default(),
             outliving: Arc::default(),
             panics: Arc::default(),
         };
@@ -127,6 +129,11 @@ impl Metrics {
             .register_collector(Box::new(table::Collected::new(metrics.clone(), clock.clone())));
         process::register(registry, clock);
         metrics
+    }
+
+    /// Accepted connections that wait for a slot.
+    pub fn waiting(&self, direction: Direction) -> &Arc<Gauge> {
+        &self.waiting[direction as usize]
     }
 
     /// Counts a refused connection or request.

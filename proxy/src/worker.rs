@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::LocalSet;
 
-use crate::accept::{self, Accepted, Slots};
+use crate::accept::{self, Accepted, Shares, Slots};
 use crate::config::Config;
 use crate::connect::{Connect, TcpDial};
 use crate::discovery::Discovery;
@@ -84,17 +84,17 @@ pub struct Listeners {
 ///
 /// # Errors
 /// No runtime, or a listener that cannot be used.
-pub fn run(shared: Shared, listeners: Listeners, slots: Slots) -> io::Result<()> {
+pub fn run(shared: Shared, listeners: Listeners, shares: Shares) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, serve(shared, listeners, slots))
+    LocalSet::new().block_on(&runtime, serve(shared, listeners, shares))
 }
 
-async fn serve(shared: Shared, listeners: Listeners, slots: Slots) -> io::Result<()> {
+async fn serve(shared: Shared, listeners: Listeners, shares: Shares) -> io::Result<()> {
     let mut contexts = shared.contexts.clone();
     let tls = Tls::new(&mut contexts);
     let (connections, tasks) = (shared.tasks(), shared.tasks());
     let worker = Worker::new(&shared, tls.clone(), &tasks);
-    let accepting = worker.accepting(listeners, slots, &connections);
+    let accepting = worker.accepting(listeners, shares, &connections);
     let work = async {
         try_join_all(accepting).await?;
         connections.finished().await;
@@ -155,20 +155,21 @@ impl Worker {
     fn accepting(
         &self,
         listeners: Listeners,
-        slots: Slots,
+        shares: Shares,
         connections: &Tasks,
     ) -> Vec<LocalBoxFuture<'static, io::Result<()>>> {
         let inbound = self.inbound.clone();
         let serve = move |conn| inbound.clone().serve(conn).boxed_local();
         let (at, to) = (Direction::Inbound, connections);
-        let mut loops = vec![self.accept(listeners.inbound, slots.clone(), at, to, serve)];
+        let mut loops = vec![self.accept(listeners.inbound, shares.inbound, at, to, serve)];
         let unmapped = (listeners.outbound, None);
         let mapped =
             listeners.mapped.into_iter().map(|(listener, target)| (listener, Some(target)));
         for (listener, target) in [unmapped].into_iter().chain(mapped) {
             let outbound = self.outbound.clone();
             let serve = move |conn| outbound.clone().serve(conn, target.clone()).boxed_local();
-            loops.push(self.accept(listener, slots.clone(), Direction::Outbound, to, serve));
+            let slots = shares.outbound.clone();
+            loops.push(self.accept(listener, slots, Direction::Outbound, to, serve));
         }
         loops
     }
@@ -184,6 +185,15 @@ impl Worker {
     ) -> LocalBoxFuture<'static, io::Result<()>> {
         let (tasks, reporter) = (connections.clone(), self.reporter.clone());
         let (clock, drain) = (self.shared.clock.clone(), self.shared.drain.clone());
+        let none_left = {
+            let (reporter, clock) = (self.reporter.clone(), self.shared.clock.clone());
+            let waiting = self.shared.metrics.waiting(direction).clone();
+            move |client| {
+                let refusal = Refusal::Overloaded("all slots for connections are taken: it waits");
+                reporter.report(clock.since_boot(), direction, client, &refusal);
+                waiting.hold()
+            }
+        };
         let each = move |stream: TcpStream, client: SocketAddr, slot: OwnedSemaphorePermit| {
             let Ok(accepted) = accept::accepted(stream, client) else { return };
             let (connection, reporter) = (serve(accepted), reporter.clone());
@@ -195,7 +205,7 @@ impl Worker {
                 }
             });
         };
-        accept::run(listener, slots, drain, each).boxed_local()
+        accept::run(listener, slots, drain, none_left, each).boxed_local()
     }
 }
 

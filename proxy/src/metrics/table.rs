@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use steadfast_process::Clock;
 
-use super::{Counter, Metrics};
+use super::{Counter, Direction, Metrics};
 
 /// Names and values, in the order in which they are shown. A name that is empty is not shown: it
 /// tells families of one table apart.
@@ -252,6 +252,16 @@ impl Collector for Collected {
                 "tcp_outliving_svid_connections",
                 "Open connections whose SVID, or their peer's, has expired since",
                 self.metrics.outliving.value(),
+            ),
+            (
+                "inbound_connections_waiting",
+                "Accepted connections of peers that wait for a slot",
+                self.metrics.waiting(Direction::Inbound).value(),
+            ),
+            (
+                "outbound_connections_waiting",
+                "Accepted connections of the workload that wait for a slot",
+                self.metrics.waiting(Direction::Outbound).value(),
             ),
         ] {
             let mut gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
