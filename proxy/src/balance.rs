@@ -52,21 +52,6 @@ impl Balancer {
         core.started(slot);
         Some(Picked { endpoint, slot, since: now, core: Rc::downgrade(&self.0) })
     }
-
-    /// How many endpoints there are.
-    pub fn len(&self) -> usize {
-        self.0.borrow().len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// How many endpoints are not passed over for having refused connections.
-    pub fn ready(&self, now: Duration) -> usize {
-        self.0.borrow().ready(now)
-    }
 }
 
 impl Picked {

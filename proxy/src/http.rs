@@ -21,7 +21,7 @@ pub mod worker;
 
 pub use body::{Body, BodyError, End, Frame, Interim, Length, Observer, Reset, Source};
 pub use error::{GrpcStatus, ProxyError, SendError, SendErrorKind, ServeError, Shape, abort};
-pub use head::{begins_tunnel, needs_own_connection, to_origin_form};
+pub use head::{begins_tunnel, needs_own_connection};
 pub use sniff::{Sniffed, sniff};
 pub use worker::{Budget, Worker};
 

@@ -366,18 +366,15 @@ pub enum Authz {
     TcpAllow,
     /// A connection was refused.
     TcpDeny,
-    /// An open connection was ended.
-    TcpTerminate,
 }
 
 impl Authz {
-    const FAMILIES: [(&str, &str); 6] = [
+    const FAMILIES: [(&str, &str); 5] = [
         ("audit", "steadfast_inbound_authz_audit"),
         ("http_allow", "inbound_http_authz_allow"),
         ("http_deny", "inbound_http_authz_deny"),
         ("tcp_allow", "inbound_tcp_authz_allow"),
         ("tcp_deny", "inbound_tcp_authz_deny"),
-        ("tcp_terminate", "inbound_tcp_authz_terminate"),
     ];
 
     const fn family(self) -> &'static str {
@@ -387,7 +384,6 @@ impl Authz {
             Self::HttpDeny => "http_deny",
             Self::TcpAllow => "tcp_allow",
             Self::TcpDeny => "tcp_deny",
-            Self::TcpTerminate => "tcp_terminate",
         }
     }
 }

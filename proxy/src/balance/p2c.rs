@@ -130,14 +130,6 @@ impl Core {
         self.with(id, |slot| slot.penalty.refused(now, random));
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    pub(super) fn ready(&self, now: Duration) -> usize {
-        self.slots.iter().filter(|slot| now >= slot.penalty.until).count()
-    }
-
     fn fresh(&mut self, endpoint: Arc<Endpoint>) -> Slot {
         self.next_id += 1;
         let id = SlotId(self.next_id);

@@ -30,18 +30,12 @@ pub struct ProxyError {
 /// A status of gRPC that a proxy has reason to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrpcStatus {
-    /// The deadline is over.
-    DeadlineExceeded = 4,
     /// Something is wrong inside.
     Internal = 13,
     /// The caller may not.
     PermissionDenied = 7,
     /// A limit is reached.
     ResourceExhausted = 8,
-    /// Who is calling?
-    Unauthenticated = 16,
-    /// There is no such thing.
-    Unimplemented = 12,
     /// Try again.
     Unavailable = 14,
 }
@@ -183,14 +177,6 @@ pub fn abort(reset: Reset) -> Response<Body> {
 /// What [`abort`] leaves for the server.
 #[derive(Clone, Copy)]
 pub(super) struct Abort(pub(super) Reset);
-
-impl SendError {
-    /// Whether the request can be sent again whatever its method: nobody acted upon it, and its
-    /// content is still there.
-    pub fn may_retry(&self) -> bool {
-        matches!(self.kind, SendErrorKind::NotProcessed(_)) && self.request.is_some()
-    }
-}
 
 /// HTTP fields hold visible ASCII; the message may quote a peer.
 fn visible(message: &str) -> String {

@@ -6,7 +6,6 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING,
     UPGRADE,
 };
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 
 /// Whether an exchange ends as a tunnel, if its server agrees: such a request cannot share an
@@ -19,16 +18,6 @@ pub fn needs_own_connection<B>(request: &Request<B>) -> bool {
 pub fn begins_tunnel<B>(method: &Method, response: &Response<B>) -> bool {
     let status = response.status();
     status == StatusCode::SWITCHING_PROTOCOLS || (*method == Method::CONNECT && status.is_success())
-}
-
-/// Turns the absolute target that a client sends to a proxy into the one that a server expects
-/// (RFC 9112 §3.2.1); `Host` says the same already. For clients that speak to this proxy as such:
-/// one that believes to speak to a server has its target passed on as it is.
-pub fn to_origin_form<B>(request: &mut Request<B>) {
-    if request.method() != Method::CONNECT && request.uri().authority().is_some() {
-        let path = request.uri().path_and_query().cloned();
-        *request.uri_mut() = path.unwrap_or(PathAndQuery::from_static("/")).into();
-    }
 }
 
 /// Whether a request speaks gRPC, so that errors must be told in its own way.
@@ -156,15 +145,6 @@ mod tests {
         assert_eq!(map, headers(expected));
         strip_hop_by_hop(&mut upgrading, true);
         assert_eq!(upgrading.get(UPGRADE).unwrap(), "websocket");
-    }
-
-    #[test]
-    fn an_absolute_target_becomes_a_path() {
-        for (target, expected) in [("http://web/a?b", "/a?b"), ("http://web", "/"), ("/a", "/a")] {
-            let mut request = Request::builder().uri(target).body(()).unwrap();
-            to_origin_form(&mut request);
-            assert_eq!(request.uri(), expected);
-        }
     }
 
     #[test]

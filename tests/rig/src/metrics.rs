@@ -44,11 +44,6 @@ impl Metrics {
         };
         self.0.iter().filter(matches).map(|sample| sample.value).sum()
     }
-
-    /// Whether there is any series of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|sample| sample.name == name)
-    }
 }
 
 impl Sample {

@@ -47,11 +47,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         let mut cx = Context::from_waker(Waker::noop());
         self.shared.borrow_mut().poll_fill(&mut cx).is_pending()
     }
-
-    /// Waits until the server closes it, or speaks unasked.
-    pub async fn closed(&mut self) {
-        poll_fn(|cx| self.shared.borrow_mut().poll_fill(cx).map(drop)).await;
-    }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {

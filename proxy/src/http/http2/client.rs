@@ -197,7 +197,7 @@ impl Client {
     /// [`Interim`]. Dropping the future, or the body of the response, resets the stream.
     ///
     /// # Errors
-    /// There is no answer; [`SendError::may_retry`] says whether another connection may be tried.
+    /// There is no answer; its kind says whether another connection may be tried.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         let mut sender = self.sender.clone();
         if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
