@@ -33,6 +33,12 @@ struct Pair {
 }
 
 async fn pair() -> Pair {
+    pair_with(&[]).await
+}
+
+/// With these variables for both sidecars.
+async fn pair_with(env: &[(&str, &str)]) -> Pair {
+    let env: Vec<_> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let mesh = Mesh::start(MeshConfig::default()).await;
     let http = App::http(free_addr()).await.unwrap();
     let tcp = App::tcp(free_addr()).await.unwrap();
@@ -40,6 +46,7 @@ async fn pair() -> Pair {
     let ports = [http.addr.port(), tcp.addr.port(), first.addr.port()];
     let server = mesh.pod(PodSpec {
         opaque_ports: vec![ports[1]],
+        env: env.clone(),
         ..PodSpec::new("api", &ports).policy("all-authenticated")
     });
     let (tcp_entrance, first_entrance) = (free_addr(), free_addr());
@@ -48,6 +55,7 @@ async fn pair() -> Pair {
             (tcp_entrance, server.spec.authority(ports[1])),
             (first_entrance, server.spec.authority(ports[2])),
         ],
+        env,
         ..PodSpec::new("web", &[])
     });
     server.ready().await;
@@ -160,6 +168,33 @@ async fn http2_carries_a_hundred_streams_at_once() {
         }
     });
     futures::future::join_all(requests).await;
+    drop(pair.mesh);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_workers_share_the_connections_of_one_sidecar() {
+    let pair = pair_with(&[("LINKERD2_PROXY_CORES", "2")]).await;
+    // The kernel deals out connections by their ports: that of these one worker gets none happens
+    // once in a billion runs.
+    let exchanges = (0..32).map(|index| {
+        let (pair, body) = (&pair, format!("connection {index}"));
+        async move {
+            let mut sender = Sender::connect(pair.client.outbound, false).await.unwrap();
+            for _ in 0..3 {
+                assert!(sender.ready().await);
+                let request = pair.request("/echo", body.clone());
+                let (status, answer) = sender.exchange(request).await.unwrap();
+                assert_eq!((status, answer), (StatusCode::OK, Bytes::from(body.clone())));
+            }
+        }
+    });
+    futures::future::join_all(exchanges).await;
+    assert_eq!(pair.http.requests(), 32 * 3);
+    // Each worker makes a connection of its own.
+    let workers = std::thread::available_parallelism().unwrap().get().min(2);
+    let opened = pair.client.metrics().await;
+    let opened = opened.sum("tcp_open_total", &[("direction", "outbound"), ("peer", "dst")]);
+    assert_eq!(opened, workers as f64);
     drop(pair.mesh);
 }
 
@@ -289,4 +324,24 @@ async fn a_workload_reaches_its_own_service_by_http_and_by_bytes() {
     let seen = [("direction", "inbound"), ("tls", "true"), ("client_id", id.as_str())];
     assert_eq!(web.metrics().await.sum("request_total", &seen), 2.0);
     drop(mesh);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_is_asked_to_stop_finishes_what_is_open_and_can_be_watched() {
+    let mut pair = pair().await;
+    let mut stream = TcpStream::connect(pair.tcp_entrance).await.unwrap();
+    let mut echo = [0; 4];
+    stream.write_all(b"ping").await.unwrap();
+    stream.read_exact(&mut echo).await.unwrap();
+    pair.client.proxy.ask_to_stop();
+    let reason = pair.client.unready(Duration::from_secs(30)).await;
+    assert!(reason.contains("draining"), "{reason}");
+    let open = [("direction", "outbound"), ("peer", "src")];
+    assert_eq!(pair.client.metrics().await.sum("tcp_open_connections", &open), 1.0);
+    stream.write_all(b"pong").await.unwrap();
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"pong");
+    drop(stream);
+    assert_eq!(pair.client.proxy.ended(Duration::from_secs(60)).await, Some(0));
+    drop(pair.mesh);
 }

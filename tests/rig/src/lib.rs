@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod netns;
 pub mod peer;
 pub mod process;
+pub mod redirected;
 pub mod wait;
 
 /// The gRPC service of the tests.

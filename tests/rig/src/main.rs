@@ -3,11 +3,15 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use steadfast_test_rig::app::App;
 use steadfast_test_rig::load::Load;
 use steadfast_test_rig::metrics::get;
 use steadfast_test_rig::peer::Peer;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -16,6 +20,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     match args.as_slice() {
         ["http", addr] => serve(App::http(addr.parse()?).await?).await,
         ["tcp", addr] => serve(App::tcp(addr.parse()?).await?).await,
+        ["server-first", addr] => serve(App::server_first(addr.parse()?).await?).await,
+        ["talk", addr, greeting_bytes, bytes] => {
+            println!("{}", talk(addr, greeting_bytes.parse()?, bytes.parse()?).await?);
+            Ok(ExitCode::SUCCESS)
+        }
         ["load", load] => {
             let report = serde_json::from_str::<Load>(load)?.run().await;
             println!("{}", serde_json::to_string(&report)?);
@@ -37,12 +46,33 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         other => {
             eprintln!(
-                "{other:?}: expected http ADDR, tcp ADDR, load JSON, get ADDR PATH, \
+                "{other:?}: expected http ADDR, tcp ADDR, server-first ADDR, \
+                 talk ADDR GREETING_BYTES BYTES, load JSON, get ADDR PATH, \
                  connect JSON or serve JSON"
             );
             Ok(ExitCode::from(2))
         }
     }
+}
+
+/// Reads a greeting of so many bytes before it says a word, then sends so many bytes, closes its
+/// half, and tells what came back.
+async fn talk(addr: &str, greeting_bytes: usize, bytes: usize) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(addr).await?;
+    let mut greeting = vec![0; greeting_bytes];
+    // The mark of the stall is ten seconds; a busy machine takes less.
+    timeout(Duration::from_secs(8), stream.read_exact(&mut greeting)).await??;
+    let (mut reader, mut writer) = stream.split();
+    let (sent, mut back) = (vec![b'x'; bytes], Vec::new());
+    let send = async {
+        writer.write_all(&sent).await?;
+        writer.shutdown().await
+    };
+    let ((), _) = tokio::try_join!(send, reader.read_to_end(&mut back))?;
+    anyhow::ensure!(back.starts_with(&sent), "{} of {bytes} bytes came back", back.len());
+    let text = |bytes: &[u8]| format!("{:?}", String::from_utf8_lossy(bytes));
+    let greeting = if greeting.is_empty() { String::new() } else { text(&greeting) + ", " };
+    Ok(format!("{greeting}{bytes} bytes back, then {}", text(&back[bytes..])))
 }
 
 async fn serve(app: App) -> anyhow::Result<ExitCode> {

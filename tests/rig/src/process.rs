@@ -56,12 +56,17 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, and waits until it has ended; its exit code.
-    pub async fn terminate(&mut self, deadline: Duration) -> Option<i32> {
+    /// SIGTERM.
+    pub fn ask_to_stop(&self) {
         let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        let asked = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(asked.is_ok_and(|status| status.success()), "{} is gone", self.name);
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub async fn ended(&mut self, deadline: Duration) -> Option<i32> {
         let name = self.name.clone();
-        until(&format!("{name} ends after SIGTERM"), deadline, || {
+        until(&format!("{name} ends"), deadline, || {
             let ended = self.child.try_wait();
             async move { ended.ok().flatten().ok_or_else(|| "still runs".to_owned()) }
         })
