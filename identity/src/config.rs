@@ -10,6 +10,7 @@ use steadfast_api::Code;
 use steadfast_platform::token::IDENTITY_AUDIENCE;
 use steadfast_process::log::Format;
 
+use crate::confine::RESTARTED_FLAG;
 use crate::limits::Rates;
 
 /// Issues the SVIDs of a mesh: to every workload its own, for a token that proves it.
@@ -65,6 +66,9 @@ pub struct Args {
     /// plain or json
     #[arg(long, value_name = "FORMAT", default_value = "plain")]
     log_format: String,
+    /// Set by the process itself: see `confine::alone`
+    #[arg(long = RESTARTED_FLAG.trim_start_matches('-'), hide = true)]
+    restarted: bool,
 }
 
 /// What the process runs with.
@@ -94,6 +98,8 @@ pub struct Config {
     pub log_filter: String,
     /// The form of the log.
     pub log_format: Format,
+    /// Whether the process has started itself anew, to have one thread.
+    pub restarted: bool,
 }
 
 /// Everything that is wrong with the flags.
@@ -140,6 +146,7 @@ impl Args {
             control_namespace: wrong.label("--control-namespace", self.control_namespace),
             audience: wrong.filled("--audience", self.audience),
             log_filter: self.log,
+            restarted: self.restarted,
             dir: self.dir,
         };
         if wrong.0.is_empty() { Ok(config) } else { Err(ConfigErrors(wrong.0)) }

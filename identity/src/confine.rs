@@ -1,11 +1,15 @@
 //! Landlock: the process shuts itself out of every file but its own.
 //!
 //! On a shared uid, mode 0600 protects nothing from another process of ours; and this process
-//! talks to peers that nobody has authenticated. So it gives up, for good and before it starts a
+//! talks to peers that nobody has authenticated. So it gives up, for good and while it has one
 //! thread, every file access but to the issuers' keys and its log. An anchor's key is then out of
 //! reach even for code that an attacker brings. (A unix socket is connected to, not opened, so the
 //! store stays in reach.) A directory of keys that is deleted and made again is a new one, which
 //! needs a restart.
+
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use landlock::{
     ABI, Access as _, AccessFs, BitFlags, PathBeneath, PathFd, RestrictionStatus, Ruleset,
@@ -30,10 +34,44 @@ pub enum ConfineError {
     /// The kernel refused a rule.
     #[error("Landlock refused: {0}")]
     Landlock(String),
+    /// Threads that no rule would bind.
+    #[error("{0} threads run before the process is confined; Landlock would bind only one")]
+    NotAlone(usize),
+    /// The process could not start itself anew.
+    #[error("cannot start again with one thread")]
+    Restart(#[source] io::Error),
+    /// Nobody knows how many threads there are.
+    #[error("cannot count the threads of this process in {TASKS}")]
+    Threads(#[source] io::Error),
 }
 
-/// Confines the calling thread and every thread that it starts. Call it before any other thread
-/// is there.
+/// Makes sure that the calling thread is the only one, since Landlock binds no other that is
+/// there already. The allocator starts one of its own before `main`; so the process executes itself
+/// once more, under the same pid, with that one turned off, and the allocator gives memory back
+/// while it is used. `restarted` only says that this has been tried: with it, a second thread is an
+/// error, so nobody gets past this by setting it.
+///
+/// # Errors
+/// There are other threads, and a restart did not or cannot end them.
+pub fn alone(restarted: bool) -> Result<(), ConfineError> {
+    let threads = std::fs::read_dir(TASKS).map_err(ConfineError::Threads)?.count();
+    match (threads, restarted) {
+        (1, _) => Ok(()),
+        (_, true) => Err(ConfineError::NotAlone(threads)),
+        (_, false) => {
+            let program = std::env::current_exe().map_err(ConfineError::Restart)?;
+            let mut again = Command::new(program);
+            again.arg(RESTARTED_FLAG).args(std::env::args_os().skip(1));
+            // Comes back only if it fails.
+            Err(ConfineError::Restart(
+                again.env(ALLOCATOR_OPTIONS, "background_thread:false").exec(),
+            ))
+        }
+    }
+}
+
+/// Confines the calling thread and every thread that it starts: the whole process, once [`alone`]
+/// has found no other.
 ///
 /// # Errors
 /// A kernel with Landlock that refuses a rule.
@@ -89,4 +127,10 @@ pub fn report(confinement: Confinement, directory: &Directory) {
 /// What the rules are written for; a newer kernel's new rights are not handled, an older kernel
 /// leaves out what it does not know.
 const ABI_KNOWN: ABI = ABI::V5;
+/// Says to the process that it has started itself anew.
+pub const RESTARTED_FLAG: &str = "--restarted-with-one-thread";
+/// Read by jemalloc before `main`, as tikv-jemallocator builds it.
+const ALLOCATOR_OPTIONS: &str = "_RJEM_MALLOC_CONF";
+/// One entry for each thread.
+const TASKS: &str = "/proc/self/task";
 const SYSTEM_FILES: [&str; 2] = ["/proc/self", "/sys/fs/cgroup"];

@@ -30,11 +30,12 @@ fn main() -> ExitCode {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
+    confine::alone(config.restarted)?;
     steadfast_process::log::init(&config.log_filter, config.log_format)
         .map_err(anyhow::Error::msg)?;
     let directory = Directory::new(&config.dir);
     directory.create()?;
-    // Before any thread is there: what is confined is the thread, and those that it starts.
+    // Before any thread is started: what is confined is the thread, and those that it starts.
     let confinement = confine::confine(&directory)?;
     confine::report(confinement, &directory);
     steadfast_process::limits::raise_open_files();

@@ -10,6 +10,7 @@ use std::process::Command;
 use steadfast_api::Svid;
 use steadfast_api::trust::v1::CertifyRequest;
 use steadfast_identity::authority::Founding;
+use steadfast_identity::confine::RESTARTED_FLAG;
 use support::world::{World, wait};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,6 +46,40 @@ async fn the_process_certifies_a_real_token_and_stops_when_asked() {
     let (identity, status) = tokio::time::timeout(support::WAIT, status).await.unwrap().unwrap();
     assert!(status.success(), "{}", identity.log());
     world.drain.start();
+}
+
+/// A thread that was there before the process confined itself would be bound by nothing: the
+/// allocator's is the one that nobody sees.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_thread_of_the_process_is_confined() {
+    let world = World::new(env!("CARGO_BIN_EXE_steadfast-identity")).await;
+    let identity = world.start(&[]).await;
+    wait(|| identity.log().contains("onfined"), "a word about Landlock").await;
+    wait(|| identity.ready().contains("\"ready\":true"), "ready").await;
+    if identity.log().contains("not confined") {
+        return;
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", identity.child.id())).unwrap();
+    let statuses: Vec<String> = tasks
+        .map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        .collect();
+    assert!(statuses.len() > 1, "the service has more threads than its first");
+    for status in statuses {
+        assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    }
+}
+
+#[test]
+fn the_mark_of_a_restart_alone_confines_nobody_and_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_steadfast-identity"))
+        .args([RESTARTED_FLAG, "--dir"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("threads run before the process is confined"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -231,6 +231,7 @@ pub fn config() -> Config {
         log_files_kept: 2,
         log_filter: "info".into(),
         log_format: steadfast_process::log::Format::Plain,
+        restarted: false,
     }
 }
 
