@@ -3,9 +3,10 @@
 //! Owns the schedule, the retries and the deadline of the one request that may be under way; knows
 //! neither keys nor certificates nor the network. A shell feeds it what happens with the time and
 //! a random share, carries the effects out in their order, and calls again at
-//! [`Renewal::next_wakeup`] at the latest. The rules are ROTATION §6's: a share of
-//! `not_after − issued_at` by the server's clock, retries with jitter inside their cap, and the
-//! SVID that is held is never let go before the next one is installed.
+//! [`Renewal::next_wakeup`] at the latest. A renewal is due at a share of `not_after − issued_at`
+//! by the server's clock (a certificate begins earlier than it is issued: with short lives, a share
+//! of its whole life is over at once, and renews without end); retries have their jitter inside
+//! their cap; and the SVID that is held is never let go before the next one is in use.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -43,8 +44,10 @@ pub struct Renewal {
     phase: Phase,
     last_id: RequestId,
     last_sent: Option<Steady>,
-    /// The newest orders to pull forward, so that none is followed twice.
+    /// The orders to pull forward that are still to be followed.
     pulls: VecDeque<Pull>,
+    /// The newest install, until the shell has carried it out: it may fail.
+    last_install: Option<Install>,
     told: Option<Readiness>,
     clock_off: bool,
 }
@@ -58,7 +61,17 @@ enum Svids {
     #[default]
     None,
     /// Issued, but its bundle is not here yet; the one before stays in use.
-    Waiting { installed: Option<ScheduledSvid>, next: ScheduledSvid, seq: u64 },
+    Waiting { installed: Option<ScheduledSvid>, next: ScheduledSvid, seq: u64, attempt: u32 },
+}
+
+/// What the shell was told to put to use.
+#[derive(Clone, Copy, Debug)]
+struct Install {
+    id: RequestId,
+    /// Of the request that brought it.
+    attempt: u32,
+    /// What was in use before, and is again if this fails.
+    before: Option<ScheduledSvid>,
 }
 
 /// What is being done about the next SVID. There is room for one request only.
@@ -80,9 +93,9 @@ enum Phase {
 struct Pull {
     id: u64,
     from: UnixTime,
-    /// When this instance follows it; `None`: it has.
-    due: Option<UnixTime>,
-    /// The newest request when the order came: what it brings may still be of the old issuer.
+    /// When this instance follows it.
+    due: UnixTime,
+    /// The newest request when the order came.
     after: RequestId,
 }
 
@@ -111,8 +124,11 @@ impl Renewal {
             }
             Event::Failed { id, reason } => {
                 if let Some(asked) = self.asked(id) {
-                    self.fail(jitter, asked, Failure::Request(reason), &mut effects);
+                    self.fail(jitter, asked.attempt, Failure::Request(reason), &mut effects);
                 }
+            }
+            Event::InstallFailed { id, reason } => {
+                self.take_back(jitter, id, reason, &mut effects);
             }
             Event::Issued(issued) => self.take_issued(jitter, issued, &mut effects),
             Event::PulledForward { id, from, window, share } => {
@@ -179,7 +195,8 @@ impl Renewal {
             }
             return;
         };
-        if self.clock.now().since(asked.sent) <= asked.timeout {
+        let trip = self.clock.now().since(asked.sent);
+        if trip <= asked.timeout {
             self.clock.measure_round_trip(asked.sent, issued.server_time);
         } else {
             self.clock.measure_one_way(issued.server_time);
@@ -192,26 +209,25 @@ impl Renewal {
         };
         if let Some(failure) = failure {
             effects.push(Effect::Discard { id });
-            return self.fail(jitter, asked, failure, effects);
+            return self.fail(jitter, asked.attempt, failure, effects);
         }
-        let sent_at = self.clock.server(asked.sent);
-        for pull in &mut self.pulls {
-            pull.due = pull.due.filter(|_| id <= pull.after || sent_at < pull.from);
-        }
-        let pulled = self.pulls.iter().filter_map(|pull| pull.due);
+        // At the earliest: the whole trip may have passed before the server wrote its time.
+        let sent_at = issued.server_time - trip;
+        self.pulls.retain(|pull| !pull.is_followed_by(&issued, sent_at));
+        let pulled = self.pulls.iter().map(|pull| pull.due);
         let due = pulled.fold(renewal_due(&issued, jitter), UnixTime::min);
         self.phase = Phase::Scheduled { due };
         let next = ScheduledSvid { id, not_after, life: not_after.since(issued_at), issuer };
-        self.hold(next, issued.seq, effects);
+        self.hold(next, issued.seq, asked.attempt, effects);
     }
 
     /// Keeps an SVID that was just issued, and uses it at once if its bundle is installed.
-    fn hold(&mut self, next: ScheduledSvid, seq: u64, effects: &mut Vec<Effect>) {
+    fn hold(&mut self, next: ScheduledSvid, seq: u64, attempt: u32, effects: &mut Vec<Effect>) {
         let installed = self.svids.installed();
         if let Svids::Waiting { next: older, .. } = self.svids {
             effects.push(Effect::Discard { id: older.id });
         }
-        self.svids = Svids::Waiting { installed, next, seq };
+        self.svids = Svids::Waiting { installed, next, seq, attempt };
         self.install_held(effects);
         if matches!(self.svids, Svids::Waiting { .. }) {
             effects.push(Effect::Hold { id: next.id, seq });
@@ -221,7 +237,7 @@ impl Renewal {
     }
 
     fn install_held(&mut self, effects: &mut Vec<Effect>) {
-        let Svids::Waiting { installed, next, seq } = self.svids else { return };
+        let Svids::Waiting { installed, next, seq, attempt } = self.svids else { return };
         if self.bundle_seq.is_none_or(|installed_seq| installed_seq < seq) {
             return;
         }
@@ -231,7 +247,36 @@ impl Renewal {
             self.svids = installed.map_or(Svids::None, Svids::Installed);
         } else {
             effects.push(Effect::Install { id: next.id });
+            self.last_install = Some(Install { id: next.id, attempt, before: installed });
             self.svids = Svids::Installed(next);
+        }
+    }
+
+    /// The shell could not put to use what it was told to: what was in use before still is, and
+    /// the request counts as one that failed.
+    fn take_back(
+        &mut self,
+        jitter: Jitter,
+        id: RequestId,
+        reason: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(install) = self.last_install.take_if(|install| install.id == id) else { return };
+        match &mut self.svids {
+            Svids::Installed(svid) if svid.id == id => {
+                self.svids = install.before.map_or(Svids::None, Svids::Installed);
+            }
+            Svids::Waiting { installed, .. } if installed.is_some_and(|svid| svid.id == id) => {
+                *installed = install.before;
+            }
+            Svids::Installed(_) | Svids::None | Svids::Waiting { .. } => return,
+        }
+        match self.phase {
+            // Another request is on its way or planned already.
+            Phase::Asking { .. } | Phase::Created | Phase::Retrying { .. } => {}
+            Phase::Scheduled { .. } => {
+                self.fail(jitter, install.attempt, Failure::Request(reason), effects);
+            }
         }
     }
 
@@ -266,14 +311,17 @@ impl Renewal {
         }
     }
 
+    /// An order is told again by every stream that opens, also by another replica: what was issued
+    /// since its window began has followed it, whatever its id.
     fn pull_forward(&mut self, id: u64, from: UnixTime, due: UnixTime) {
-        if self.pulls.iter().any(|pull| pull.id == id) {
+        let followed = self.svids.newest().is_some_and(|svid| svid.issued_at() >= from);
+        if followed || self.pulls.iter().any(|pull| (pull.id, pull.from) == (id, from)) {
             return;
         }
-        if self.pulls.len() == PULLS_REMEMBERED_MAX {
+        if self.pulls.len() == PULLS_MAX {
             self.pulls.pop_front();
         }
-        self.pulls.push_back(Pull { id, from, due: Some(due), after: self.last_id });
+        self.pulls.push_back(Pull { id, from, due, after: self.last_id });
         self.hasten(self.clock.steady(due));
     }
 
@@ -293,14 +341,12 @@ impl Renewal {
             && self.clock.now() >= sent + timeout
         {
             effects.push(Effect::Cancel { id });
-            let asked = Asked { attempt, sent, timeout };
-            self.fail(jitter, asked, Failure::TimedOut(timeout), effects);
+            self.fail(jitter, attempt, Failure::TimedOut(timeout), effects);
         }
     }
 
     /// Plans the next try: the delay doubles up to a cap, and the jitter lies inside the cap.
-    fn fail(&mut self, jitter: Jitter, asked: Asked, failure: Failure, effects: &mut Vec<Effect>) {
-        let Asked { attempt, .. } = asked;
+    fn fail(&mut self, jitter: Jitter, attempt: u32, failure: Failure, effects: &mut Vec<Effect>) {
         let cap = self.retry_cap();
         let delay = doubled(RETRY_FIRST, attempt - 1, cap);
         let at = self.clock.now() + delay / 2 + jitter.of(delay / 2);
@@ -428,6 +474,21 @@ struct Asked {
     timeout: Duration,
 }
 
+impl ScheduledSvid {
+    fn issued_at(&self) -> UnixTime {
+        self.not_after - self.life
+    }
+}
+
+impl Pull {
+    /// Whether this reply is of the order's time: made since its window began; and one that was
+    /// under way when the order came was asked for since then, too, or it may just have been made
+    /// by what the order is there to replace.
+    fn is_followed_by(&self, issued: &Issued, sent_at: UnixTime) -> bool {
+        issued.issued_at >= self.from && (issued.id > self.after || sent_at >= self.from)
+    }
+}
+
 impl Svids {
     fn installed(&self) -> Option<ScheduledSvid> {
         match self {
@@ -481,12 +542,12 @@ const REQUEST_SPACING_MIN: Duration = Duration::from_millis(500);
 /// When a replica comes back, all its streams do; when a time server errs, all clocks do.
 const STREAM_BACK_SPREAD_MAX: Duration = Duration::from_secs(1);
 const JUMP_SPREAD_MAX: Duration = Duration::from_secs(5);
-/// Half of what certificates tolerate (ROTATION §3, clocks).
+/// Half of the 60 s by which the clocks of a mesh may differ.
 const CLOCK_OFFSET_WARN: Duration = Duration::from_secs(30);
 const LOOK_AGAIN_MIN: Duration = Duration::from_secs(1);
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(30);
-/// A server repeats its newest orders only.
-const PULLS_REMEMBERED_MAX: usize = 16;
+/// A server repeats its newest order only.
+const PULLS_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {

@@ -42,7 +42,8 @@ pub struct AnchorRecord {
     pub key_ref: String,
 }
 
-/// Where an anchor stands in its life (ROTATION, objects).
+/// Where an anchor stands in its life: it goes from top to bottom, and only `Active` and `Retiring`
+/// may change places. It is stored, never derived from what else is going on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AnchorState {
     /// Its key exists; it is in no bundle.

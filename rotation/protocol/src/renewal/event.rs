@@ -38,11 +38,18 @@ pub enum Event {
         /// Why, for the log.
         reason: String,
     },
+    /// [`Effect::Install`] could not be carried out: the SVID before stays in use.
+    InstallFailed {
+        /// Which.
+        id: RequestId,
+        /// Why, for the log.
+        reason: String,
+    },
     /// A request was answered with an SVID whose key and names were found right.
     Issued(Issued),
     /// The server wants the next SVID asked for earlier.
     PulledForward {
-        /// Which order: the same one, told again, changes nothing.
+        /// Which order: with `from`, the same one, told again, changes nothing.
         id: u64,
         /// When its window begins, by the server's clock.
         from: UnixTime,
@@ -108,7 +115,8 @@ pub enum Effect {
         /// The bundle that has to come first.
         seq: u64,
     },
-    /// Use the SVID of this request from now on; only then drop the one before.
+    /// Use the SVID of this request from now on; only then drop the one before. If that fails, drop
+    /// this one and tell [`Event::InstallFailed`] before anything else.
     Install {
         /// Which.
         id: RequestId,

@@ -17,6 +17,7 @@ enum Action {
     Ca(Ca),
     CaSeq,
     Deny(u8),
+    InstallsFail(bool),
     Issuer(u8),
     Life(Duration),
     OldReply(u64),
@@ -41,6 +42,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => ca().prop_map(Action::Ca),
         1 => Just(Action::CaSeq),
         1 => (0..3_u8).prop_map(Action::Deny),
+        1 => any::<bool>().prop_map(Action::InstallsFail),
         1 => (0..3_u8).prop_map(Action::Issuer),
         1 => life().prop_map(Action::Life),
         1 => (0..20_u64).prop_map(Action::OldReply),
@@ -83,6 +85,7 @@ fn act(world: &mut World, action: Action) {
         Action::Ca(ca) => world.ca = ca,
         Action::CaSeq => world.ca_seq += 1,
         Action::Deny(number) => world.deny(issuer(number)),
+        Action::InstallsFail(fail) => world.installs_fail = fail,
         Action::Issuer(number) => world.issuer = issuer(number),
         Action::Life(life) => world.life = life,
         Action::OldReply(id) => {
@@ -115,6 +118,7 @@ fn act(world: &mut World, action: Action) {
 /// Every cause of trouble ends.
 fn heal(world: &mut World) {
     world.ca = Ca::Answers { after: Duration::from_millis(5) };
+    world.installs_fail = false;
     world.allow_all();
     world.bundle(world.ca_seq);
     // A retry comes within its cap, an order within its window, a clock that jumped is noticed.

@@ -346,6 +346,55 @@ fn an_order_that_comes_while_a_request_is_under_way_is_followed_after_it() {
     assert_eq!(world.installs(), 3);
 }
 
+/// Ids begin anew with each replica and each restart of one: the window tells orders apart.
+#[test]
+fn an_order_of_another_replica_is_followed_though_its_id_was_heard_before() {
+    let mut world = World::ready(DAY, 0);
+    world.run(HOUR);
+    for installs in [2, 3] {
+        let from = world.now;
+        let order = Event::PulledForward { id: 1, from, window: SEC, share: Jitter::NONE };
+        world.event(order.clone());
+        world.run(HOUR);
+        assert_eq!(world.installs(), installs);
+        world.event(order);
+        world.run(HOUR);
+        assert_eq!(world.installs(), installs, "told again");
+    }
+}
+
+#[test]
+fn an_order_from_before_the_svid_was_issued_is_followed_already() {
+    let mut world = World::ready(DAY, 0);
+    world.run(HOUR);
+    let from = world.now - 2 * HOUR;
+    world.event(Event::PulledForward { id: 5, from, window: MIN, share: Jitter::NONE });
+    world.run(HOUR);
+    assert_eq!(world.requests(), 1);
+}
+
+/// The stream of a newcomer tells the order before the first SVID is there.
+#[test]
+fn a_newcomer_that_is_told_an_old_order_asks_once() {
+    for under_way in [false, true] {
+        let mut world = World::new(DAY, 7);
+        world.bundle(1);
+        let from = world.now - HOUR;
+        let order = Event::PulledForward { id: 5, from, window: MIN, share: Jitter::NONE };
+        world.ca = Ca::Answers { after: SEC };
+        if under_way {
+            world.event(Event::Started);
+            assert!(world.asking().is_some());
+            world.event(order);
+        } else {
+            world.event(order);
+            world.event(Event::Started);
+        }
+        world.run(HOUR);
+        assert_eq!((world.requests(), world.installs()), (1, 1), "under way: {under_way}");
+    }
+}
+
 #[test]
 fn a_renewal_before_the_window_does_not_stand_for_the_one_in_it() {
     let mut world = World::ready(HOUR, 0);
@@ -492,6 +541,58 @@ fn a_held_svid_whose_issuer_is_denied_meanwhile_is_dropped() {
     world.run(SEC);
     world.bundle(2);
     assert_eq!(world.machine.installed().unwrap().issuer, issuer(2));
+}
+
+#[test]
+fn an_svid_that_the_shell_cannot_use_leaves_the_one_before_and_is_a_failed_try() {
+    let mut world = World::ready(HOUR, 0);
+    let first = world.machine.installed();
+    world.installs_fail = true;
+    world.run_to_renewal();
+    world.run(10 * MIN);
+    assert_eq!(world.machine.installed(), first);
+    let attempts: Vec<u32> = world
+        .alarms()
+        .iter()
+        .filter_map(|alarm| match alarm {
+            Alarm::RenewalFailed { attempt, failure: Failure::Request(_), .. } => Some(*attempt),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(attempts[..4], [1, 2, 3, 4]);
+    assert!(attempts.len() < 20, "backs off: {attempts:?}");
+    assert_eq!(world.readiness(), Some(Readiness::Ready));
+    world.installs_fail = false;
+    world.run(3 * MIN);
+    assert_ne!(world.machine.installed(), first);
+}
+
+#[test]
+fn a_first_svid_that_the_shell_cannot_use_is_asked_for_again_every_two_seconds() {
+    let mut world = World::new(DAY, 7);
+    world.installs_fail = true;
+    world.bundle(1);
+    world.event(Event::Started);
+    world.run(MIN);
+    assert_eq!(world.readiness(), Some(Readiness::NoSvid));
+    assert!((30..=62).contains(&world.requests()), "{}", world.requests());
+    world.installs_fail = false;
+    world.run(3 * SEC);
+    assert_eq!(world.readiness(), Some(Readiness::Ready));
+}
+
+#[test]
+fn a_held_svid_that_the_shell_cannot_use_in_the_end_is_a_failed_try() {
+    let mut world = World::ready(HOUR, 0);
+    let first = world.machine.installed();
+    world.ca_seq = 2;
+    world.run(HOUR * 7 / 10 + SEC);
+    world.installs_fail = true;
+    world.bundle(2);
+    assert_eq!(world.machine.installed(), first);
+    world.installs_fail = false;
+    world.run(2 * SEC);
+    assert_ne!(world.machine.installed(), first);
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub(crate) struct World {
     pub(crate) ca_seq: u64,
     pub(crate) issuer: KeyId,
     pub(crate) bundle_seq: u64,
+    /// Whether the shell can put to use what it is told to.
+    pub(crate) installs_fail: bool,
     denied: BTreeSet<KeyId>,
     keys: BTreeMap<RequestId, Key>,
     last_id: RequestId,
@@ -64,6 +66,7 @@ impl World {
             ca_seq: 1,
             issuer: issuer(0),
             bundle_seq: 0,
+            installs_fail: false,
             denied: BTreeSet::new(),
             keys: BTreeMap::new(),
             last_id: RequestId::default(),
@@ -157,18 +160,28 @@ impl World {
         {
             self.keys.remove(&id);
         }
-        let installed = self.machine.installed();
+        let installed = self.in_use();
         let issued = match &record.event {
             Event::Issued(issued) => Some(issued.clone()),
             _ => None,
         };
         let effects = self.machine.handle(record.now, record.jitter, record.event);
+        let mut failed = None;
         for effect in effects {
             self.carry_out(&effect, issued.as_ref());
+            if let Effect::Install { id } = effect
+                && self.installs_fail
+            {
+                failed = Some(id);
+            }
             self.effects.push((self.now, effect));
         }
+        if let Some(id) = failed {
+            let reason = "it fits no anchor".to_owned();
+            return self.event(Event::InstallFailed { id, reason });
+        }
         self.timer = self.machine.next_wakeup().map(|at| self.now + at.since(self.wall()));
-        self.invariant_an_svid_in_use_is_let_go_for_another_only(installed.map(|svid| svid.id));
+        self.invariant_an_svid_in_use_is_let_go_for_another_only(installed);
         self.invariant_no_key_is_forgotten();
         self.invariant_the_wakeup_is_near();
         self.invariant_a_tick_too_many_changes_nothing();
@@ -207,8 +220,12 @@ impl World {
                 };
                 assert!(seq <= self.bundle_seq, "installed before its bundle");
                 assert!(!self.denied.contains(&issuer), "installed though denied");
-                self.keys.retain(|_, key| *key != Key::Installed);
-                self.keys.insert(id, Key::Installed);
+                if self.installs_fail {
+                    self.keys.remove(&id);
+                } else {
+                    self.keys.retain(|_, key| *key != Key::Installed);
+                    self.keys.insert(id, Key::Installed);
+                }
             }
             Effect::Alarm(_) | Effect::Readiness(_) => {}
         }
@@ -289,8 +306,12 @@ impl World {
     fn invariant_an_svid_in_use_is_let_go_for_another_only(&self, before: Option<RequestId>) {
         let after = self.machine.installed().map(|svid| svid.id);
         assert!(before.is_none() || after.is_some(), "the SVID in use was let go");
-        let installed = self.keys.iter().find(|(_, key)| **key == Key::Installed);
-        assert_eq!(installed.map(|(id, _)| *id), after, "shell and machine differ");
+        assert_eq!(self.in_use(), after, "shell and machine differ");
+    }
+
+    /// What the shell uses.
+    fn in_use(&self) -> Option<RequestId> {
+        self.keys.iter().find(|(_, key)| **key == Key::Installed).map(|(id, _)| *id)
     }
 
     /// One key in use, one held for its bundle, one being certified: no fourth is left behind.
