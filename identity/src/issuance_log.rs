@@ -350,32 +350,54 @@ impl LogFile {
         Ok(())
     }
 
-    /// `issuance.jsonl` becomes `issuance.jsonl.1`, that becomes `.2`, and the oldest is removed.
+    /// Begins a new file, and keeps the one before under a number.
     fn rotate(&mut self) -> Result<(), LogError> {
         self.sync()?;
         let path = self.path();
-        let numbered = |number: usize| {
-            if number == 0 { path.clone() } else { with_number(&path, number) }
-        };
-        for number in (0..self.config.files_kept).rev() {
-            match std::fs::rename(numbered(number), numbered(number + 1)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other.map_err(|error| unwritable(&path, &error))?,
-            }
-        }
-        if self.config.files_kept == 0 {
-            std::fs::remove_file(&path).map_err(|error| unwritable(&path, &error))?;
-        }
+        let kept = shift_up(&path, self.config.files_kept, |from, to| std::fs::rename(from, to));
+        kept.map_err(|error| unwritable(&path, &error))?;
         self.reopen()?;
-        let directory = File::open(&self.config.directory).and_then(|file| file.sync_all());
-        directory.map_err(|error| unwritable(&self.config.directory, &error))
+        Ok(())
     }
+}
+
+/// `issuance.jsonl` becomes `issuance.jsonl.1`, that becomes `.2`, and the oldest is overwritten. A
+/// number that is free ends the shift: what failed halfway leaves one, and goes on there instead of
+/// pushing out one more file with each try.
+fn shift_up(
+    path: &Path,
+    files_kept: usize,
+    rename: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> io::Result<()> {
+    if files_kept == 0 {
+        return std::fs::remove_file(path);
+    }
+    let numbered = |number: usize| {
+        if number == 0 { path.to_owned() } else { with_number(path, number) }
+    };
+    let free = (1..files_kept).find(|number| !numbered(*number).exists());
+    for number in (0..free.unwrap_or(files_kept)).rev() {
+        match rename(&numbered(number), &numbered(number + 1)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 impl Open {
     fn new(path: &Path) -> io::Result<Self> {
-        let mut file =
-            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).mode(0o600);
+        let mut file = match options.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = options.create(true).open(path)?;
+                // Else a power cut could take the file away with its synced lines.
+                File::open(path.parent().unwrap_or(path))?.sync_all()?;
+                file
+            }
+            opened => opened?,
+        };
         let metadata = file.metadata()?;
         let mut bytes = metadata.len();
         if bytes > 0 {
@@ -471,6 +493,29 @@ mod tests {
         // No line is lost within what is kept, and none is torn.
         assert!(kept.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{kept:?}");
         assert!(!with_number(&path, 3).exists());
+    }
+
+    #[test]
+    fn a_rotation_that_fails_again_and_again_pushes_no_kept_file_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        for (path, text) in [(with_number(&path, 2), "2"), (with_number(&path, 1), "1")] {
+            std::fs::write(path, text).unwrap();
+        }
+        std::fs::write(&path, "now").unwrap();
+        let stuck = |from: &Path, to: &Path| {
+            if from == path {
+                Err(io::ErrorKind::StorageFull.into())
+            } else {
+                std::fs::rename(from, to)
+            }
+        };
+        for _ in 0..10 {
+            assert!(shift_up(&path, 3, stuck).is_err());
+        }
+        shift_up(&path, 3, |from, to| std::fs::rename(from, to)).unwrap();
+        let kept = |number| std::fs::read_to_string(with_number(&path, number)).unwrap();
+        assert_eq!([kept(1), kept(2), kept(3)], ["now", "1", "2"]);
     }
 
     #[tokio::test]
