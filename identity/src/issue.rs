@@ -78,13 +78,13 @@ struct Template {
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// The new SVID does not verify against its own chain.
-    #[error("the new SVID does not verify: {0}")]
-    Chain(webpki::Error),
+    #[error("the new SVID does not verify")]
+    Chain(#[source] webpki::Error),
     /// The certificate could not be encoded or signed.
     #[error("the SVID could not be made")]
     Certificate(#[from] rcgen::Error),
     /// The new SVID has not the form of one.
-    #[error("the new SVID {0}")]
+    #[error("the new SVID has not the form of one")]
     Form(#[from] SvidError),
     /// The template breaks a rule.
     #[error("the template of the SVID {0}")]

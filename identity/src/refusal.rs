@@ -25,9 +25,15 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal of this kind.
+    /// A refusal of this kind. Bounded: parts of it are words of whoever asked, whom nobody has
+    /// authenticated.
     pub fn new(code: Code, what: impl Into<String>) -> Self {
-        Self { code, what: what.into() }
+        let mut what = what.into();
+        if let Some((end, _)) = what.char_indices().nth(WHAT_CHARS_MAX) {
+            what.truncate(end);
+            what.push('…');
+        }
+        Self { code, what }
     }
 
     /// What the caller gets: the code in the message and as metadata `sft-code`.
@@ -80,18 +86,21 @@ impl From<LogError> for Refusal {
     }
 }
 
-/// The gRPC status of a code. A status that invites another try (`UNAVAILABLE`,
-/// `RESOURCE_EXHAUSTED`) is given only where trying again can help.
+/// The gRPC status of a code. There are fewer statuses than reasons, so a status says what the
+/// client should do, and `sft-code` tells the reasons apart: bring another token
+/// (`UNAUTHENTICATED`), have the workload set up otherwise (`FAILED_PRECONDITION`, `NOT_FOUND`), ask
+/// for no more than its own (`PERMISSION_DENIED`), send less (`OUT_OF_RANGE`) or another request
+/// (`INVALID_ARGUMENT`), or try again (`UNAVAILABLE`, `RESOURCE_EXHAUSTED`): these two are given only
+/// where that can help.
 fn grpc_code(code: Code) -> GrpcCode {
     match code {
-        Code::TOKEN_MISSING | Code::TOKEN_MALFORMED | Code::TOKEN_EXPIRED => {
-            GrpcCode::Unauthenticated
-        }
         Code::TOKEN_AUDIENCE
-        | Code::IDENTITY_MISMATCH
-        | Code::CSR_AUTHORITY
-        | Code::CSR_NAMES
-        | Code::ACK_FOREIGN => GrpcCode::PermissionDenied,
+        | Code::TOKEN_EXPIRED
+        | Code::TOKEN_MALFORMED
+        | Code::TOKEN_MISSING => GrpcCode::Unauthenticated,
+        Code::IDENTITY_MISMATCH | Code::CSR_AUTHORITY | Code::CSR_NAMES | Code::ACK_FOREIGN => {
+            GrpcCode::PermissionDenied
+        }
         Code::TOKEN_UNBOUND => GrpcCode::FailedPrecondition,
         Code::TOKEN_WORKLOAD_GONE => GrpcCode::NotFound,
         Code::CSR_TOO_LARGE => GrpcCode::OutOfRange,
@@ -99,7 +108,8 @@ fn grpc_code(code: Code) -> GrpcCode {
             GrpcCode::InvalidArgument
         }
         Code::RATE_LIMITED => GrpcCode::ResourceExhausted,
-        Code::LEASE_EXPIRED
+        Code::CLOCK_OFF
+        | Code::LEASE_EXPIRED
         | Code::ISSUER_UNUSABLE
         | Code::LOG_UNWRITABLE
         | Code::STORE_UNAVAILABLE => GrpcCode::Unavailable,
@@ -107,5 +117,20 @@ fn grpc_code(code: Code) -> GrpcCode {
     }
 }
 
+/// Two names of the longest kind and some words.
+const WHAT_CHARS_MAX: usize = 600;
 /// The metadata key that carries the code, for clients that act on it.
 pub const CODE_METADATA: &str = "sft-code";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stranger_wrote_is_cut_short_between_two_characters() {
+        let refusal = Refusal::new(Code::TOKEN_MALFORMED, "é".repeat(12 * 1024));
+        assert_eq!(refusal.what.chars().count(), WHAT_CHARS_MAX + 1);
+        assert!(refusal.what.ends_with("é…"));
+        assert_eq!(Refusal::new(Code::TOKEN_MALFORMED, "short").what, "short");
+    }
+}

@@ -5,15 +5,18 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls::ServerConfig;
+use rustls::{AlertDescription, ServerConfig};
+use steadfast_api::Code;
 use steadfast_process::{Clock, Drain, SystemClock};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -46,13 +49,17 @@ pub struct Server {
     front: Front,
     metrics: Metrics,
     slots: Arc<Semaphore>,
+    /// How many lines about refused SVIDs there may be.
+    refusals_told: Arc<DefaultDirectRateLimiter>,
     drain: Drain,
 }
 
 impl Server {
     /// A server that answers with this front.
     pub fn new(front: Front, metrics: Metrics, drain: Drain) -> Self {
-        Self { front, metrics, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), drain }
+        let refusals_told = Arc::new(RateLimiter::direct(Quota::per_minute(REFUSALS_TOLD_MAX)));
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Self { front, metrics, slots, refusals_told, drain }
     }
 
     /// Accepts until the drain, and then waits for what is open.
@@ -100,10 +107,7 @@ impl Server {
         let Some(acceptor) = tls else { return self.requests(stream, peer).await };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => self.requests(stream, peer).await,
-            Ok(Err(error)) => {
-                self.failed("handshake");
-                tracing::debug!(%peer, %error, "handshake failed");
-            }
+            Ok(Err(error)) => self.handshake_failed(peer, &error),
             Err(_) => self.failed("handshake_timeout"),
         }
     }
@@ -151,6 +155,23 @@ impl Server {
         }
     }
 
+    /// A client that refuses our SVID has an old bundle, or we an SVID that nobody believes: a person
+    /// should hear of it, without a flood of it. All else is noise of a network.
+    fn handshake_failed(&self, peer: SocketAddr, error: &std::io::Error) {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let Some(rustls::Error::AlertReceived(alert)) = tls.filter(|error| refuses_us(error))
+        else {
+            self.failed("handshake");
+            tracing::debug!(%peer, %error, "handshake failed");
+            return;
+        };
+        let code = Code::PEER_REFUSED_US;
+        self.failed(code.label());
+        if self.refusals_told.check().is_ok() {
+            tracing::warn!(%code, %peer, ?alert, "a client refuses our SVID");
+        }
+    }
+
     fn failed(&self, reason: &'static str) {
         self.metrics.connection_failures.get_or_create(&RefusalLabels { reason }).inc();
     }
@@ -179,6 +200,23 @@ impl Drop for Busy {
     }
 }
 
+/// RFC 8446, §6.2: the alerts that are an answer to a certificate.
+fn refuses_us(error: &rustls::Error) -> bool {
+    use AlertDescription as A;
+    let rustls::Error::AlertReceived(alert) = error else { return false };
+    matches!(
+        alert,
+        A::AccessDenied
+            | A::BadCertificate
+            | A::CertificateExpired
+            | A::CertificateRevoked
+            | A::CertificateUnknown
+            | A::DecryptError
+            | A::UnknownCA
+            | A::UnsupportedCertificate
+    )
+}
+
 /// HTTP/2 by its preface, also without ALPN (Linkerd's proxy names none), else HTTP/1.1.
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -198,6 +236,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// A minute, of all clients together; the rest are counted.
+const REFUSALS_TOLD_MAX: NonZeroU32 = NonZeroU32::new(10).unwrap();
 /// Per process: a proxy has one.
 const CONNECTIONS_MAX: usize = 24_000;
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;

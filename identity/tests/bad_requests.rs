@@ -146,7 +146,7 @@ fn bad_tokens(mesh: &Mesh) -> Vec<Case> {
     vec![
         token_case("", Grpc::Unauthenticated, Code::TOKEN_MISSING),
         token_case(" \n", Grpc::Unauthenticated, Code::TOKEN_MISSING),
-        token_case("wrong audience", Grpc::PermissionDenied, Code::TOKEN_AUDIENCE),
+        token_case("wrong audience", Grpc::Unauthenticated, Code::TOKEN_AUDIENCE),
         token_case("expired", Grpc::Unauthenticated, Code::TOKEN_EXPIRED),
         token_case("malformed", Grpc::Unauthenticated, Code::TOKEN_MALFORMED),
         token_case("unbound", Grpc::FailedPrecondition, Code::TOKEN_UNBOUND),
@@ -201,6 +201,26 @@ async fn each_bad_request_is_refused_for_its_own_reason_and_logged_once() {
     let mended = CertifyRequest { token: b"web".to_vec(), csr: plain_csr() };
     trust.certify(mended).await.unwrap();
     mesh.wait(|| mesh.log().len() == logged_before + 2, "in the log").await;
+}
+
+#[tokio::test]
+async fn a_client_that_refuses_the_services_svid_is_told_and_counted_without_a_flood() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::registry().with(lines.clone());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let (mesh, foreign) = (Mesh::start().await, Mesh::start().await);
+    lines.0.lock().unwrap().clear();
+    let config = support::client_config([&foreign.founding.active, &foreign.founding.standby]);
+    for _ in 0..30 {
+        assert!(support::try_connect(mesh.address, &config).await.is_err());
+    }
+    let reason = Code::PEER_REFUSED_US.label();
+    let labels = steadfast_identity::metrics::RefusalLabels { reason };
+    let failures = &mesh.app.certifier.metrics.connection_failures;
+    mesh.wait(|| failures.get_or_create(&labels).get() == 30, "counted").await;
+    let told = lines.0.lock().unwrap().clone();
+    assert!((1..=12).contains(&told.len()), "{told:?}");
+    assert!(told[0].contains("code=SFT-TLS-010 ") && told[0].contains("UnknownCA"), "{told:?}");
 }
 
 #[tokio::test]

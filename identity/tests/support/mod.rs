@@ -372,16 +372,23 @@ pub async fn channel(address: SocketAddr, config: Arc<rustls::ClientConfig>) -> 
     let connector = tower::service_fn(move |_: http::Uri| {
         let config = Arc::clone(&config);
         async move {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::try_from(SERVICE_NAME).unwrap();
-            let connector = tokio_rustls::TlsConnector::from(config);
-            let stream = connector.connect(name, stream).await?;
+            let stream = try_connect(address, &config).await?;
             Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
         }
     });
     let endpoint = Endpoint::from_static("http://identity");
     endpoint.connect_with_connector(connector).await.unwrap()
+}
+
+/// A TLS connection that expects the identity service's name.
+pub async fn try_connect(
+    address: SocketAddr,
+    config: &Arc<rustls::ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from(SERVICE_NAME).unwrap();
+    tokio_rustls::TlsConnector::from(Arc::clone(config)).connect(name, stream).await
 }
 
 pub fn client_config(anchors: [&Authority; 2]) -> Arc<rustls::ClientConfig> {
