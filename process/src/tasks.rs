@@ -59,7 +59,8 @@ impl Tasks {
     /// deadline; a second signal ends the wait. What then still runs is dropped.
     ///
     /// # Errors
-    /// A service that ended, failed or panicked before the process was asked to stop.
+    /// A service that ended before the process was asked to stop, or failed or panicked at any time;
+    /// of several the first, and a line for each that failed while the process stopped.
     pub async fn run(self, drain: &Drain, deadline: Duration) -> Result<(), TaskError> {
         self.run_until(async { terminated().await.map_err(TaskError::Signals) }, drain, deadline)
             .await
@@ -80,19 +81,23 @@ impl Tasks {
             Some(ended) = self.set.join_next_with_id() => return Err(self.error_of(ended)),
         }
         drain.start();
+        let mut first = None;
         let finished = async {
             drain.finished(deadline).await;
-            while let Some(ended) = self.set.join_next().await {
-                if let Err(error) = ended {
-                    tracing::warn!(%error, "a service did not stop cleanly");
+            while let Some(ended) = self.set.join_next_with_id().await {
+                if matches!(ended, Ok((_, (_, Ok(()))))) {
+                    continue;
                 }
+                let error = self.error_of(ended);
+                tracing::error!("{error}, while the process stopped");
+                first.get_or_insert(error);
             }
         };
         tokio::select! {
             _ = tokio::time::timeout(deadline, finished) => {}
             _ = terminated() => tracing::warn!("asked to stop twice: ending at once"),
         }
-        Ok(())
+        first.map_or(Ok(()), Err)
     }
 
     fn error_of(
@@ -138,6 +143,21 @@ mod tests {
             Ok::<_, String>(())
         });
         assert!(ended(tasks).await.contains("\"shaky\" panicked"));
+    }
+
+    #[tokio::test]
+    async fn a_service_that_fails_while_the_process_stops_is_an_error_that_names_it() {
+        let (mut tasks, drain) = (Tasks::new(), Drain::new());
+        for (name, outcome) in [("clean", Ok(())), ("first", Err("disk full"))] {
+            let stop = drain.clone();
+            tasks.spawn(name, async move {
+                stop.wait().await;
+                outcome
+            });
+        }
+        let result = tasks.run_until(async { Ok(()) }, &drain, Duration::from_secs(10)).await;
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("\"first\" failed: disk full"), "{error}");
     }
 
     #[tokio::test]
