@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
 use prometheus_client::registry::Registry;
 use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
 use steadfast_platform::standalone::{Client, Directory, Tokens};
@@ -17,6 +15,7 @@ use steadfast_process::{Clock, Drain, Readiness, SystemClock, Tasks};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::admin::Pages;
 use crate::certify::{Certifier, IN_FLIGHT_MAX, Profile};
 use crate::config::Config;
 use crate::front::Front;
@@ -180,12 +179,15 @@ impl App {
         Ok(Self { certifier, streams, own, server, readiness, writer })
     }
 
-    /// The admin port: beside what every process shows, the members of the trust streams, and the
-    /// orders that a rotation gives them.
+    /// The admin port: beside what every process shows, what [`Pages`] answers.
     pub fn admin(&self, registry: Registry) -> Admin {
-        let (streams, certifier) = (Arc::clone(&self.streams), Arc::clone(&self.certifier));
+        let pages = Pages {
+            certifier: Arc::clone(&self.certifier),
+            own: Arc::clone(&self.own),
+            streams: Arc::clone(&self.streams),
+        };
         Admin::new(Arc::new(registry), self.readiness.clone())
-            .with_routes(move |request| route(request, &streams, &certifier))
+            .with_routes(move |request| pages.answer(request))
     }
 
     /// Waits for the last sync of the issuance log.
@@ -224,43 +226,6 @@ async fn tend(
             tokio::time::sleep(TIDY_EVERY).await;
         }
     }
-}
-
-fn route(
-    request: &Request<Bytes>,
-    streams: &Streams,
-    certifier: &Certifier,
-) -> Option<Response<String>> {
-    let query = |name: &str| {
-        let pairs = request.uri().query().unwrap_or_default().split('&');
-        pairs.filter_map(|pair| pair.split_once('=')).find(|(n, _)| *n == name).map(|(_, v)| v)
-    };
-    let answer = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/members") => {
-            // Strings and numbers alone: serialising them cannot fail.
-            Ok(serde_json::to_string(&streams.members()).unwrap_or_default())
-        }
-        (&Method::POST, "/query") => match query("nonce").map(str::parse) {
-            Some(Ok(nonce)) => {
-                streams.query(nonce);
-                Ok(format!("{{\"nonce\":{nonce}}}"))
-            }
-            _ => Err("expected /query?nonce=NUMBER\n"),
-        },
-        (&Method::POST, "/renew") => match query("window_s").map(str::parse) {
-            Some(Ok(window_s)) => {
-                let id = streams.renew(certifier.clock.now(), Duration::from_secs(window_s));
-                Ok(format!("{{\"id\":{id}}}"))
-            }
-            _ => Err("expected /renew?window_s=SECONDS\n"),
-        },
-        _ => return None,
-    };
-    let (status, body) = match answer {
-        Ok(body) => (StatusCode::OK, body + "\n"),
-        Err(text) => (StatusCode::BAD_REQUEST, text.to_owned()),
-    };
-    Response::builder().status(status).body(body).ok()
 }
 
 /// A service that goes on for ever ends when the process does.

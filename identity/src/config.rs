@@ -19,7 +19,10 @@ use crate::limits::Rates;
 /// it reads DIR/keys/issuers, appends to DIR/log, talks to DIR/store.sock, and shuts itself out of
 /// everything else (above all the keys of anchors) where the kernel has Landlock.
 ///
-/// GET /ready on the admin port says what it waits for, GET /metrics what it counts.
+/// GET /ready on the admin port says what it waits for, GET /metrics what it counts. To loopback
+/// only, GET /identity.json tells its own SVID and GET /members who has a trust stream here; POST
+/// /query?nonce=N asks all of them for an ack (N ascends and is the time in microseconds at most),
+/// and POST /renew?window_s=S has all of them renew within S seconds (at most an SVID's life).
 /// `steadfast explain SFT-ID-003` explains a code.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "steadfast-identity", version, max_term_width = 100)]
@@ -33,7 +36,7 @@ pub struct Args {
     /// Where to serve plaintext HTTP/2 to Linkerd's proxy; loopback only, off unless given
     #[arg(long, value_name = "ADDR")]
     plaintext_listen: Option<String>,
-    /// Where to serve /metrics, /live and /ready
+    /// Where to serve /metrics, /live, /ready, and to loopback the rest of the admin port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9990")]
     admin: String,
     /// How long an SVID lives: 24h, 90m, 20s (at least 2s, at most 7 days)

@@ -6,6 +6,7 @@
 //! which `steadfast trust init` calls, ever sees one. Modules stand in the order in which a
 //! request meets them.
 
+pub mod admin;
 pub mod app;
 pub mod config;
 pub mod confine;
@@ -15,6 +16,7 @@ pub mod front;
 pub mod service;
 
 pub mod member;
+pub mod members;
 pub mod streams;
 
 pub mod certify;

@@ -1,7 +1,7 @@
 //! Rate limits: how often one workload, and all of them together, get an SVID.
 //!
-//! New work is shed before renewals. A renewal (of a workload whose last SVID is known here and
-//! still valid) has a budget of its own and then shares the common one; new work has the common
+//! New work is shed before renewals. A renewal (of a workload whose SVID is still valid, as this
+//! replica has issued it or the workload's ack says) has a budget of its own and then shares the common one; new work has the common
 //! one only. So whenever a renewal is refused, new work is refused too.
 
 use std::collections::HashMap;
@@ -102,6 +102,15 @@ impl Limits {
         }
     }
 
+    /// Remembers an SVID that another replica issued, or this one before a restart, by the word of
+    /// the workload that has it: it gains no more than a turn among those that renew.
+    pub fn holds(&self, pod_uid: &str, not_after: UnixTime) {
+        let known = self.known().get(pod_uid).copied();
+        if known.is_none_or(|end| end < not_after) {
+            self.issued(pod_uid, not_after);
+        }
+    }
+
     /// Forgets whom there is nothing to know about any more. Called every few seconds.
     pub fn tidy(&self, now: UnixTime) {
         self.known().retain(|_, end| *end > now);
@@ -171,6 +180,16 @@ mod tests {
         let (_, refusal) = limits.admit("greedy", NOW).unwrap_err();
         assert_eq!(refusal.code, Code::RATE_LIMITED);
         assert!(limits.admit("modest", NOW).is_ok());
+    }
+
+    #[test]
+    fn a_workload_whose_ack_shows_a_live_svid_is_a_renewal_also_after_a_restart() {
+        let limits = limits(10, 10, 1000);
+        let end = NOW + std::time::Duration::from_secs(60);
+        limits.holds("pod", end);
+        assert_eq!(limits.admit("pod", NOW).unwrap(), Kind::Renewal);
+        limits.holds("pod", NOW);
+        assert_eq!(limits.admit("pod", NOW).unwrap(), Kind::Renewal, "what is known stays");
     }
 
     #[test]

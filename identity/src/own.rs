@@ -16,14 +16,16 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, Se
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use steadfast_api::{Code, KeyId, UnixTime};
+use serde::Serialize;
+use steadfast_api::{Code, KeyId, SpiffeId, Svid, UnixTime};
 use steadfast_process::readiness::Component;
 
 use crate::certify::{Bearer, Certifier, renew_at};
 use crate::csr::WorkloadKey;
-use crate::issue::Subject;
+use crate::issue::{Issued, Subject};
 use crate::key::AuthorityKey;
 use crate::refusal::Refusal;
+use crate::signer::Signer;
 
 /// What the TLS server shows: empty until the first SVID is issued.
 #[derive(Debug, Default)]
@@ -32,10 +34,31 @@ pub struct OwnSvid(ArcSwapOption<Shown>);
 #[derive(Debug)]
 struct Shown {
     certified: Arc<CertifiedKey>,
-    issuer: KeyId,
-    anchor: KeyId,
+    page: Page,
+    issued_at: UnixTime,
+    not_before: UnixTime,
     renew_at: UnixTime,
     not_after: UnixTime,
+    issuer: KeyId,
+    anchor: KeyId,
+}
+
+/// `/identity.json`: as every process of ours tells it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Page {
+    spiffe_id: Option<SpiffeId>,
+    dns_names: Vec<String>,
+    serial: Option<String>,
+    chain_pem: String,
+    issued_at: Option<UnixTime>,
+    not_before: Option<UnixTime>,
+    not_after: Option<UnixTime>,
+    next_renewal: Option<UnixTime>,
+    renewals: u64,
+    anchor: Option<KeyId>,
+    issuer: Option<KeyId>,
+    bundle_seq: Option<u64>,
+    bundle_anchors: Vec<KeyId>,
 }
 
 impl ResolvesServerCert for OwnSvid {
@@ -78,10 +101,18 @@ impl OwnSvid {
         }
     }
 
-    /// Due when there is none, when its time has come, and when issuer or anchor are others.
+    /// Who we are, for people; all of it is empty before the first SVID.
+    pub fn page(&self) -> Page {
+        self.0.load().as_ref().map(|shown| shown.page.clone()).unwrap_or_default()
+    }
+
+    /// Due when there is none, when its time has come, and when issuer or anchor are others. A
+    /// clock that was set back makes it due too: an SVID from the future is valid to nobody until
+    /// then.
     fn due(&self, certifier: &Certifier) -> bool {
         let Some(shown) = self.0.load_full() else { return true };
-        if certifier.clock.now() >= shown.renew_at {
+        let now = certifier.clock.now();
+        if now >= shown.renew_at || now + STEP_BACK_MIN < shown.issued_at {
             return true;
         }
         let Ok(view) = certifier.replica.current() else { return false };
@@ -105,12 +136,22 @@ impl OwnSvid {
         ))
         .map_err(|error| broken(error.to_string()))?;
         let chain = vec![issued.der.clone(), issued.issuer_der.clone()];
+        let svid = Svid::parse(&issued.der).map_err(|error| broken(error.to_string()))?;
+        let page = Page {
+            renewals: self.0.load().as_ref().map_or(0, |shown| shown.page.renewals + 1),
+            bundle_seq: Some(view.state.seq),
+            bundle_anchors: view.state.published().map(|anchor| anchor.id).collect(),
+            ..page(&issued, &svid, signer)
+        };
         let shown = Shown {
             certified: Arc::new(CertifiedKey::new(chain, signing)),
-            issuer: signer.id(),
-            anchor: signer.anchor_id(),
+            page,
+            issued_at: issued.issued_at,
+            not_before: svid.not_before,
             renew_at: renew_at(&issued),
             not_after: issued.not_after,
+            issuer: signer.id(),
+            anchor: signer.anchor_id(),
         };
         certifier.metrics.own_svid(issued.issued_at, issued.not_after);
         tracing::info!(
@@ -134,13 +175,37 @@ impl OwnSvid {
     }
 
     fn tell(&self, certifier: &Certifier, ready: &Component) {
+        let now = certifier.clock.now();
         match self.0.load().as_ref() {
             None => ready.not_ready("the service has no SVID of its own yet"),
-            Some(shown) if certifier.clock.now() >= shown.not_after => {
+            Some(shown) if now >= shown.not_after => {
                 ready.not_ready(&format!("the service's own SVID expired at {}", shown.not_after));
             }
+            Some(shown) if now < shown.not_before => ready.not_ready(&format!(
+                "the service's own SVID is not valid before {}: the clock was set back",
+                shown.not_before
+            )),
             Some(_) => ready.ready(),
         }
+    }
+}
+
+fn page(issued: &Issued, svid: &Svid, signer: &Signer) -> Page {
+    let certificates = [&issued.der, &issued.issuer_der];
+    let chain = certificates.map(|der| pem::Pem::new("CERTIFICATE", der.to_vec()));
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    Page {
+        spiffe_id: Some(svid.spiffe_id.clone()),
+        dns_names: svid.dns_names.clone(),
+        serial: Some(svid.serial_hex()),
+        chain_pem: pem::encode_many_config(&chain, config),
+        issued_at: Some(issued.issued_at),
+        not_before: Some(svid.not_before),
+        not_after: Some(issued.not_after),
+        next_renewal: Some(renew_at(issued)),
+        anchor: Some(signer.anchor_id()),
+        issuer: Some(signer.id()),
+        ..Page::default()
     }
 }
 
@@ -170,5 +235,7 @@ pub fn server_config(own: Arc<OwnSvid>) -> Result<Arc<ServerConfig>, rustls::Err
 
 /// Our service account: what `LINKERD2_PROXY_IDENTITY_SVC_NAME` names.
 pub const SERVICE_ACCOUNT: &str = "steadfast-identity";
+/// Clocks are slewed by less all the time.
+const STEP_BACK_MIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(100);

@@ -6,23 +6,25 @@
 //! ended; nothing is written to the store. A stream has no task of its own: the connection polls
 //! it, and between messages it holds some hundred bytes.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use steadfast_api::trust::v1;
 use steadfast_api::trust::v1::stream_request::Message as FromProxy;
 use steadfast_api::trust::v1::stream_response::Message as ToProxy;
 use steadfast_api::{Code, SpiffeId, UnixTime};
 use steadfast_process::Drain;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Interval;
 use tonic::{Status, Streaming};
 
 use crate::certify::Certifier;
 use crate::member::{Ack, Instance, Member};
+use crate::members::{Bounds, Joined, Members};
 use crate::metrics::RefusalLabels;
 use crate::refusal::Refusal;
 use crate::replica::View;
@@ -33,14 +35,9 @@ pub struct Streams {
     certifier: Arc<Certifier>,
     members: Mutex<Members>,
     orders: watch::Sender<Orders>,
+    /// By pod UID.
+    hellos: DefaultKeyedRateLimiter<String>,
     drain: Drain,
-}
-
-#[derive(Default)]
-struct Members {
-    by_instance: HashMap<Instance, Member>,
-    open: usize,
-    last_stream: u64,
 }
 
 /// What every stream should have been sent: levels, not events.
@@ -49,45 +46,72 @@ struct Orders {
     /// The newest query; 0: none yet.
     nonce: u64,
     /// The newest renewal that is pulled forward.
-    renew: Option<v1::Renew>,
+    renew: Option<Order>,
+}
+
+/// An order to renew early.
+#[derive(Clone, Copy, Debug)]
+struct Order {
+    renew: v1::Renew,
+    /// From then on nobody has an SVID from before it: it is told no more.
+    until: UnixTime,
 }
 
 impl Streams {
     /// No stream yet.
     pub fn new(certifier: Arc<Certifier>, drain: Drain) -> Arc<Self> {
-        let (members, orders) = (Mutex::default(), watch::Sender::default());
-        Arc::new(Self { certifier, members, orders, drain })
+        let members =
+            Mutex::new(Members::new(Bounds { members: MEMBERS_MAX, streams: STREAMS_MAX }));
+        let hellos = RateLimiter::keyed(Quota::per_minute(HELLOS_PER_MINUTE));
+        let orders = watch::Sender::default();
+        Arc::new(Self { certifier, members, orders, hellos, drain })
     }
 
     /// Asks every member for an ack that carries this nonce.
-    pub fn query(&self, nonce: u64) {
-        self.orders.send_modify(|orders| orders.nonce = orders.nonce.max(nonce));
+    ///
+    /// # Errors
+    /// The nonce of a newer query: answers to an older one could not be told from its own.
+    pub fn query(&self, nonce: u64) -> Result<(), u64> {
+        let mut newest = 0;
+        self.orders.send_modify(|orders| {
+            newest = orders.nonce;
+            orders.nonce = newest.max(nonce);
+        });
+        if nonce < newest { Err(newest) } else { Ok(()) }
     }
 
-    /// Pulls every renewal forward into a window that begins at `from`. Returns the order's id.
+    /// Pulls every renewal forward into a window that begins at `from`. Returns the order's id,
+    /// which is a time: an order of another replica, or from before a restart, has another one.
     pub fn renew(&self, from: UnixTime, window: Duration) -> u64 {
-        let mut id = 0;
+        let now = self.certifier.clock.now();
+        let mut id = now.as_millis();
         self.orders.send_modify(|orders| {
-            id = orders.renew.as_ref().map_or(0, |renew| renew.id) + 1;
+            id = orders.renew.map_or(id, |order| id.max(order.renew.id.saturating_add(1)));
+            let until = from.max(now) + window + self.certifier.profile.svid_lifetime;
             let window = prost_types::Duration::try_from(window).ok();
-            orders.renew = Some(v1::Renew { id, from: Some(from.into()), window });
+            let renew = v1::Renew { id, from: Some(from.into()), window };
+            orders.renew = Some(Order { renew, until });
         });
         id
     }
 
     /// Every member that is known, by pod UID.
     pub fn members(&self) -> Vec<Member> {
-        let mut members: Vec<_> = self.lock().by_instance.values().cloned().collect();
-        members.sort_by(|a, b| a.instance.cmp(&b.instance));
-        members
+        self.lock().all()
+    }
+
+    /// When the last of the members was seen that had to go because there are too many: see
+    /// [`crate::members`].
+    pub fn forgotten(&self) -> Option<UnixTime> {
+        self.lock().forgotten()
     }
 
     /// Forgets members whose stream ended so long ago that their SVID has, too.
     pub fn tidy(&self, now: UnixTime) {
         let kept = self.certifier.profile.svid_lifetime + crate::authority::SKEW;
-        self.lock()
-            .by_instance
-            .retain(|_, member| member.open.is_some() || member.last_seen + kept > now);
+        self.lock().tidy(now - kept);
+        self.hellos.retain_recent();
+        self.hellos.shrink_to_fit();
     }
 
     /// Opens a stream: the first message says whose it is.
@@ -102,7 +126,7 @@ impl Streams {
     ) -> Result<BoxStream<'static, Result<v1::StreamResponse, Status>>, Status> {
         let mut known = None;
         let hello = self.hello(&mut inbound, &mut known).await;
-        let (instance, id) = hello.map_err(|refusal| {
+        let (instance, joined) = hello.map_err(|refusal| {
             self.refused(&refusal, known.as_ref(), peer);
             refusal.status()
         })?;
@@ -114,7 +138,8 @@ impl Streams {
             streams: self,
             inbound,
             instance,
-            id,
+            id: joined.id,
+            replaced: joined.replaced,
             peer,
             ended: false,
             _activity: activity.map(Activity::begin),
@@ -130,7 +155,7 @@ impl Streams {
         &self,
         inbound: &mut Streaming<v1::StreamRequest>,
         known: &mut Option<SpiffeId>,
-    ) -> Result<(Instance, u64), Refusal> {
+    ) -> Result<(Instance, Joined), Refusal> {
         let protocol = |what: &str| Refusal::new(Code::STREAM_PROTOCOL, what);
         let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
             .await
@@ -143,6 +168,10 @@ impl Streams {
         let view = self.certifier.replica.current()?;
         let spiffe_id = self.certifier.subject(&view, &pod)?.spiffe_id().clone();
         *known = Some(spiffe_id.clone());
+        if self.hellos.check_key(&pod.pod_uid).is_err() {
+            let what = format!("the pod says hello more than {HELLOS_PER_MINUTE} times a minute");
+            return Err(Refusal::new(Code::RATE_LIMITED, what));
+        }
         let said = hello.instance.ok_or_else(|| protocol("the hello names no instance"))?;
         if said.pod_uid != pod.pod_uid {
             return Err(foreign(&said.pod_uid, &pod.pod_uid));
@@ -152,9 +181,9 @@ impl Streams {
         let now = self.certifier.clock.now();
         let version: String = hello.version.chars().take(VERSION_CHARS_MAX).collect();
         let member = Member::new(instance.clone(), spiffe_id, &pod, version, now);
-        let id = self.lock().join(member)?;
+        let joined = self.lock().join(member)?;
         self.count_open();
-        Ok((instance, id))
+        Ok((instance, joined))
     }
 
     fn acked(&self, instance: &Instance, id: u64, ack: v1::Ack) -> Result<(), Refusal> {
@@ -167,13 +196,18 @@ impl Streams {
             return Err(foreign(&said.pod_uid, &instance.pod_uid));
         }
         let mut members = self.lock();
-        let Some(member) = members.by_instance.get_mut(instance) else { return Ok(()) };
-        if member.open != Some(id) {
-            let what = "the instance has opened a newer stream";
-            return Err(Refusal::new(Code::STREAM_PROTOCOL, what));
+        // Of a stream that has lost its place, which ends at its next turn.
+        let Some(member) = members.of(instance).filter(|member| member.open == Some(id)) else {
+            return Ok(());
+        };
+        let ack = Ack::new(&ack, now);
+        if let Some(not_after) = ack.svid_not_after {
+            // Its own word, so within what it can have been issued.
+            let latest = now + self.certifier.profile.svid_lifetime;
+            self.certifier.limits.holds(&instance.pod_uid, not_after.min(latest));
         }
         member.last_seen = now;
-        member.acked(Ack::new(&ack, now));
+        member.acked(ack);
         Ok(())
     }
 
@@ -198,41 +232,12 @@ impl Streams {
     }
 
     fn count_open(&self) {
-        let open = self.lock().open;
+        let open = self.lock().open();
         self.certifier.metrics.streams.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
 
     fn lock(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Members {
-    /// A new stream of an instance takes the place of an older one, which may be dead already
-    /// without anybody having noticed.
-    fn join(&mut self, mut member: Member) -> Result<u64, Refusal> {
-        if self.open >= STREAMS_MAX || self.by_instance.len() >= MEMBERS_MAX {
-            let what = format!("{} trust streams are open on this replica", self.open);
-            return Err(Refusal::new(Code::RATE_LIMITED, what));
-        }
-        self.last_stream += 1;
-        self.open += 1;
-        member.open = Some(self.last_stream);
-        if let Some(older) = self.by_instance.remove(&member.instance) {
-            member.inherit(older);
-        }
-        self.by_instance.insert(member.instance.clone(), member);
-        Ok(self.last_stream)
-    }
-
-    fn leave(&mut self, instance: &Instance, id: u64, now: UnixTime) {
-        self.open = self.open.saturating_sub(1);
-        if let Some(member) = self.by_instance.get_mut(instance)
-            && member.open == Some(id)
-        {
-            member.open = None;
-            member.last_seen = now;
-        }
     }
 }
 
@@ -245,6 +250,8 @@ struct Session {
     heartbeat: Interval,
     instance: Instance,
     id: u64,
+    /// Ends when a newer stream has taken this one's place.
+    replaced: oneshot::Receiver<()>,
     sent: Sent,
     peer: Option<SocketAddr>,
     ended: bool,
@@ -282,6 +289,10 @@ impl Session {
                 Ok(()) = self.views.changed() => {}
                 Ok(()) = self.orders.changed() => {}
                 _ = self.heartbeat.tick() => return Some(Ok(self.response(None))),
+                _ = &mut self.replaced => {
+                    self.ended = true;
+                    return Some(Err(Status::aborted("the workload has opened a newer stream")));
+                }
                 () = self.streams.drain.wait() => {
                     self.ended = true;
                     return Some(Err(Status::unavailable("this replica is stopping")));
@@ -308,13 +319,11 @@ impl Session {
             self.sent.nonce = orders.nonce;
             return Some(ToProxy::Query(v1::Query { nonce: orders.nonce }));
         }
-        match &orders.renew {
-            Some(renew) if renew.id > self.sent.renew => {
-                self.sent.renew = renew.id;
-                Some(ToProxy::Renew(*renew))
-            }
-            _ => None,
-        }
+        let now = self.streams.certifier.clock.now();
+        let order = orders.renew.filter(|order| order.renew.id > self.sent.renew);
+        let Order { renew, .. } = order.filter(|order| now < order.until)?;
+        self.sent.renew = renew.id;
+        Some(ToProxy::Renew(renew))
     }
 
     fn receive(&self, request: v1::StreamRequest) -> Result<(), Refusal> {
@@ -334,8 +343,8 @@ impl Session {
     fn end(&mut self, refusal: &Refusal) -> Status {
         self.ended = true;
         let workload = {
-            let members = self.streams.lock();
-            members.by_instance.get(&self.instance).map(|member| member.spiffe_id.clone())
+            let mut members = self.streams.lock();
+            members.of(&self.instance).map(|member| member.spiffe_id.clone())
         };
         self.streams.refused(refusal, workload.as_ref(), self.peer);
         refusal.status()
@@ -368,5 +377,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_MAX: usize = 20_000;
 /// With those whose stream has ended.
 const MEMBERS_MAX: usize = 100_000;
+/// A proxy that is refused at once comes again every few seconds; one that is well, hardly ever.
+const HELLOS_PER_MINUTE: NonZeroU32 = NonZeroU32::new(60).unwrap();
 const VERSION_CHARS_MAX: usize = 64;
 const UID_CHARS_SHOWN: usize = 64;

@@ -114,7 +114,8 @@ impl TrustDomainState {
         self.issuers.iter().find(|issuer| issuer.id == self.active_issuer)
     }
 
-    fn published(&self) -> impl Iterator<Item = &AnchorRecord> {
+    /// The anchors that stand in the bundle.
+    pub fn published(&self) -> impl Iterator<Item = &AnchorRecord> {
         self.anchors
             .iter()
             .filter(|anchor| anchor.state.published() && !self.tombstones.contains(&anchor.id))
