@@ -40,9 +40,10 @@ pub(crate) enum CertifyError {
     Key(#[from] KeyError),
     #[error("the reply has no {0}")]
     Reply(&'static str),
-    #[error("the identity service refused: {} ({:?})", .0.message(), .0.code())]
-    Rpc(#[source] Box<tonic::Status>),
-    #[error("what was issued cannot be used: {0}")]
+    /// Its message is the service's own refusal; a status's own form would repeat it.
+    #[error("the identity service refused ({:?}): {}", .0.code(), .0.message())]
+    Rpc(Box<tonic::Status>),
+    #[error("what was issued cannot be used")]
     Svid(#[from] SvidRefused),
     #[error("no answer within {} ms", .0.as_millis())]
     TimedOut(Duration),

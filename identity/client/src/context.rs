@@ -17,10 +17,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::observed::Observed;
+use crate::observed::{Follower, Observed};
 use crate::refusal::{Direction, Facts, PeerFacts, Refusal};
 use crate::stream::{Failure, Local, TlsStream};
-use crate::svid::OwnSvid;
+use crate::svid::{Lapse, OwnSvid};
 use crate::tls::{Builder, ClientAuth, Judgement, judged};
 use crate::trust::Trust;
 use crate::verify::VerifiedPeer;
@@ -140,6 +140,12 @@ impl TlsContext {
         Ok((TlsStream::new(stream.into(), self.local.clone(), peer.clone()), peer))
     }
 
+    /// For who keeps a copy of the newest snapshot, beginning with this one.
+    #[must_use]
+    pub fn follower(&self) -> Follower {
+        Follower::new(self.local.observed.clone(), self.generation)
+    }
+
     /// Who we are; `None` before the first SVID.
     pub fn id(&self) -> Option<&SpiffeId> {
         self.svid.as_deref().map(OwnSvid::id)
@@ -202,10 +208,15 @@ impl TlsContext {
     ) -> Result<(), Refusal> {
         match &self.svid {
             None => Err(self.own_refusal(direction, expected, Code::SVID_MISSING)),
-            Some(svid) if svid.is_expired(self.local.clock.now()) => {
-                Err(self.own_refusal(direction, expected, Code::SVID_EXPIRED))
+            Some(svid) => {
+                let offset = self.local.observed.clock_offset_ms();
+                match svid.lapse(self.local.clock.now(), offset) {
+                    Some(Lapse::Expired | Lapse::ExpiredHere) => {
+                        Err(self.own_refusal(direction, expected, Code::SVID_EXPIRED))
+                    }
+                    Some(Lapse::NotYetValidHere) | None => Ok(()),
+                }
             }
-            Some(_) => Ok(()),
         }
     }
 

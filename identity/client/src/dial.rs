@@ -34,8 +34,8 @@ pub(crate) struct Dialer {
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The mounted bundle has no anchor that is not withdrawn.
-    #[error("the mounted bundle cannot be used: it {0}")]
-    Bundle(BundleError),
+    #[error("the mounted bundle cannot be used")]
+    Bundle(#[source] BundleError),
     /// No HTTP/2 could be spoken on the connection.
     #[error("the identity service at {0} speaks no HTTP/2")]
     Channel(String, #[source] tonic::transport::Error),

@@ -7,6 +7,7 @@ use prometheus_client::registry::Registry;
 use steadfast_api::DnsIdentity;
 use steadfast_process::{Clock, Drain, Readiness};
 use tokio::sync::watch;
+use tokio::task::JoinError;
 
 use crate::context::{Contexts, Expected, TlsContext};
 use crate::dial::Dialer;
@@ -39,6 +40,17 @@ pub enum ConfigError {
     /// The PEM text is no bundle.
     #[error("the trust anchors cannot be used")]
     Bundle(#[from] MountedError),
+}
+
+/// A defect of ours that ends an identity; all else is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The task that keeps the trust stream panicked.
+    #[error("the trust stream's task ended")]
+    Stream(#[source] JoinError),
+    /// rustls has something against our settings.
+    #[error("TLS cannot be configured")]
+    Tls(#[from] rustls::Error),
 }
 
 /// Gets and renews the identity of this process.
@@ -100,8 +112,8 @@ impl Identity {
     /// finishes needs an SVID to the last.
     ///
     /// # Errors
-    /// A defect of ours that TLS cannot be configured; everything else is tried again.
-    pub async fn run(self, drain: Drain) -> Result<(), rustls::Error> {
+    /// [`IdentityError`].
+    pub async fn run(self, drain: Drain) -> Result<(), IdentityError> {
         self.shell.run(drain).await
     }
 }

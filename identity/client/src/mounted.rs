@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use steadfast_api::bundle::{BundleError, digest};
 use steadfast_api::{TrustAnchor, TrustBundle, TrustDomain};
+use steadfast_process::ErrorChain;
 
 /// Where the first trust comes from.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub enum BootstrapBundle {
 #[derive(Debug, thiserror::Error)]
 pub enum MountedError {
     /// It is no bundle.
-    #[error("the bundle of {origin} cannot be used: it {source}")]
+    #[error("the bundle of {origin} cannot be used")]
     Bundle {
         /// The file, or the environment.
         origin: String,
@@ -70,7 +71,8 @@ impl Mounted {
                 Ok(bundle)
             }
             (Err(error), Some(bundle)) => {
-                tracing::warn!(code = %steadfast_api::Code::BUNDLE_INVALID, "{error}; the last good one stays in force");
+                let (code, error) = (steadfast_api::Code::BUNDLE_INVALID, ErrorChain(&error));
+                tracing::warn!(%code, "{error}; the last good one stays in force");
                 Ok(bundle.clone())
             }
             (Err(error), None) => Err(error),

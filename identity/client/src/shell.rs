@@ -25,10 +25,11 @@ use crate::ack;
 use crate::bundle;
 use crate::certify::{CertifyError, Reply, Request, certify};
 use crate::dial::Dialer;
-use crate::identity::Config;
+use crate::identity::{Config, IdentityError};
 use crate::metrics::Metrics;
+use crate::observed::server_time;
 use crate::status::{self, Status};
-use crate::svid::Candidate;
+use crate::svid::{Candidate, Lapse};
 use crate::token;
 use crate::trust_stream::{StreamEvent, TrustStream};
 use crate::{OwnSvid, Trust, random_jitter};
@@ -47,6 +48,8 @@ pub(crate) struct Shell {
     /// The connection of the trust stream.
     channel: Option<Channel>,
     stream: Option<Stream>,
+    /// The ack to send, by the newest nonce that it answers.
+    owed: Option<u64>,
     trouble: Trouble,
     told: Told,
 }
@@ -98,13 +101,14 @@ impl Shell {
             held: BTreeMap::new(),
             channel: None,
             stream: None,
+            owed: None,
             trouble: Trouble::default(),
             told,
         }
     }
 
     /// Runs until the drain has started and nobody holds it.
-    pub(crate) async fn run(mut self, drain: Drain) -> Result<(), rustls::Error> {
+    pub(crate) async fn run(mut self, drain: Drain) -> Result<(), IdentityError> {
         let done = async {
             drain.wait().await;
             drain.finished(FOREVER).await
@@ -128,6 +132,8 @@ impl Shell {
         let start_by = tokio::time::Instant::now() + START_WAIT_MAX;
         let mut started = false;
         let mut acks = tokio::time::interval(ACK_INTERVAL);
+        let contexts = self.dialer.clone();
+        let observed = contexts.contexts.observed();
         loop {
             let wakeup = self.until_wakeup();
             tokio::select! {
@@ -144,10 +150,15 @@ impl Shell {
                     self.feed(Event::Started)?;
                 }
                 Some(ended) = self.requests.join_next() => self.on_reply(ended)?,
-                _ = acks.tick() => self.ack(UNASKED),
+                _ = acks.tick() => self.owe(UNASKED),
+                // A worker may have been the last to use what an ack is about.
+                () = observed.followed() => {}
+                // It ends after the shell, or in a panic.
+                Some(Err(panic)) = carrier.join_next() => return Err(IdentityError::Stream(panic)),
                 () = tokio::time::sleep(wakeup) => self.feed(Event::Tick)?,
                 _ = &mut done => return Ok(()),
             }
+            self.send_owed()?;
             self.tell();
         }
     }
@@ -160,7 +171,7 @@ impl Shell {
     }
 
     /// Tells the machine, and carries out what it decides; what that leads to is told in turn.
-    fn feed(&mut self, event: Event) -> Result<(), rustls::Error> {
+    fn feed(&mut self, event: Event) -> Result<(), IdentityError> {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for effect in self.machine.handle(self.clock.now(), random_jitter(), event) {
@@ -174,7 +185,7 @@ impl Shell {
         Ok(())
     }
 
-    fn carry_out(&mut self, effect: Effect) -> Result<Option<Event>, rustls::Error> {
+    fn carry_out(&mut self, effect: Effect) -> Result<Option<Event>, IdentityError> {
         match effect {
             Effect::Alarm(alarm) => self.alarm(alarm),
             Effect::Cancel { id } => {
@@ -212,7 +223,7 @@ impl Shell {
     fn on_reply(
         &mut self,
         ended: Result<(RequestId, Result<Reply, CertifyError>), JoinError>,
-    ) -> Result<(), rustls::Error> {
+    ) -> Result<(), IdentityError> {
         let (id, reply) = match ended {
             Ok(ended) => ended,
             // Cancelled by us: the machine has gone on already.
@@ -254,10 +265,11 @@ impl Shell {
     }
 
     /// Publishes the SVID of this request together with the bundle in use.
-    fn install(&mut self, id: RequestId) -> Result<Option<Event>, rustls::Error> {
+    fn install(&mut self, id: RequestId) -> Result<Option<Event>, IdentityError> {
         let (Some(candidate), Some(bundle)) = (self.held.remove(&id), self.trust()) else {
-            tracing::error!(?id, "an SVID was to be installed that is not held");
-            return Ok(None);
+            self.trouble.renewal = Some("not_held");
+            let reason = "what was to be installed is not held".to_owned();
+            return Ok(Some(Event::InstallFailed { id, reason }));
         };
         match candidate.verify(&bundle, self.server_now()) {
             Ok(svid) => {
@@ -267,16 +279,17 @@ impl Shell {
                 Ok(None)
             }
             Err(error) => {
-                // A replica that signs under an anchor it does not publish: ask again, elsewhere.
+                // A replica that signs under an anchor it does not publish: the machine asks again,
+                // and elsewhere.
                 let error = CertifyError::from(error);
-                self.told.metrics.renewal_failed(error.label());
-                tracing::warn!(code = %Code::RENEWAL_FAILED, "{}", ErrorChain(&error));
-                Ok(candidate.presented_issuer().map(|issuer| Event::Tainted { issuer }))
+                self.trouble.renewal = Some(error.label());
+                let reason = ErrorChain(&error).to_string();
+                Ok(Some(Event::InstallFailed { id, reason }))
             }
         }
     }
 
-    fn on_stream(&mut self, event: StreamEvent) -> Result<(), rustls::Error> {
+    fn on_stream(&mut self, event: StreamEvent) -> Result<(), IdentityError> {
         match event {
             StreamEvent::Connected(channel) => {
                 self.channel = Some(channel);
@@ -287,10 +300,12 @@ impl Shell {
                     tracing::info!("the trust stream stands again");
                 }
                 self.stream = Some(Stream { instance, requests });
+                self.owe(UNASKED);
                 self.feed(Event::StreamCameBack)?;
             }
             StreamEvent::Down { reason, stale } => {
-                (self.channel, self.stream) = (None, None);
+                // A query that was not answered comes again with the next stream.
+                (self.channel, self.stream, self.owed) = (None, None, None);
                 self.trouble.stale = stale;
                 if self.trouble.stream.replace(reason.clone()).as_ref() != Some(&reason) {
                     tracing::warn!(reason, "the trust stream is down; it is opened again");
@@ -301,17 +316,14 @@ impl Shell {
         Ok(())
     }
 
-    fn on_message(&mut self, message: StreamResponse) -> Result<(), rustls::Error> {
+    fn on_message(&mut self, message: StreamResponse) -> Result<(), IdentityError> {
         if let Some(time) = message.server_time {
             self.feed(Event::ServerTime(time.into()))?;
         }
         match message.message {
             Some(Message::Bundle(bundle)) => self.on_bundle(&bundle),
             Some(Message::Query(query)) => {
-                // What was asked for before this ack is given up before the ack is sent: else a
-                // reply under way could bring back what the ack says is gone.
-                self.feed(Event::AckSent)?;
-                self.ack(query.nonce);
+                self.owe(query.nonce);
                 Ok(())
             }
             Some(Message::Renew(renew)) => self.on_renew(&renew),
@@ -320,7 +332,7 @@ impl Shell {
         }
     }
 
-    fn on_bundle(&mut self, sent: &Bundle) -> Result<(), rustls::Error> {
+    fn on_bundle(&mut self, sent: &Bundle) -> Result<(), IdentityError> {
         let held = self.trust();
         match bundle::next(held.as_deref(), self.config.local.trust_domain(), sent) {
             Ok(None) => Ok(()),
@@ -332,7 +344,7 @@ impl Shell {
                 self.told.metrics.bundle(seq);
                 tracing::info!(seq, anchors, denied = denied.len(), "bundle installed");
                 self.feed(Event::BundleInstalled { seq, denied })?;
-                self.ack(UNASKED);
+                self.owe(UNASKED);
                 Ok(())
             }
             Err(refused) => {
@@ -344,7 +356,7 @@ impl Shell {
         }
     }
 
-    fn on_renew(&mut self, renew: &Renew) -> Result<(), rustls::Error> {
+    fn on_renew(&mut self, renew: &Renew) -> Result<(), IdentityError> {
         let (Some(from), Some(window), Some(stream)) = (renew.from, renew.window, &self.stream)
         else {
             return Ok(());
@@ -359,16 +371,32 @@ impl Shell {
         self.feed(event)
     }
 
-    fn ack(&mut self, nonce: u64) {
-        let Some(stream) = &self.stream else { return };
+    /// An ack is to be sent; the newest query is answered for all before it.
+    fn owe(&mut self, nonce: u64) {
+        self.owed = Some(self.owed.map_or(nonce, |owed| owed.max(nonce)));
+    }
+
+    /// Sends the ack that is owed, once there is room for it and every worker uses what it is
+    /// about. Until then it stays owed.
+    fn send_owed(&mut self) -> Result<(), IdentityError> {
+        let (Some(nonce), Some(stream)) = (self.owed, &self.stream) else { return Ok(()) };
+        let context = self.dialer.contexts.current();
+        if !self.dialer.contexts.observed().all_use(context.generation) {
+            return Ok(());
+        }
+        let Ok(room) = stream.requests.clone().try_reserve_owned() else { return Ok(()) };
+        let instance = stream.instance.clone();
+        if nonce != UNASKED {
+            // What was asked for before this ack is given up before the ack is sent: else a reply
+            // under way could bring back what the ack says is gone.
+            self.feed(Event::AckSent)?;
+        }
         let observed = self.dialer.contexts.observed();
         let handshakes = observed.take_handshakes();
-        let context = self.dialer.contexts.current();
         let mounted = self.dialer.mounted.digest();
-        let ack = ack::of(&context, nonce, &stream.instance, mounted, observed, &handshakes);
-        if stream.requests.try_send(ack).is_err() {
-            observed.restore_handshakes(&handshakes);
-        }
+        room.send(ack::of(&context, nonce, &instance, mounted, observed, &handshakes));
+        self.owed = None;
+        Ok(())
     }
 
     fn trust(&self) -> Option<Arc<Trust>> {
@@ -377,10 +405,7 @@ impl Shell {
 
     /// Our best guess at the service's clock.
     fn server_now(&self) -> UnixTime {
-        let now = self.clock.now();
-        let offset = self.machine.clock_offset_millis().unwrap_or(0);
-        let distance = Duration::from_millis(offset.unsigned_abs());
-        if offset < 0 { now + distance } else { now - distance }
+        server_time(self.clock.now(), self.machine.clock_offset_millis())
     }
 
     fn alarm(&mut self, alarm: Alarm) {
@@ -487,11 +512,10 @@ impl Shell {
         let state = match (&context.bundle, &context.svid) {
             (None, _) => "no live bundle yet".to_owned(),
             (_, None) => "no SVID yet".to_owned(),
-            (_, Some(svid)) if svid.is_expired(self.server_now()) => {
-                let (code, label) = (Code::SVID_EXPIRED, Code::SVID_EXPIRED.label());
-                format!("{code} {label}: the SVID expired at {}", svid.facts().not_after)
-            }
-            _ => return self.told.component.ready(),
+            (_, Some(svid)) => match self.lapsed(svid) {
+                Some(reason) => reason,
+                None => return self.told.component.ready(),
+            },
         };
         let trouble = &self.trouble;
         let mut reason = state;
@@ -507,6 +531,27 @@ impl Shell {
             reason.push_str(stream);
         }
         self.told.component.not_ready(&reason);
+    }
+
+    /// Why the SVID in use is of no use, by the same rule as handshakes have.
+    fn lapsed(&self, svid: &OwnSvid) -> Option<String> {
+        let offset_ms = self.machine.clock_offset_millis();
+        let lapse = svid.lapse(self.clock.now(), offset_ms)?;
+        let offset_ms = offset_ms.unwrap_or(0);
+        let direction = if offset_ms < 0 { "behind" } else { "ahead of" };
+        let off = Duration::from_millis(offset_ms.unsigned_abs()).as_secs();
+        let here = format!("by our clock, which is {off} s {direction} the identity service's");
+        let (code, label) = (Code::SVID_EXPIRED, Code::SVID_EXPIRED.label());
+        let facts = svid.facts();
+        Some(match lapse {
+            Lapse::Expired => format!("{code} {label}: the SVID expired at {}", facts.not_after),
+            Lapse::ExpiredHere => {
+                format!("{code} {label}: the SVID expired at {} {here}", facts.not_after)
+            }
+            Lapse::NotYetValidHere => {
+                format!("the SVID is not valid before {} {here}", facts.not_before)
+            }
+        })
     }
 }
 

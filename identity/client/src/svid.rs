@@ -8,6 +8,7 @@ use steadfast_api::svid::SvidError;
 use steadfast_api::{KeyId, SpiffeId, Svid, UnixTime};
 
 use crate::key::SvidKey;
+use crate::observed::server_time;
 use crate::trust::Trust;
 use crate::verify::{PeerRefused, Role, check_chain, spki_id};
 
@@ -38,6 +39,19 @@ pub struct Issued {
     pub issued_at: UnixTime,
 }
 
+/// Why our SVID is of no use at some time. Its life is told by the identity service's clock; but
+/// peers are judged by ours, and so is it, or a process would believe in an SVID like those that it
+/// refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lapse {
+    /// By the identity service's clock.
+    Expired,
+    /// By our clock alone.
+    ExpiredHere,
+    /// By our clock alone. It still is shown: peers whose clocks are right take it.
+    NotYetValidHere,
+}
+
 /// Why a chain that an issuer sent cannot be our SVID.
 #[derive(Debug, thiserror::Error)]
 pub enum SvidRefused {
@@ -48,8 +62,8 @@ pub enum SvidRefused {
     #[error("the reply holds no certificate")]
     Empty,
     /// No SVID.
-    #[error("the certificate is no SVID: it {0}")]
-    Form(SvidError),
+    #[error("the certificate is no SVID")]
+    Form(#[source] SvidError),
     /// Made for another identity.
     #[error("the SVID is of {found}, and we are {ours}")]
     Identity {
@@ -163,8 +177,18 @@ impl OwnSvid {
         self.issuer
     }
 
-    /// Whether its last second is over.
-    pub fn is_expired(&self, now: UnixTime) -> bool {
-        now.as_secs() > self.candidate.facts.not_after.as_secs()
+    /// Whether it is of no use when our clock says `now` and is off by so much. The one rule for
+    /// handshakes and readiness.
+    pub fn lapse(&self, now: UnixTime, clock_offset_ms: Option<i64>) -> Option<Lapse> {
+        let facts = &self.candidate.facts;
+        // To the end of its last second.
+        let is_over = |at: UnixTime| at.as_secs() > facts.not_after.as_secs();
+        if is_over(server_time(now, clock_offset_ms)) {
+            Some(Lapse::Expired)
+        } else if is_over(now) {
+            Some(Lapse::ExpiredHere)
+        } else {
+            (now < facts.not_before).then_some(Lapse::NotYetValidHere)
+        }
     }
 }

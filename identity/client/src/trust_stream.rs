@@ -48,8 +48,9 @@ enum StreamError {
     Dial(#[from] DialError),
     #[error("the identity service ended it")]
     Ended,
-    #[error("the identity service refused it: {} ({:?})", .0.message(), .0.code())]
-    Rpc(#[source] Box<tonic::Status>),
+    /// Its message is the service's own refusal; a status's own form would repeat it.
+    #[error("the identity service refused it ({:?}): {}", .0.code(), .0.message())]
+    Rpc(Box<tonic::Status>),
     #[error("no {0} within {within} s", within = OPEN_TIMEOUT.as_secs())]
     Silent(&'static str),
     #[error("this process stops")]

@@ -8,15 +8,15 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use steadfast_api::KeyId;
 use steadfast_api::trust::v1::stream_response::Message;
 use steadfast_api::trust::v1::{DeniedIssuer, Query, Renew};
-use steadfast_identity_client::{BootstrapBundle, Config, Identity, Status, TlsContext};
-use steadfast_process::{Clock as _, Drain, Readiness, SystemClock};
+use steadfast_api::{Code, KeyId, UnixTime};
+use steadfast_identity_client::{BootstrapBundle, Config, Expected, Identity, Status, TlsContext};
+use steadfast_process::{Clock, Drain, Readiness, SystemClock};
 use support::service::{Behaviour, Service, World, acks, service_name, wire_bundle};
 use support::{Authority, bundle, id, name};
 use tempfile::TempDir;
@@ -40,6 +40,15 @@ impl Workload {
     }
 
     fn start_at(address: &str, mounted: &[&Authority], token: Option<&str>) -> Self {
+        Self::start_by(Arc::new(SystemClock), address, mounted, token)
+    }
+
+    fn start_by(
+        clock: Arc<dyn Clock>,
+        address: &str,
+        mounted: &[&Authority],
+        token: Option<&str>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         if let Some(token) = token {
             std::fs::write(dir.path().join("token"), token).unwrap();
@@ -54,8 +63,7 @@ impl Workload {
             version: "test".to_owned(),
         };
         let (readiness, mut registry) = (Readiness::new(), Registry::default());
-        let identity =
-            Identity::new(config, Arc::new(SystemClock), &readiness, &mut registry).unwrap();
+        let identity = Identity::new(config, clock, &readiness, &mut registry).unwrap();
         let (contexts, status) = (identity.contexts(), identity.status());
         let mut running = JoinSet::new();
         running.spawn(async move { identity.run(Drain::new()).await.unwrap() });
@@ -257,6 +265,95 @@ async fn a_query_is_answered_with_what_both_sides_of_tls_use() {
     let uses: u64 = acks(&heard).iter().flat_map(|ack| &ack.handshakes).map(|u| u.count).sum();
     assert!(uses >= 1, "{heard:?}");
     web.status("seq 2", |status| status.bundle_seq == Some(2)).await;
+}
+
+/// A worker's copy is replaced on its own thread: until it is, an ack would promise what that worker
+/// does not do yet.
+#[tokio::test]
+async fn an_ack_waits_until_every_worker_uses_what_it_is_about() {
+    let world = World::new();
+    let service = Service::start(&world, Duration::from_secs(60)).await;
+    let mut web = Workload::start(&service, &[&world.anchor]);
+    web.ready().await;
+    let workers = [(); 2].map(|()| web.contexts.borrow().follower());
+    let standby = Authority::anchor("standby");
+    for seq in [2, 3] {
+        service.publish(wire_bundle(seq, &[&world.anchor, &standby]));
+        service.send(Message::Query(Query { nonce: seq }));
+    }
+    // What comes in order was handled in order: by now both queries were heard, but for the last.
+    service.send(Message::Bundle(wire_bundle(4, &[&world.anchor, &standby])));
+    web.status("seq 4", |status| status.bundle_seq == Some(4)).await;
+    let [slow, gone] = workers;
+    drop(gone);
+    slow.uses(web.contexts.borrow().generation);
+    let mut heard = service.heard.subscribe();
+    let answered = heard.wait_for(|heard| acks(heard).iter().any(|ack| ack.nonce == 3));
+    let heard = tokio::time::timeout(DEADLINE, answered).await.unwrap().unwrap().clone();
+    let first = acks(&heard).into_iter().find(|ack| ack.seq > 1).unwrap();
+    assert_eq!((first.seq, first.nonce), (4, 3), "none before, and the newest query is answered");
+}
+
+#[tokio::test]
+async fn an_svid_that_fits_no_bundle_in_the_end_is_a_failed_try() {
+    let world = World::new();
+    let service = Service::start(&world, Duration::from_secs(60)).await;
+    service.behaviour.send_replace(Behaviour::Refuse);
+    let mut web = Workload::start(&service, &[&world.anchor]);
+    web.status("a bundle and no SVID", |s| s.bundle_seq == Some(1) && s.failures >= 1).await;
+    let refused = service.asked.load(Ordering::SeqCst);
+    service.behaviour.send_replace(Behaviour::IssueUnderNext { seq: 2 });
+    eventually(|| service.asked.load(Ordering::SeqCst) > refused).await.unwrap();
+    let far = SystemClock.now() + Duration::from_secs(30);
+    web.status("a plan", |status| status.next_renewal.is_some_and(|at| at > far)).await;
+    // The bundle comes, and does not have the anchor that the SVID was issued under.
+    service.behaviour.send_replace(Behaviour::Refuse);
+    service.publish(wire_bundle(2, &[&world.anchor]));
+    let reason = "what was issued cannot be used: the chain does not hold";
+    let says = |s: &Status| s.last_failure.as_ref().is_some_and(|why| why.starts_with(reason));
+    web.status("a failure with its reason, once", says).await;
+    assert_eq!(web.key(), None);
+    service.behaviour.send_replace(Behaviour::Issue { seq: 2 });
+    web.ready().await;
+}
+
+/// A clock that a test moves.
+#[derive(Default)]
+struct Moved(AtomicI64);
+
+impl Clock for Moved {
+    fn now(&self) -> UnixTime {
+        let now = SystemClock.now().as_millis();
+        UnixTime::from_millis(now.saturating_add_signed(self.0.load(Ordering::SeqCst)))
+    }
+
+    fn since_boot(&self) -> Duration {
+        SystemClock.since_boot()
+    }
+}
+
+/// Handshakes judge by our own clock: whatever the identity service's says, a process that refuses
+/// its own SVID is not ready.
+#[tokio::test]
+async fn a_clock_by_which_the_svid_is_no_good_is_the_reason_for_not_being_ready() {
+    let world = World::new();
+    let service = Service::start(&world, Duration::from_secs(60)).await;
+    let clock = Arc::new(Moved::default());
+    let address = service.address.to_string();
+    let web = Workload::start_by(clock.clone(), &address, &[&world.anchor], Some("e30.e30.sig"));
+    web.ready().await;
+    for (moved_secs, direction) in [(120, "ahead of"), (-600, "behind")] {
+        clock.0.store(moved_secs * 1000, Ordering::SeqCst);
+        web.unready(&format!("s {direction} the identity service's")).await;
+        let context = web.contexts.borrow().clone();
+        let expected = Expected::from(name("api"));
+        let (near, far) = tokio::io::duplex(64);
+        drop(far);
+        let refused = context.connect(near, &expected, None).await.err().unwrap();
+        assert_eq!(refused.code == Code::SVID_EXPIRED, moved_secs > 0, "{refused}");
+        clock.0.store(0, Ordering::SeqCst);
+        web.ready().await;
+    }
 }
 
 #[tokio::test]
