@@ -6,12 +6,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::Stream;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response};
 use prometheus_client::registry::Registry;
 use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{Code, DnsIdentity, TrustDomain};
 use steadfast_identity_client::{
-    BootstrapBundle, ClientAuth, Config as IdentityConfig, ConfigError, Identity, Incoming,
+    BootstrapBundle, ClientAuth, Config as IdentityConfig, ConfigError, Identity, Incoming, Status,
     incoming,
 };
 use steadfast_platform::Store;
@@ -103,9 +106,12 @@ pub async fn run(args: Args) -> Result<(), AppError> {
         let connections = TcpListenerStream::new(listener);
         tasks.spawn("destination, plaintext", serve(destination(), connections, drain.clone()));
     }
+    let status = identity.status();
     tasks.spawn("identity", identity.run(drain.clone()));
     tasks.spawn("resources", follow(store, board, metrics, clock, resources, drain.clone()));
-    tasks.spawn("admin", Admin::new(Arc::new(registry), readiness).serve(admin, drain.clone()));
+    let pages = Admin::new(Arc::new(registry), readiness)
+        .with_routes(move |request| identity_page(request, &status.borrow()));
+    tasks.spawn("admin", pages.serve(admin, drain.clone()));
     tracing::info!(address = %args.listen, "control serves the destination API");
     Ok(tasks.run(&drain, args.grace_period()).await?)
 }
@@ -183,6 +189,19 @@ fn identity(
     Ok(Identity::new(config, clock, readiness, registry)?)
 }
 
+/// `/identity.json`: who we are, as every process of ours tells it to loopback.
+fn identity_page(request: &Request<Bytes>, status: &Status) -> Option<Response<String>> {
+    let asked = request.method() == Method::GET && request.uri().path() == "/identity.json";
+    // Strings and numbers alone: serialising them cannot fail.
+    let body = || serde_json::to_string_pretty(status).unwrap_or_default() + "\n";
+    asked.then(|| {
+        let mut response = Response::new(body());
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response
+    })
+}
+
 /// Follows the resources until the drain starts.
 async fn follow(
     store: Arc<dyn Store>,
@@ -218,3 +237,22 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A sidecar watches at most some thousands of names and addresses.
 const STREAMS_PER_CONNECTION_MAX: u32 = 16_384;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_port_tells_controls_own_identity() {
+        let status = Status { serial: Some("4A".to_owned()), ..Status::default() };
+        let ask = |method, path| {
+            let request = Request::builder().method(method).uri(path).body(Bytes::new()).unwrap();
+            identity_page(&request, &status)
+        };
+        let page = ask(Method::GET, "/identity.json").unwrap();
+        let page: serde_json::Value = serde_json::from_str(page.body()).unwrap();
+        assert_eq!(page["serial"], "4A");
+        assert!(ask(Method::POST, "/identity.json").is_none());
+        assert!(ask(Method::GET, "/other").is_none());
+    }
+}
