@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::UnixTime;
-use steadfast_identity_client::{BootstrapBundle, Config, TlsContext, VerifiedPeer};
+use steadfast_identity_client::{BootstrapBundle, Config, Follower, TlsContext, VerifiedPeer};
 use tokio::sync::watch;
 
 use crate::config::{Anchors, Identity};
@@ -33,6 +33,8 @@ pub struct Tls {
     current: Rc<RefCell<Arc<TlsContext>>>,
     /// Rises with each snapshot: who holds a connection of an older one learns of it here.
     generation: Rc<watch::Sender<u64>>,
+    /// Says which snapshot this worker uses: an ack waits for it.
+    follower: Rc<Follower>,
 }
 
 impl Tls {
@@ -40,7 +42,8 @@ impl Tls {
     pub fn new(contexts: &mut watch::Receiver<Arc<TlsContext>>) -> Self {
         let context = contexts.borrow_and_update().clone();
         let generation = Rc::new(watch::Sender::new(context.generation));
-        Self { current: Rc::new(RefCell::new(context)), generation }
+        let follower = Rc::new(context.follower());
+        Self { current: Rc::new(RefCell::new(context)), generation, follower }
     }
 
     /// The snapshot of now.
@@ -59,6 +62,7 @@ impl Tls {
             let context = contexts.borrow_and_update().clone();
             let generation = context.generation;
             self.current.replace(context);
+            self.follower.uses(generation);
             self.generation
                 .send_if_modified(|old| std::mem::replace(old, generation) != generation);
             if contexts.changed().await.is_err() {
@@ -105,7 +109,43 @@ const BACKDATED: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
+    use steadfast_api::TrustBundle;
+    use steadfast_identity_client::{Contexts, Trust};
+    use steadfast_process::SystemClock;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_worker_says_which_snapshot_it_uses() {
+        let contexts = Contexts::new(Arc::new(SystemClock));
+        let tls = Tls::new(&mut contexts.subscribe());
+        let domain = "cluster.local".parse().unwrap();
+        let bundle = TrustBundle::parse(&domain, ANCHOR.as_bytes()).unwrap();
+        let trust = Arc::new(Trust::new(&bundle, [], []).unwrap());
+        let generation = contexts.publish(None, trust).unwrap().generation;
+        assert!(!contexts.observed().all_use(generation), "its copy is the one before");
+        let mut newest = tls.generation();
+        tokio::select! {
+            () = tls.follow(contexts.subscribe()) => panic!("the publisher is there"),
+            seen = newest.wait_for(|&seen| seen == generation) => drop(seen.unwrap()),
+        }
+        assert!(contexts.observed().all_use(generation));
+        drop(tls);
+    }
+
+    /// Of nobody; until 2126.
+    const ANCHOR: &str = "-----BEGIN CERTIFICATE-----
+MIIBijCCAS+gAwIBAgIUIAGTS3CVVeKfP2zGwIJfyexsLdMwCgYIKoZIzj0EAwIw
+ETEPMA0GA1UEAwwGYW5jaG9yMCAXDTI2MTEyMTE3MDcyNFoYDzIxMjYxMDI4MTcw
+NzI0WjARMQ8wDQYDVQQDDAZhbmNob3IwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AAR6P4pFGwrY4C56xATLFLubQLun9qVwLQz90RQnigswoaN2H40IGGPDekz3C2KO
+fj2vagjkvRcIuE9kF/+SYpv8o2MwYTAdBgNVHQ4EFgQUiS8R6cKPJSTiO4iTYeNd
+sDZbYhkwHwYDVR0jBBgwFoAUiS8R6cKPJSTiO4iTYeNdsDZbYhkwDwYDVR0TAQH/
+BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAQYwCgYIKoZIzj0EAwIDSQAwRgIhAIz9si0n
+6EuNXKqTE3gMcSvpo8jBMN7Jf47uQ/G8tRa3AiEA6XPLYcQYYk238g9mc3+FZywC
+DHn93GBLmqNJFMrxOp8=
+-----END CERTIFICATE-----
+";
 
     fn lives() -> impl Iterator<Item = (UnixTime, UnixTime)> + Clone {
         let life = |from, secs| {

@@ -86,7 +86,7 @@ impl Observed {
     }
 
     /// Whether every copy is of this generation or a newer one.
-    pub(crate) fn all_use(&self, generation: u64) -> bool {
+    pub fn all_use(&self, generation: u64) -> bool {
         let mut followers = self.followers();
         followers.retain(|follower| follower.strong_count() > 0);
         let mut used = followers.iter().filter_map(Weak::upgrade);
