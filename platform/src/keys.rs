@@ -24,10 +24,6 @@ pub trait KeyStore: Send + Sync + 'static {
 
     /// Whether there is a key with this id.
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError>;
-
-    /// Where the key with this id is, in words that a person can follow: the `key_ref` of an
-    /// anchor or issuer.
-    fn reference(&self, id: KeyId) -> String;
 }
 
 /// Why a key store did not do what it was asked.
@@ -109,10 +105,6 @@ impl KeyStore for FileKeys {
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError> {
         let path = self.path(id);
         blocking(move || path.try_exists().map_err(io("look for", &path))).await
-    }
-
-    fn reference(&self, id: KeyId) -> String {
-        format!("file:{}", self.path(id).display())
     }
 }
 
@@ -260,7 +252,6 @@ mod tests {
         let (_dir, keys) = keys();
         let error = keys.load(id()).await.unwrap_err();
         assert!(matches!(&error, KeyStoreError::Missing(path) if path.contains(&id().to_string())));
-        assert!(keys.reference(id()).starts_with("file:/"));
     }
 
     #[tokio::test]

@@ -59,14 +59,6 @@ impl<IO> TlsStream<IO> {
         self.inner.get_ref().1.alpn_protocol()
     }
 
-    /// The name that the client asked for; `None` on the client's own side.
-    pub fn sni(&self) -> Option<&str> {
-        match &self.inner {
-            tokio_rustls::TlsStream::Client(_) => None,
-            tokio_rustls::TlsStream::Server(stream) => stream.get_ref().1.server_name(),
-        }
-    }
-
     /// Who the peer is; `None` for a client that was not asked or had nothing to show.
     pub fn peer(&self) -> Option<&Arc<VerifiedPeer>> {
         self.peer.as_ref()

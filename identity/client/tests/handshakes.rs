@@ -100,7 +100,6 @@ async fn two_workloads_talk_and_know_each_other() {
     assert_eq!(server_id.anchor, mesh.anchor.id());
     assert_eq!(server_id.issuer, mesh.issuer.id());
     assert_eq!(client_id.unwrap().id, id("client"));
-    assert_eq!(far.sni(), Some(name("server").to_string().as_str()));
     assert_eq!(far.alpn(), Some(&b"transport.l5d.io/v1"[..]));
     near.write_all(b"ping").await.unwrap();
     near.flush().await.unwrap();
