@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use hyper_util::rt::TokioIo;
 use steadfast_api::UnixTime;
-use steadfast_process::{Clock, ErrorChain, SystemClock};
+use steadfast_process::{Clock, SystemClock};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
@@ -78,8 +78,25 @@ impl Client {
             Code::PermissionDenied | Code::InvalidArgument => {
                 StoreError::Denied(status.message().to_owned())
             }
-            _ => self.unavailable(&ErrorChain(status).to_string()),
+            _ => self.unavailable(&self.cause(status)),
         }
+    }
+
+    /// What a person needs to know of a call that failed: as a rule that nobody listens, which
+    /// tonic hides beneath layers of its own.
+    fn cause(&self, status: &Status) -> String {
+        let mut source = std::error::Error::source(status);
+        while let Some(error) = source {
+            match error.downcast_ref::<io::Error>() {
+                Some(error) if NOBODY_LISTENS.contains(&error.kind()) => {
+                    let dir = self.socket.parent().unwrap_or(&self.socket).display();
+                    return format!("nothing listens there: start steadfast-store --dir {dir}");
+                }
+                Some(error) => return error.to_string(),
+                None => source = error.source(),
+            }
+        }
+        status.message().to_owned()
     }
 
     fn unavailable(&self, why: &str) -> StoreError {
@@ -197,6 +214,9 @@ async fn connect(socket: PathBuf) -> io::Result<TokioIo<UnixStream>> {
     }
     Ok(TokioIo::new(stream))
 }
+
+const NOBODY_LISTENS: [io::ErrorKind; 2] =
+    [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
