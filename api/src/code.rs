@@ -156,18 +156,18 @@ codes! {
     RATE_LIMITED "SFT-ID-020" "rate_limited"
         "Too many requests"
         "This workload, or all workloads together, ask for SVIDs faster than the identity service allows. New workloads are put off before renewals are."
-        "Nothing: the proxy asks again by itself. If it lasts, see which identity asks most (certify_total by identity in the issuance log).";
+        "Nothing: the proxy asks again by itself. If it lasts, see who asks most: the identity service logs each refusal with its workload, and every SVID is in its issuance log (log/issuance.jsonl).";
     LEASE_EXPIRED "SFT-ID-021" "lease_expired"
         "The identity service cannot confirm its view of the trust domain"
         "The store has not answered a read for longer than the lease (15 s). A replica with an old view must not issue."
-        "Bring the store back; issuing goes on by itself. See /ready of the identity service for the last error.";
+        "Bring the store back (start steadfast-store, if it does not run); issuing goes on by itself.";
     ISSUER_UNUSABLE "SFT-ID-022" "issuer_unusable"
         "The active issuer cannot be used"
         "The key or certificate of the active issuer is missing, unreadable, does not match, has expired, or ends before an SVID could."
         "See the log line for which; `steadfast trust status` shows the issuer.";
     SELF_CHECK_FAILED "SFT-ID-023" "self_check_failed"
         "A new SVID failed its own check and was not handed out"
-        "Every SVID is parsed by a second parser and verified against the bundle before it is sent. This one did not pass, which is a defect of ours or a broken issuer."
+        "Every SVID is parsed by a second parser, and its signature verified by a second library, before it is sent. This one did not pass, which is a defect of ours or a broken issuer."
         "Report it with the log line. Nothing was issued.";
     LOG_UNWRITABLE "SFT-ID-024" "log_unwritable"
         "The issuance log cannot be written"
@@ -312,7 +312,7 @@ codes! {
     BUNDLE_SEQ_LOWER "SFT-TRU-003" "bundle_seq_lower"
         "A bundle with a lower sequence number was refused"
         "The workload has a newer bundle than the identity service serves: the store was restored from a backup, or a replica is behind."
-        "Run `steadfast trust recover` if a backup was put back.";
+        "If a backup was put back, put the newer state of the store back; if it is lost, restart the workloads, which then take the bundle that is served.";
     BUNDLE_INVALID "SFT-TRU-004" "bundle_invalid"
         "A bundle cannot be used"
         "The bundle is empty or does not parse. The last good one stays in force."

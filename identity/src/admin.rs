@@ -1,11 +1,12 @@
 //! What the service adds to its admin port: its own identity, the members of the trust streams, and
 //! the orders that a rotation gives them. It answers to loopback only.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use serde::Serialize;
-use std::sync::Arc;
-use std::time::Duration;
 use steadfast_api::UnixTime;
 
 use crate::certify::Certifier;
@@ -53,7 +54,8 @@ impl Pages {
         let newest = self.certifier.clock.now().as_millis().saturating_mul(1000);
         let wrong = |oldest: u64| {
             format!(
-                "nonce {nonce:?}: expected a number from {oldest} to {newest}, as nonces ascend and may be the time in microseconds at most\n"
+                "nonce {nonce:?}: expected a number from {oldest} to {newest}, as nonces ascend and \
+                 are the time in microseconds at most\n"
             )
         };
         let parsed = nonce.parse().ok().filter(|nonce| (1..=newest).contains(nonce));
@@ -67,7 +69,10 @@ impl Pages {
         let longest = self.certifier.profile.svid_lifetime.as_secs();
         let parsed = window_s.parse().ok().filter(|window| (0..=longest).contains(window));
         let window = parsed.map(Duration::from_secs).ok_or_else(|| {
-            format!("window_s {window_s:?}: expected a number of seconds from 0 to {longest}, the life of an SVID\n")
+            format!(
+                "window_s {window_s:?}: expected a number of seconds from 0 to {longest}, the life \
+                 of an SVID\n"
+            )
         })?;
         let id = self.streams.renew(self.certifier.clock.now(), window);
         Ok(json(&serde_json::json!({ "id": id })))

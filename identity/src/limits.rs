@@ -1,8 +1,9 @@
 //! Rate limits: how often one workload, and all of them together, get an SVID.
 //!
 //! New work is shed before renewals. A renewal (of a workload whose SVID is still valid, as this
-//! replica has issued it or the workload's ack says) has a budget of its own and then shares the common one; new work has the common
-//! one only. So whenever a renewal is refused, new work is refused too.
+//! replica has issued it or the workload's ack says) has a budget of its own and then shares the
+//! common one; new work has the common one only. So whenever a renewal is refused, new work is
+//! refused too.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;

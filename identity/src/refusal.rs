@@ -88,10 +88,10 @@ impl From<LogError> for Refusal {
 
 /// The gRPC status of a code. There are fewer statuses than reasons, so a status says what the
 /// client should do, and `sft-code` tells the reasons apart: bring another token
-/// (`UNAUTHENTICATED`), have the workload set up otherwise (`FAILED_PRECONDITION`, `NOT_FOUND`), ask
-/// for no more than its own (`PERMISSION_DENIED`), send less (`OUT_OF_RANGE`) or another request
-/// (`INVALID_ARGUMENT`), or try again (`UNAVAILABLE`, `RESOURCE_EXHAUSTED`): these two are given only
-/// where that can help.
+/// (`UNAUTHENTICATED`), have the workload set up otherwise (`FAILED_PRECONDITION`, `NOT_FOUND`),
+/// ask for no more than its own (`PERMISSION_DENIED`), send less (`OUT_OF_RANGE`) or another
+/// request (`INVALID_ARGUMENT`), or try again (`UNAVAILABLE`, `RESOURCE_EXHAUSTED`): these two are
+/// given only where that can help.
 fn grpc_code(code: Code) -> GrpcCode {
     match code {
         Code::TOKEN_AUDIENCE

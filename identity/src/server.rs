@@ -155,8 +155,8 @@ impl Server {
         }
     }
 
-    /// A client that refuses our SVID has an old bundle, or we an SVID that nobody believes: a person
-    /// should hear of it, without a flood of it. All else is noise of a network.
+    /// A client that refuses our SVID has an old bundle, or we an SVID that nobody believes: a
+    /// person should hear of it, without a flood of it. All else is noise of a network.
     fn handshake_failed(&self, peer: SocketAddr, error: &std::io::Error) {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let Some(rustls::Error::AlertReceived(alert)) = tls.filter(|error| refuses_us(error))
