@@ -47,12 +47,18 @@ pub enum SvidError {
     /// The URI SAN is the trust domain's own ID.
     #[error("names the trust domain itself ({0}); a workload's ID has a path")]
     NoPath(SpiffeId),
-    /// A URI SAN that is no SPIFFE ID.
+    /// A URI SAN that is no SPIFFE ID. The reason is a part of the sentence, so it is no source.
     #[error("has a URI SAN that is no SPIFFE ID: {0}")]
-    SpiffeId(#[from] crate::spiffe::SpiffeError),
+    SpiffeId(crate::spiffe::SpiffeError),
     /// None or several URI SANs.
     #[error("has {0} URI SANs; an SVID has exactly one")]
     UriSans(usize),
+}
+
+impl From<crate::spiffe::SpiffeError> for SvidError {
+    fn from(error: crate::spiffe::SpiffeError) -> Self {
+        Self::SpiffeId(error)
+    }
 }
 
 impl SvidError {

@@ -14,7 +14,7 @@ use crate::trust::Trust;
 /// Why a bundle is not used; the one in use stays.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BundleRefused {
-    #[error("the bundle {0}")]
+    #[error("the bundle cannot be used")]
     Bundle(#[from] BundleError),
     #[error("seq {0} was published twice with different anchors or denied issuers")]
     Changed(u64),

@@ -350,7 +350,7 @@ impl Shell {
             Err(refused) => {
                 let code = refused.code();
                 self.told.metrics.bundle_refused(code.label());
-                tracing::warn!(%code, "{refused}; the bundle in use stays");
+                tracing::warn!(%code, "{}; the bundle in use stays", ErrorChain(&refused));
                 Ok(())
             }
         }
