@@ -7,9 +7,12 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use rustix::io::Errno;
 use steadfast_api::KeyId;
 pub use zeroize::Zeroizing;
 
@@ -108,35 +111,81 @@ impl KeyStore for FileKeys {
     }
 }
 
-/// Makes a directory (and its parents) with mode 0700; one that is there is left as it is.
+/// Makes a directory (and its parents) with mode 0700, durably; one that is there is left as it is.
 pub(crate) fn create_private_dir(path: &Path) -> Result<(), KeyStoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))
+    let parents = parents_of_missing(path);
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+    parents.iter().try_for_each(|parent| sync_dir(parent))
+}
+
+/// The directories in which a name is missing on the way to `path`, the innermost first.
+fn parents_of_missing(path: &Path) -> Vec<PathBuf> {
+    let missing = path.ancestors().take_while(|at| !at.as_os_str().is_empty() && !at.exists());
+    missing.map(|at| parent_of(at).to_owned()).collect()
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes a file that must not exist yet, with mode 0600, whole or not at all, durably.
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), KeyStoreError> {
-    let directory = path.parent().unwrap_or_else(|| Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    // A name of its own: what an earlier crash has left is in nobody's way.
-    let draft = directory.join(format!(".{name}.{}", uuid::Uuid::new_v4()));
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    })();
-    // A link, not a rename: it fails if the name is taken, so that no key is ever replaced.
-    let linked = written
-        .map_err(io("write", &draft))
-        .and_then(|()| std::fs::hard_link(&draft, path).map_err(io("create", path)));
-    let removed = std::fs::remove_file(&draft);
-    match linked {
-        Err(KeyStoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(KeyStoreError::Exists(path.display().to_string()));
+    let directory = parent_of(path);
+    let mut draft = Draft::new(path).map_err(io("write in", directory))?;
+    let written = draft.file.write_all(bytes).and_then(|()| draft.file.sync_all());
+    let linked = written.map_err(io("write", path)).and_then(|()| match draft.link(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(KeyStoreError::Exists(path.display().to_string()))
         }
-        other => other?,
-    }
-    removed.map_err(io("remove", &draft))?;
+        linked => linked.map_err(io("create", path)),
+    });
+    let removed = draft.remove();
+    linked?;
+    removed?;
     sync_dir(directory)
+}
+
+/// A key's file before it has its name. Where the file system can, it has no name at all, so that
+/// a process that is killed leaves no key behind that nobody knows of.
+struct Draft {
+    file: File,
+    name: Option<PathBuf>,
+}
+
+impl Draft {
+    fn new(path: &Path) -> io::Result<Self> {
+        let unnamed = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        match rustix::fs::open(parent_of(path), unnamed, Mode::RUSR | Mode::WUSR) {
+            Ok(file) if Path::new(OPEN_FILES).exists() => {
+                Ok(Self { file: file.into(), name: None })
+            }
+            // NFS and old overlays know no such files. `trust init` points out what is left here.
+            Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR) => Self::named(path),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Under a name of its own: what an earlier crash has left is in nobody's way.
+    fn named(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = path.with_file_name(format!(".{name}.{}", uuid::Uuid::new_v4()));
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name)?;
+        Ok(Self { file, name: Some(name) })
+    }
+
+    /// A link, not a rename: it fails if the name is taken, so that no key is ever replaced.
+    fn link(&self, path: &Path) -> io::Result<()> {
+        let open = || PathBuf::from(format!("{OPEN_FILES}/{}", self.file.as_raw_fd()));
+        let from = self.name.clone().unwrap_or_else(open);
+        Ok(linkat(CWD, &from, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    fn remove(self) -> Result<(), KeyStoreError> {
+        match self.name {
+            Some(name) => std::fs::remove_file(&name).map_err(io("remove", &name)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Makes the names in a directory durable.
@@ -186,6 +235,7 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
+const OPEN_FILES: &str = "/proc/self/fd";
 /// An RSA key of 16,384 bits is below 10 KiB.
 const KEY_BYTES_MAX: u64 = 64 * 1024;
 
@@ -231,6 +281,42 @@ mod tests {
         assert!(matches!(refused, Err(KeyStoreError::Exists(_))), "{refused:?}");
         assert_eq!(*keys.load(id()).await.unwrap(), b"first");
         assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_write_that_is_cut_off_leaves_no_key_under_any_name() {
+        let (_dir, keys) = keys();
+        let mut draft = Draft::new(&keys.path(id())).unwrap();
+        draft.file.write_all(b"secret").unwrap();
+        // As a kill would: nothing more of this process runs.
+        std::mem::forget(draft);
+        assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn where_every_file_has_a_name_the_key_is_the_only_one_left() {
+        let (_dir, keys) = keys();
+        let path = keys.path(id());
+        for is_new in [true, false] {
+            let mut draft = Draft::named(&path).unwrap();
+            draft.file.write_all(b"secret").unwrap();
+            assert_eq!(draft.link(&path).is_ok(), is_new);
+            draft.remove().unwrap();
+            assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 1);
+        }
+        assert_eq!(*read(&path).unwrap(), b"secret");
+    }
+
+    #[test]
+    fn every_directory_that_gets_a_new_name_is_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let parents = parents_of_missing(&at("mesh/keys/anchors"));
+        assert_eq!(parents, [at("mesh/keys"), at("mesh"), dir.path().to_owned()]);
+        create_private_dir(&at("mesh/keys/anchors")).unwrap();
+        assert!(parents_of_missing(&at("mesh/keys/anchors")).is_empty());
+        let relative = parents_of_missing(Path::new("no-such-directory"));
+        assert_eq!(relative, [Path::new(".")]);
     }
 
     #[tokio::test]

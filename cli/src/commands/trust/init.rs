@@ -7,7 +7,6 @@
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, File};
-
 use std::path::{Path, PathBuf};
 
 use steadfast_api::spiffe::SpiffeError;
@@ -50,6 +49,12 @@ pub(crate) enum InitError {
     KeyGone { what: &'static str, id: KeyId, dir: PathBuf },
     #[error("cannot write {}", .0.display())]
     Manifest(PathBuf, #[source] std::io::Error),
+    #[error(
+        "another call has founded the trust domain meanwhile, and a key that this one made stays \
+         behind: no anchor or issuer names it, so delete {}",
+        .0.display()
+    )]
+    Stray(PathBuf, #[source] std::io::Error),
     #[error(
         "{TRUST_DOMAIN_KEY:?} in the store is no trust domain of ours (written by a newer version?)"
     )]
@@ -108,13 +113,9 @@ async fn establish(
         Ok(_) => Ok((state, true)),
         Err(StoreError::Conflict { .. }) => {
             // Ours were never named by any state: an anchor key that lies about is a danger.
-            for path in [
-                key_file(&directory.anchor_keys(), active_id),
-                key_file(&directory.anchor_keys(), standby_id),
-                key_file(&directory.issuer_keys(), issuer_id),
-            ] {
-                fs::remove_file(&path).map_err(|error| InitError::Manifest(path, error))?;
-            }
+            discard(&directory.anchor_keys(), active_id)?;
+            discard(&directory.anchor_keys(), standby_id)?;
+            discard(&directory.issuer_keys(), issuer_id)?;
             let entry = client.get(TRUST_DOMAIN_KEY).await;
             let entry = entry.map_err(|error| store::explain(directory.path(), error))?;
             // Made a moment ago; nothing of ours ever deletes it.
@@ -127,7 +128,16 @@ async fn establish(
     }
 }
 
-/// Every key that the state names must be there; what else is there is named.
+/// Removes a key that nothing names, for good: its directory is synced too.
+fn discard(dir: &Path, id: KeyId) -> Result<(), InitError> {
+    let path = key_file(dir, id);
+    fs::remove_file(&path)
+        .and_then(|()| File::open(dir)?.sync_all())
+        .map_err(|error| InitError::Stray(path, error))
+}
+
+/// Every key that the state names must be there; what else is there is named: whole keys, and what
+/// a call that was cut off in the middle of a write has left.
 fn check_keys(directory: &Directory, state: &TrustDomainState) -> Result<Vec<PathBuf>, InitError> {
     let anchors = state.anchors.iter().map(|anchor| anchor.id);
     let issuers = state.issuers.iter().map(|issuer| issuer.id);
@@ -144,9 +154,7 @@ fn check_keys(directory: &Directory, state: &TrustDomainState) -> Result<Vec<Pat
     let mut unnamed = Vec::new();
     for dir in [directory.anchor_keys(), directory.issuer_keys()] {
         let files = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
-        unnamed.extend(files.filter(|path| {
-            path.extension().is_some_and(|extension| extension == "key") && !named.contains(path)
-        }));
+        unnamed.extend(files.filter(|path| !named.contains(path)));
     }
     Ok(unnamed)
 }
@@ -243,7 +251,8 @@ impl fmt::Display for Outcome {
 
 /// The trust domain of a mesh that was given no other name.
 pub(crate) const TRUST_DOMAIN_DEFAULT: &str = "cluster.local";
-const MANIFEST: &str = "steadfast.yaml";
+/// The manifest of the control plane.
+pub(crate) const MANIFEST: &str = "steadfast.yaml";
 
 /// The admin ports that the processes use unless told otherwise.
 const ADMIN_PORTS: (u16, u16) = (9990, 9992);
@@ -271,12 +280,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (directory, state) = founded(dir.path());
         assert!(check_keys(&directory, &state).unwrap().is_empty());
-        let stray = directory.anchor_keys().join("stray.key");
-        fs::write(&stray, b"key").unwrap();
-        assert_eq!(check_keys(&directory, &state).unwrap(), [stray]);
+        for name in ["stray.key", ".3f0c.key.5d1b7a52"] {
+            let stray = directory.anchor_keys().join(name);
+            fs::write(&stray, b"key").unwrap();
+            assert_eq!(check_keys(&directory, &state).unwrap(), [stray.clone()]);
+            fs::remove_file(stray).unwrap();
+        }
         fs::remove_file(key_file(&directory.issuer_keys(), state.active_issuer)).unwrap();
         let error = check_keys(&directory, &state).unwrap_err().to_string();
         assert!(error.contains("the issuer") && error.contains("backup"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_nothing_names_is_gone_or_its_path_and_what_to_do_are_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = KeyId::of_spki(b"some key");
+        fs::write(key_file(dir.path(), id), b"key").unwrap();
+        discard(dir.path(), id).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let error = discard(dir.path(), id).unwrap_err().to_string();
+        assert!(error.contains("delete ") && error.contains(&id.to_string()), "{error}");
     }
 
     #[test]
