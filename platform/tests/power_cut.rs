@@ -34,6 +34,9 @@ async fn every_acknowledged_write_survives_power_cuts_and_revisions_have_no_hole
             disk.power_on(&mut rng);
             verify(&disk, &acknowledged, &context).await;
         }
+        // Without any, there would have been nothing to lose.
+        let count = acknowledged.len();
+        assert!(count >= ACKNOWLEDGED_MIN, "seed {seed}: only {count} writes were acknowledged");
     }
 }
 
@@ -128,3 +131,4 @@ const SEEDS: u64 = 30;
 const CUTS_PER_SEED: u64 = 6;
 const OPERATIONS_MAX: u64 = 400;
 const KEYS: u32 = 12;
+const ACKNOWLEDGED_MIN: usize = 20;
