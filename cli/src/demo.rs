@@ -10,15 +10,14 @@ use std::time::Duration;
 
 use steadfast_api::TrustDomain;
 use steadfast_platform::standalone::Directory;
-use steadfast_process::{Clock as _, SystemClock};
+use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::admin::AdminError;
 use crate::commands::trust::init::TRUST_DOMAIN_DEFAULT;
-use crate::duration;
 use crate::output::{self, Paint};
 use crate::problem::Problem;
-use home::Home;
+use home::{Home, Left};
 use load::{Load, Target};
 use observe::{Observer, Scrape, Screen};
 use plan::{Plan, PlanError};
@@ -134,12 +133,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let outcome = demo.run().await;
     // From here on, a signal only says: hurry.
     demo.processes.stop(demo.signals.next()).await;
-    let end = match home.is_kept() {
-        true => format!("Stopped; its files are in {}", demo.directory.path().display()),
-        false => "Stopped; nothing is left behind".to_owned(),
-    };
-    home.close();
-    progress.say(&end);
+    progress.say(&match home.close() {
+        Ok(Left::Files(path)) => format!("Stopped; its files are in {}", path.display()),
+        Ok(Left::Nothing) => "Stopped; nothing is left behind".to_owned(),
+        Err(error) => format!("Stopped; {}", ErrorChain(&error)),
+    });
     outcome
 }
 
@@ -200,9 +198,9 @@ impl Demo {
     async fn bring_up(&mut self) -> Result<Plan, DemoError> {
         let trust_domain: TrustDomain = TRUST_DOMAIN_DEFAULT.parse()?;
         for attempt in 0.. {
-            let plan = Plan::new(&trust_domain, self.args.svid_ttl, attempt)?;
+            let mut plan = Plan::new(&trust_domain, self.args.svid_ttl, attempt)?;
             let starter = Starter {
-                plan: &plan,
+                plan: &mut plan,
                 directory: &self.directory,
                 programs: &self.programs,
                 processes: &mut self.processes,
@@ -293,6 +291,9 @@ impl Demo {
             self.progress.say(&summary.table(self.progress.paint));
             return Ok(());
         }
+        if let Some(unsent) = summary.unsent {
+            self.progress.say(&format!("  warning: {unsent}"));
+        }
         if !summary.is_well() {
             self.progress.say(summary.problems().trim_end());
         }
@@ -321,12 +322,13 @@ async fn settle(
     patience: Duration,
 ) -> Summary {
     let end = Instant::now() + patience;
-    let mut renewals = observer.latest.renewals();
+    let mut renewals = observer.latest.renewals_since(&observer.baseline);
     loop {
         let scrape = observe::scrape(plan).await.ok();
-        renewals = scrape.as_ref().map_or(renewals, Scrape::renewals);
+        let since = |scrape: &Scrape| scrape.renewals_since(&observer.baseline);
+        renewals = scrape.as_ref().map_or(renewals, since);
         let edges = scrape.map(|scrape| scrape.edges_since(plan, &observer.baseline));
-        let (tally, edges) = (load.tally(), edges.unwrap_or_default());
+        let (tally, edges) = (load.final_tally(length), edges.unwrap_or_default());
         let answered = tally.answered.cast_signed();
         let full = !edges.is_empty() && edges.iter().all(|edge| edge.verified >= answered);
         if full || Instant::now() >= end {

@@ -7,7 +7,6 @@ mod admin;
 mod cli;
 mod commands;
 mod demo;
-mod duration;
 mod http1;
 mod metrics;
 mod output;

@@ -31,7 +31,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use crate::config::Args;
+use crate::config::Config;
 use crate::index::MeshNames;
 use crate::{Board, Destination, DestinationSettings, Metrics, feed};
 
@@ -56,17 +56,17 @@ pub enum AppError {
 ///
 /// # Errors
 /// [`AppError`].
-pub async fn run(args: Args) -> Result<(), AppError> {
+pub async fn run(config: Config) -> Result<(), AppError> {
     let (drain, readiness) = (Drain::new(), Readiness::new());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (admin, early_admin) = bind_twice(args.admin).await?;
-    let listener = bind(args.listen).await?;
-    let plaintext = match args.plaintext_listen {
+    let (admin, early_admin) = bind_twice(config.admin).await?;
+    let listener = bind(config.listen).await?;
+    let plaintext = match config.plaintext_listen {
         Some(addr) => Some(bind(addr).await?),
         None => None,
     };
     let resources = readiness.component("resources", "the resources of the store are not read yet");
-    let store: Arc<dyn Store> = Arc::new(Client::new(&Directory::new(&args.dir)));
+    let store: Arc<dyn Store> = Arc::new(Client::new(&Directory::new(&config.dir)));
 
     // Everything has the trust domain in its name. Until the store tells it, the admin port says
     // what is waited for.
@@ -84,11 +84,11 @@ pub async fn run(args: Args) -> Result<(), AppError> {
 
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let identity = identity(&args, &trust_domain, clock.clone(), &readiness, &mut registry)?;
-    let names = MeshNames { trust_domain, control_namespace: args.control_namespace.clone() };
+    let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
+    let names = MeshNames { trust_domain, control_namespace: config.control_namespace.clone() };
     let board = Arc::new(Board::new(names));
     let settings =
-        DestinationSettings { cluster_domain: args.cluster_domain.clone(), ..Default::default() };
+        DestinationSettings { cluster_domain: config.cluster_domain.clone(), ..Default::default() };
     let destination =
         || Destination::new(board.clone(), metrics.clone(), drain.clone(), settings.clone());
 
@@ -112,8 +112,8 @@ pub async fn run(args: Args) -> Result<(), AppError> {
     let pages = Admin::new(Arc::new(registry), readiness)
         .with_routes(move |request| identity_page(request, &status.borrow()));
     tasks.spawn("admin", pages.serve(admin, drain.clone()));
-    tracing::info!(address = %args.listen, "control serves the destination API");
-    Ok(tasks.run(&drain, args.grace_period()).await?)
+    tracing::info!(address = %config.listen, "control serves the destination API");
+    Ok(tasks.run(&drain, config.grace_period).await?)
 }
 
 /// Serves the destination API on these connections until the drain starts and the streams have
@@ -170,20 +170,20 @@ fn parse_trust_domain(value: &[u8]) -> Result<TrustDomain, String> {
 }
 
 fn identity(
-    args: &Args,
+    config: &Config,
     trust_domain: &TrustDomain,
     clock: Arc<dyn Clock>,
     readiness: &Readiness,
     registry: &mut Registry,
 ) -> Result<Identity, AppError> {
-    let namespace = &args.control_namespace;
+    let namespace = &config.control_namespace;
     let name = |account| DnsIdentity::new(account, namespace, namespace, trust_domain);
     let config = IdentityConfig {
         local: name("steadfast-control")?,
-        identity_address: args.identity_addr.clone(),
+        identity_address: config.identity_addr.clone(),
         identity_name: name("steadfast-identity")?,
-        token_file: args.token_file(),
-        bootstrap: BootstrapBundle::File(args.bundle_file()),
+        token_file: config.token_file.clone(),
+        bootstrap: BootstrapBundle::File(config.bundle_file.clone()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Ok(Identity::new(config, clock, readiness, registry)?)

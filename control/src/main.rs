@@ -4,15 +4,17 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use steadfast_control::config::Args;
+use steadfast_control::config::{Args, Config};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Err(error) = args.check() {
-        eprintln!("{error}");
-        return ExitCode::from(EXIT_USAGE);
-    }
-    match run(args) {
+    let config = match Args::parse().check() {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("steadfast-control: {error:#}");
@@ -21,8 +23,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> anyhow::Result<()> {
-    steadfast_process::log::init(&args.log, args.log_format)
+fn run(config: Config) -> anyhow::Result<()> {
+    steadfast_process::log::init(&config.log_filter, config.log_format)
         .map_err(anyhow::Error::msg)
         .context("--log")?;
     steadfast_process::limits::raise_open_files();
@@ -30,7 +32,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    Ok(runtime.block_on(steadfast_control::run(args))?)
+    Ok(runtime.block_on(steadfast_control::run(config))?)
 }
 
 const EXIT_USAGE: u8 = 2;

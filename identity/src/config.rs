@@ -1,13 +1,12 @@
 //! The flags, checked as a whole: every error is told at once, and nothing starts before.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use steadfast_api::Code;
 use steadfast_platform::token::IDENTITY_AUDIENCE;
+use steadfast_process::flags::{ConfigErrors, Flags};
 use steadfast_process::log::Format;
 
 use crate::confine::RESTARTED_FLAG;
@@ -105,129 +104,44 @@ pub struct Config {
     pub restarted: bool,
 }
 
-/// Everything that is wrong with the flags.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigErrors(Vec<String>);
-
-impl std::fmt::Display for ConfigErrors {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: the configuration is wrong", Code::CONFIG_INVALID)?;
-        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
-    }
-}
-
-impl std::error::Error for ConfigErrors {}
-
 impl Args {
     /// Checks all of it.
     ///
     /// # Errors
     /// Every flag that cannot be used.
     pub fn check(self) -> Result<Config, ConfigErrors> {
-        let mut wrong = Wrong(Vec::new());
+        let mut flags = Flags::default();
         if !self.dir.is_dir() {
-            wrong.push("--dir", &self.dir.display().to_string(), "no such directory");
+            flags.wrong("--dir", &self.dir.display().to_string(), "no such directory");
         }
         let plaintext_listen =
-            self.plaintext_listen.as_deref().map(|text| wrong.loopback("--plaintext-listen", text));
+            self.plaintext_listen.as_deref().map(|text| flags.loopback("--plaintext-listen", text));
         let config = Config {
-            listen: wrong.parse("--listen", &self.listen, ADDRESS),
+            listen: flags.address("--listen", &self.listen),
             plaintext_listen: plaintext_listen.flatten(),
-            admin: wrong.parse("--admin", &self.admin, ADDRESS),
-            svid_ttl: wrong.lifetime("--svid-ttl", &self.svid_ttl),
+            admin: flags.address("--admin", &self.admin),
+            svid_ttl: flags.duration("--svid-ttl", &self.svid_ttl, SVID_TTL_MIN..=SVID_TTL_MAX),
             rates: Rates {
-                common_per_second: wrong.count("--svids-per-second", &self.svids_per_second),
-                renewals_per_second: wrong
+                common_per_second: flags.count("--svids-per-second", &self.svids_per_second),
+                renewals_per_second: flags
                     .count("--renewals-per-second", &self.renewals_per_second),
-                workload_per_minute: wrong
+                workload_per_minute: flags
                     .count("--svids-per-workload-per-minute", &self.svids_per_workload_per_minute),
             },
-            log_file_bytes_max: u64::from(wrong.count("--log-file-mib", &self.log_file_mib).get())
+            log_file_bytes_max: u64::from(flags.count("--log-file-mib", &self.log_file_mib).get())
                 * (1 << 20),
-            log_files_kept: wrong.count("--log-files-kept", &self.log_files_kept).get() as usize,
-            log_format: wrong.format("--log-format", &self.log_format),
-            control_namespace: wrong.label("--control-namespace", self.control_namespace),
-            audience: wrong.filled("--audience", self.audience),
+            log_files_kept: flags.count("--log-files-kept", &self.log_files_kept).get() as usize,
+            log_format: flags.log_format("--log-format", &self.log_format),
+            control_namespace: flags.namespace("--control-namespace", self.control_namespace),
+            audience: flags.filled("--audience", self.audience),
             log_filter: self.log,
             restarted: self.restarted,
             dir: self.dir,
         };
-        if wrong.0.is_empty() { Ok(config) } else { Err(ConfigErrors(wrong.0)) }
+        flags.check(config)
     }
 }
 
-/// What is wrong so far. Each check gives some value in any case, so that all are made.
-struct Wrong(Vec<String>);
-
-impl Wrong {
-    fn push(&mut self, flag: &str, value: &str, why: &str) {
-        self.0.push(format!("{flag} {value:?}: {why}"));
-    }
-
-    fn parse(&mut self, flag: &str, value: &str, expected: &str) -> SocketAddr {
-        value.parse().unwrap_or_else(|_| {
-            self.push(flag, value, expected);
-            SocketAddr::from(([127, 0, 0, 1], 0))
-        })
-    }
-
-    fn loopback(&mut self, flag: &str, value: &str) -> Option<SocketAddr> {
-        let address = self.parse(flag, value, ADDRESS);
-        if address.ip().to_canonical().is_loopback() {
-            return Some(address);
-        }
-        // Tokens would cross a network in the clear.
-        self.push(flag, value, "plaintext is served on loopback only, such as 127.0.0.1:8081");
-        None
-    }
-
-    fn lifetime(&mut self, flag: &str, value: &str) -> Duration {
-        let parsed = value.parse::<jiff::SignedDuration>().ok();
-        let parsed = parsed.and_then(|time| Duration::try_from(time).ok());
-        match parsed {
-            Some(time) if (SVID_TTL_MIN..=SVID_TTL_MAX).contains(&time) => time,
-            _ => {
-                self.push(flag, value, "expected a time from 2s to 168h, such as 24h or 90m");
-                SVID_TTL_MIN
-            }
-        }
-    }
-
-    fn count(&mut self, flag: &str, value: &str) -> NonZeroU32 {
-        value.parse().unwrap_or_else(|_| {
-            self.push(flag, value, "expected a whole number above 0");
-            NonZeroU32::MIN
-        })
-    }
-
-    fn format(&mut self, flag: &str, value: &str) -> Format {
-        value.parse().unwrap_or_else(|why: String| {
-            self.push(flag, value, &why);
-            Format::Plain
-        })
-    }
-
-    fn filled(&mut self, flag: &str, value: String) -> String {
-        if value.is_empty() {
-            self.push(flag, &value, "must not be empty");
-        }
-        value
-    }
-
-    fn label(&mut self, flag: &str, value: String) -> String {
-        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        let label = (1..=63).contains(&value.len())
-            && value.chars().all(inner)
-            && !value.starts_with('-')
-            && !value.ends_with('-');
-        if !label {
-            self.push(flag, &value, "is no namespace: lower-case letters, digits and \"-\"");
-        }
-        value
-    }
-}
-
-const ADDRESS: &str = "expected an IP address and a port, such as 127.0.0.1:8080";
 /// Below, a renewal has no time for a second try.
 const SVID_TTL_MIN: Duration = Duration::from_secs(2);
 /// An issuer has 30 days and is rotated when 10 are left.

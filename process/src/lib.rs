@@ -6,7 +6,9 @@
 pub mod admin;
 pub mod clock;
 pub mod drain;
+pub mod duration;
 pub mod error;
+pub mod flags;
 pub mod limits;
 pub mod log;
 pub mod readiness;

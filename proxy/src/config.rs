@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use steadfast_api::{Code, DnsIdentity};
 use steadfast_policy::{DefaultPolicy, Networks};
+use steadfast_process::duration;
 use steadfast_process::log::Format;
 
 use crate::target::Target;
@@ -400,20 +401,9 @@ fn parse_cores(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A number with a unit, as Linkerd's durations: `500ms`, `10s`, `5m`, `1h`.
+/// Linkerd's durations (`500ms`, `10s`, `5m`, `1h`), which are ours too.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let problem = || format!("{text:?} is no duration: expected a number and ms, s, m, h or d");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(problem)?;
-    let number = text[..digits].parse::<u64>().map_err(|_| problem())?;
-    let unit_ms: u64 = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(problem()),
-    };
-    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(problem)
+    duration::parse(text).map_err(|error| format!("{text:?} {error}"))
 }
 
 /// One that has passed.

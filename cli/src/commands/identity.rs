@@ -14,11 +14,10 @@ use serde::Serialize;
 use steadfast_api::UnixTime;
 use steadfast_platform::Store as _;
 use steadfast_platform::store::RESOURCES_PREFIX;
-use steadfast_process::{Clock as _, SystemClock};
+use steadfast_process::{Clock as _, SystemClock, duration};
 use x509_parser::prelude::*;
 
 use crate::admin::{self, AdminError, IdentityStatus};
-use crate::duration;
 use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
 use crate::store::{self, StoreProblem};

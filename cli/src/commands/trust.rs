@@ -10,10 +10,9 @@ use serde::Serialize;
 use steadfast_api::{TrustDomain, UnixTime};
 use steadfast_platform::Store as _;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
-use steadfast_process::{Clock as _, SystemClock};
+use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 
-use crate::duration;
 use crate::output::{self, Format, Paint, table};
 use crate::problem::Problem;
 use crate::store::{self, DirArg, StoreProblem};

@@ -1,5 +1,6 @@
 //! The directory of a demo: one of its own, which goes with it, or one that the user keeps.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
@@ -34,6 +35,17 @@ pub(crate) enum HomeError {
     Make(PathBuf, #[source] std::io::Error),
     #[error(transparent)]
     Private(#[from] KeyStoreError),
+    #[error("{} stays behind, with the keys of a mesh that has ended: remove it", .0.display())]
+    Stays(PathBuf, #[source] std::io::Error),
+}
+
+/// What is left of a demo that has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The directory that the user wanted kept.
+    Files(PathBuf),
+    /// Nothing.
+    Nothing,
 }
 
 impl Home {
@@ -85,19 +97,37 @@ impl Home {
 
 impl Home {
     /// Ends with the demo, all of whose processes have stopped: a directory that is kept has its
-    /// socket removed, on which nobody listens any more.
-    pub(crate) fn close(self) {
-        // The store may have removed it itself.
-        let _ = std::fs::remove_file(self.directory().socket());
+    /// socket removed, on which nobody listens any more, and one of our own goes.
+    ///
+    /// # Errors
+    /// What could not be removed, by its path.
+    pub(crate) fn close(mut self) -> Result<Left, HomeError> {
+        let Some((dir, mut janitor)) = self.temporary.take() else {
+            let socket = self.directory().socket();
+            return match std::fs::remove_file(&socket) {
+                // The store removes it itself, if it is given the time.
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    Err(HomeError::Stays(socket, error))
+                }
+                _ => Ok(Left::Files(self.path.clone())),
+            };
+        };
+        // What fails here, the janitor tries once more; waiting closes its standard input first,
+        // so it ends.
+        let removed = dir.close();
+        let _ = janitor.wait();
+        match removed {
+            Err(error) if self.path.exists() => Err(HomeError::Stays(self.path.clone(), error)),
+            _ => Ok(Left::Nothing),
+        }
     }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
         if let Some((dir, mut janitor)) = self.temporary.take() {
-            // What fails here, the janitor tries once more.
+            // A demo that could not begin: as in `close`, with nobody to tell.
             let _ = dir.close();
-            // Closes its standard input first, so it ends.
             let _ = janitor.wait();
         }
     }
@@ -116,6 +146,36 @@ mod tests {
         let long = dir.path().join("d".repeat(100));
         let error = Home::open(Path::new("/nowhere"), Some(&long)).unwrap_err();
         assert!(matches!(error, HomeError::Length { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_stays_behind_is_named_and_never_called_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = || Home::open(Path::new("/nowhere"), Some(dir.path())).unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        assert_eq!(kept().close().unwrap(), Left::Files(path.clone()));
+        // A directory is not removed as a socket is.
+        let socket = Directory::new(&path).socket();
+        std::fs::create_dir(&socket).unwrap();
+        let error = kept().close().unwrap_err().to_string();
+        assert!(error.contains(socket.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn a_directory_of_our_own_that_could_not_be_removed_is_named() {
+        let janitor = || std::process::Command::new("true").spawn().unwrap();
+        let home =
+            |dir: TempDir| Home { path: dir.path().to_owned(), temporary: Some((dir, janitor())) };
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(home(dir).close().unwrap(), Left::Nothing);
+        // Its path leads to a file now: what was asked to be removed is not what is there.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::write(&path, b"").unwrap();
+        let error = home(dir).close().unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A request that is late because all connections are busy is measured from the moment when it was
 //! due, so a mesh that stalls cannot hide it. Anything but a 200 with the very body that belongs to
-//! the request is a failure; there are no retries.
+//! the request is a failure; there are no retries. When the time is over nothing more is sent: what
+//! was due and found no connection until then is counted as unsent, which is no failure of the mesh.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -32,9 +33,9 @@ pub(crate) struct Load {
 #[derive(Debug)]
 struct Shared {
     target: Target,
-    interval: Duration,
+    rate_per_s: u32,
     began: Instant,
-    ends: Option<Instant>,
+    length: Option<Duration>,
     /// The number of the next request.
     next: AtomicU64,
     stop: CancellationToken,
@@ -62,6 +63,16 @@ pub(crate) struct Tally {
     pub(crate) latency: Histogram<u64>,
     /// The same since it was last looked at.
     recent: Histogram<u64>,
+    /// What was due and not sent, once the load has ended.
+    pub(crate) unsent: Option<Unsent>,
+}
+
+/// Requests that were due before the end and for which no connection was free until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{count} requests were due and not sent: this machine is too slow for --rate {rate_per_s}")]
+pub(crate) struct Unsent {
+    pub(crate) count: u64,
+    pub(crate) rate_per_s: u32,
 }
 
 /// Why a request failed.
@@ -83,9 +94,9 @@ impl Load {
         let began = Instant::now();
         let shared = Arc::new(Shared {
             target,
-            interval: Duration::from_secs(1) / rate_per_s.max(1),
+            rate_per_s: rate_per_s.max(1),
             began,
-            ends: length.map(|length| began + length),
+            length,
             next: AtomicU64::new(0),
             stop: CancellationToken::new(),
             tally: Mutex::new(Tally::new()),
@@ -116,6 +127,16 @@ impl Load {
     /// What has come of it so far.
     pub(crate) fn tally(&self) -> Tally {
         self.shared.tally().clone()
+    }
+
+    /// What came of it after it was sent for this long.
+    pub(crate) fn final_tally(&self, sent_for: Duration) -> Tally {
+        let mut tally = self.tally();
+        let rate_per_s = self.shared.rate_per_s;
+        let due = due_by_the_end(rate_per_s, self.shared.length, sent_for);
+        let count = due.saturating_sub(tally.sent);
+        tally.unsent = (count > 0).then_some(Unsent { count, rate_per_s });
+        tally
     }
 
     /// The latencies since the last call of this.
@@ -172,6 +193,14 @@ impl Target {
 }
 
 impl Shared {
+    fn due(&self, number: u64) -> Instant {
+        self.began + Duration::from_secs(1).mul_f64(number as f64 / f64::from(self.rate_per_s))
+    }
+
+    fn is_over(&self, moment: Instant) -> bool {
+        self.length.is_some_and(|length| moment >= self.began + length)
+    }
+
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -182,11 +211,11 @@ async fn send(shared: Arc<Shared>, tasks: TaskTracker) {
     let mut connection = None;
     loop {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
-        let due = shared.began + shared.interval.mul_f64(number as f64);
-        if shared.stop.is_cancelled() || shared.ends.is_some_and(|ends| due >= ends) {
+        let (due, now) = (shared.due(number), Instant::now());
+        if shared.stop.is_cancelled() || shared.is_over(due) || shared.is_over(now) {
             return;
         }
-        let late = Instant::now() > due;
+        let late = now > due;
         if !late {
             tokio::select! {
                 () = shared.stop.cancelled() => return,
@@ -218,6 +247,7 @@ impl Tally {
             failures: BTreeMap::new(),
             latency: histogram(),
             recent: histogram(),
+            unsent: None,
         }
     }
 
@@ -259,6 +289,18 @@ impl RequestError {
     }
 }
 
+/// How many requests were due in a load of `length` that was stopped after `sent_for`.
+///
+/// One that ran its full length has those before its end; one that a person stopped has not
+/// those of the last moment, which were just about to be sent.
+fn due_by_the_end(rate_per_s: u32, length: Option<Duration>, sent_for: Duration) -> u64 {
+    let until = match length {
+        Some(length) if sent_for >= length => length,
+        _ => sent_for.saturating_sub(STOP_SLACK),
+    };
+    (until.as_secs_f64() * f64::from(rate_per_s)).ceil() as u64
+}
+
 /// The value at a quantile of a histogram in microseconds; `None` if it is empty.
 pub(crate) fn quantile(histogram: &Histogram<u64>, q: f64) -> Option<Duration> {
     (!histogram.is_empty()).then(|| Duration::from_micros(histogram.value_at_quantile(q)))
@@ -272,6 +314,7 @@ fn shortened(text: &str) -> String {
 /// default rate.
 const CONNECTIONS: usize = 16;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+const STOP_SLACK: Duration = Duration::from_millis(100);
 const LATENCY_US_MAX: u64 = 60_000_000;
 const FAILURE_CHARS_SHOWN: usize = 300;
 
@@ -318,14 +361,58 @@ mod tests {
         };
         let load = Load::start(target, 500, Some(Duration::from_millis(100)));
         load.finished().await;
-        load.tally()
+        load.final_tally(load.elapsed())
     }
 
     #[tokio::test]
     async fn each_due_request_is_sent_once_and_a_right_answer_is_no_failure() {
         let tally = tally_of(|path| (200, format!("web api {}", &path[PATH_PREFIX.len()..]))).await;
-        assert_eq!((tally.sent, tally.answered, tally.failed), (50, 50, 0), "{:?}", tally.failures);
-        assert_eq!(tally.latency.len(), 50);
+        // A machine that stalls at the very end leaves some unsent, and says so.
+        let unsent = tally.unsent.map_or(0, |unsent| unsent.count);
+        assert_eq!((tally.sent + unsent, tally.failed), (50, 0), "{:?}", tally.failures);
+        assert_eq!((tally.answered, tally.latency.len()), (tally.sent, tally.sent));
+    }
+
+    #[tokio::test]
+    async fn a_load_that_is_over_sends_nothing_of_what_it_is_behind_with() {
+        // One second's requests are due, the load begins when that second is over.
+        let (length, rate_per_s) = (Duration::from_secs(1), 1000);
+        let shared = Arc::new(Shared {
+            target: Target {
+                addr: server(|_| (200, String::new())).await,
+                authority: "web".to_owned(),
+                names: "web".to_owned(),
+            },
+            rate_per_s,
+            began: Instant::now() - length,
+            length: Some(length),
+            next: AtomicU64::new(0),
+            stop: CancellationToken::new(),
+            tally: Mutex::new(Tally::new()),
+        });
+        let (began, tasks) = (shared.began, TaskTracker::new());
+        send(Arc::clone(&shared), tasks.clone()).await;
+        let load = Load { shared, tasks, began };
+        let tally = load.final_tally(load.elapsed());
+        assert_eq!((tally.sent, tally.failed), (0, 0));
+        let unsent = tally.unsent.unwrap();
+        assert_eq!(unsent, Unsent { count: 1000, rate_per_s });
+        assert!(unsent.to_string().contains("too slow for --rate 1000"), "{unsent}");
+    }
+
+    #[test]
+    fn what_was_due_ends_with_the_load_or_a_moment_before_it_was_stopped() {
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        for (rate, length, sent_for, due) in [
+            (50, Some(second), minute, 50),
+            (3, Some(second), second, 3),
+            (20_000, Some(minute), minute, 1_200_000),
+            (100, None, 2 * second, 190),
+            (100, Some(minute), 2 * second, 190),
+            (100, None, Duration::ZERO, 0),
+        ] {
+            assert_eq!(due_by_the_end(rate, length, sent_for), due, "{rate} {length:?}");
+        }
     }
 
     #[tokio::test]

@@ -3,13 +3,16 @@
 
 use std::fmt::Write as _;
 
+use std::io;
+use std::path::Path;
+
 use super::plan::{NAMESPACE, Plan, Workload};
 
 /// The services as one file of several documents.
 pub(crate) fn services(plan: &Plan) -> String {
-    let mut text = String::from(
-        "# The services of `steadfast demo`, written anew at each of its starts.\n\
-         # Change it while the demo runs and watch the mesh follow; what is to stay goes into\n\
+    let mut text = format!(
+        "{MARK}\n\
+         # The services. Change it while the demo runs and watch the mesh follow; what is to stay goes into\n\
          # another file of this directory.\n",
     );
     for workload in &plan.workloads {
@@ -20,10 +23,24 @@ pub(crate) fn services(plan: &Plan) -> String {
 
 /// The control plane's own workloads, as `trust init` writes them, with the admin ports in use.
 pub(crate) fn control_plane(plan: &Plan) -> String {
-    crate::commands::trust::init::control_plane(
+    let text = crate::commands::trust::init::control_plane(
         plan.identity_admin.port(),
         plan.control_admin.port(),
-    )
+    );
+    format!("{MARK}\n{text}")
+}
+
+/// Whether a file is somebody's own work, which is never written over: it is there, and no earlier
+/// demo wrote it.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn is_foreign(path: &Path) -> io::Result<bool> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().next() != Some(MARK)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn service(text: &mut String, workload: &Workload) {
@@ -64,6 +81,9 @@ fn service(text: &mut String, workload: &Workload) {
          \x20 ports: [{{name: http, port: 80, targetPort: {port}}}]\n"
     );
 }
+
+/// The first line of what the demo has written.
+const MARK: &str = "# Of `steadfast demo`, which writes this file anew at each of its starts.";
 
 #[cfg(test)]
 mod tests {

@@ -107,9 +107,12 @@ pub(crate) async fn scrape(plan: &Plan) -> Result<Scrape, AdminError> {
 }
 
 impl Scrape {
-    /// SVIDs that came after the first, of all workloads together.
-    pub(crate) fn renewals(&self) -> u64 {
-        self.sidecars.iter().map(|sidecar| sidecar.identity.renewals).sum()
+    /// SVIDs that came since an earlier scrape, of all workloads together. A sidecar that was
+    /// restarted meanwhile counts what it has had since.
+    pub(crate) fn renewals_since(&self, earlier: &Self) -> u64 {
+        let pairs = self.sidecars.iter().zip(&earlier.sidecars);
+        let counts = pairs.map(|(now, before)| (now.identity.renewals, before.identity.renewals));
+        counts.map(|(now, before)| now.checked_sub(before).unwrap_or(now)).sum()
     }
 
     /// The calls over each edge since an earlier scrape.
@@ -332,7 +335,21 @@ mod tests {
         let counted: Vec<_> =
             edges.iter().map(|edge| (edge.from, edge.to, edge.verified)).collect();
         assert_eq!(counted, [("web", "api", 7), ("api", "store", 0)]);
-        assert_eq!(now.renewals(), 6);
+    }
+
+    #[test]
+    fn only_renewals_since_the_load_began_count() {
+        let renewed = |counts: [u64; 3]| {
+            let mut scrape = scrape_of(["", "", ""]);
+            for (sidecar, renewals) in scrape.sidecars.iter_mut().zip(counts) {
+                sidecar.identity.renewals = renewals;
+            }
+            scrape
+        };
+        let before = renewed([2, 2, 5]);
+        assert_eq!(before.renewals_since(&before), 0);
+        // The last was restarted.
+        assert_eq!(renewed([3, 4, 1]).renewals_since(&before), 1 + 2 + 1);
     }
 
     #[test]

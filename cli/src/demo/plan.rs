@@ -56,8 +56,7 @@ impl Plan {
         let mut ports = Ports::new(std::process::id(), attempt);
         let mut workloads = Vec::new();
         for name in SERVICES {
-            let dns_identity = DnsIdentity::new(name, NAMESPACE, CONTROL_NAMESPACE, trust_domain)
-                .map_err(|error| PlanError::Identity(name, error))?;
+            let dns_identity = dns_identity(name, trust_domain)?;
             workloads.push(Workload {
                 name,
                 spiffe_id: dns_identity.spiffe_id(),
@@ -80,10 +79,28 @@ impl Plan {
         })
     }
 
+    /// Takes the trust domain of the mesh that it is to run in, if that is another one.
+    ///
+    /// # Errors
+    /// A trust domain under which the services have no identity.
+    pub(crate) fn join(&mut self, trust_domain: &TrustDomain) -> Result<(), PlanError> {
+        for workload in &mut self.workloads {
+            workload.dns_identity = dns_identity(workload.name, trust_domain)?;
+            workload.spiffe_id = workload.dns_identity.spiffe_id();
+        }
+        self.trust_domain = trust_domain.clone();
+        Ok(())
+    }
+
     /// Caller and callee of every call between the services.
     pub(crate) fn edges(&self) -> impl Iterator<Item = (&Workload, &Workload)> {
         self.workloads.iter().zip(self.workloads.iter().skip(1))
     }
+}
+
+fn dns_identity(name: &'static str, trust_domain: &TrustDomain) -> Result<DnsIdentity, PlanError> {
+    DnsIdentity::new(name, NAMESPACE, CONTROL_NAMESPACE, trust_domain)
+        .map_err(|error| PlanError::Identity(name, error))
 }
 
 impl Workload {
@@ -168,6 +185,18 @@ mod tests {
         let first = ports.next().unwrap();
         let _held = TcpListener::bind(first).unwrap();
         assert_ne!(Ports { start: 7, taken: 0 }.next().unwrap(), first);
+    }
+
+    #[test]
+    fn in_a_mesh_with_another_trust_domain_every_service_has_its_identity_there() {
+        let mut plan = plan(0);
+        let before = plan.workloads[0].inbound;
+        plan.join(&"prod.example.org".parse().unwrap()).unwrap();
+        let web = &plan.workloads[0];
+        assert_eq!(plan.trust_domain.as_str(), "prod.example.org");
+        assert_eq!(web.spiffe_id.as_str(), "spiffe://prod.example.org/ns/demo/sa/web");
+        assert!(web.dns_identity.to_string().ends_with(".prod.example.org"));
+        assert_eq!(web.inbound, before);
     }
 
     #[test]

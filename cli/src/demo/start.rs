@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::load::Target;
 use super::manifests;
-use super::plan::{CONTROL_NAMESPACE, NAMESPACE, Plan, Workload};
+use super::plan::{CONTROL_NAMESPACE, NAMESPACE, Plan, PlanError, Workload};
 use super::processes::{Death, Layer, ProcessError, Processes, Spec};
 use super::programs::Programs;
 use super::progress::Progress;
@@ -27,12 +27,20 @@ use crate::commands::trust::init::{self, InitError};
 pub(crate) enum StartError {
     #[error("{0}")]
     Died(Death),
+    #[error(
+        "{} is not the demo's own, and it would write its services there: give the file another \
+         name, or use another --dir",
+        .0.display()
+    )]
+    Foreign(PathBuf),
     #[error("cannot write {}", .0.display())]
     Manifest(PathBuf, #[source] io::Error),
     #[error(transparent)]
     Name(#[from] NameError),
     #[error("after {} s, {what}: {last}", deadline.as_secs())]
     NotInTime { what: String, deadline: Duration, last: String },
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error(transparent)]
@@ -41,7 +49,7 @@ pub(crate) enum StartError {
 
 /// Starts a mesh.
 pub(crate) struct Starter<'a> {
-    pub(crate) plan: &'a Plan,
+    pub(crate) plan: &'a mut Plan,
     pub(crate) directory: &'a Directory,
     pub(crate) programs: &'a Programs,
     pub(crate) processes: &'a mut Processes,
@@ -55,18 +63,35 @@ impl Starter<'_> {
     /// What did not come up, and the last reason seen. What was started stays for the caller to
     /// stop.
     pub(crate) async fn start(mut self) -> Result<(), StartError> {
-        let Self { plan, directory, programs, progress, .. } = self;
+        let Self { directory, programs, progress, .. } = self;
+        let own_control_plane = check_manifests(directory)?;
         let began = Instant::now();
         let reached = |what: &str, details: &str| progress.reached(what, began.elapsed(), details);
 
-        self.processes.start(store(plan, directory, programs))?;
+        self.processes.start(store(self.plan, directory, programs))?;
         self.store_answers().await?;
         reached("store", "keeps state, reads manifests, issues tokens");
 
-        let trust = init::run(directory.path(), Some(&plan.trust_domain)).await?;
+        // A mesh that is there keeps its trust domain.
+        let trust = init::run(directory.path(), None).await?;
+        self.plan.join(&trust.state.trust_domain)?;
         reached("trust", &trust.in_short());
 
-        write_manifests(plan, directory)?;
+        let plan = self.plan.clone();
+        write_manifests(&plan, directory, own_control_plane)?;
+        if !own_control_plane {
+            progress.say(&format!("    {CONTROL_PLANE} is not the demo's own and stays as it is"));
+        }
+        self.start_control_plane(&plan, &reached).await?;
+        self.start_workloads(&plan, &reached).await
+    }
+
+    async fn start_control_plane(
+        &mut self,
+        plan: &Plan,
+        reached: impl Fn(&str, &str),
+    ) -> Result<(), StartError> {
+        let Self { directory, programs, .. } = *self;
         for workload in &plan.workloads {
             self.mounted(NAMESPACE, &workload.pod()).await?;
         }
@@ -77,11 +102,19 @@ impl Starter<'_> {
         self.ready("identity", plan.identity_admin).await?;
         reached("identity", &format!("issues SVIDs at {}", plan.identity));
         self.processes.start(control(plan, directory, programs))?;
+        Ok(())
+    }
+
+    async fn start_workloads(
+        &mut self,
+        plan: &Plan,
+        reached: impl Fn(&str, &str),
+    ) -> Result<(), StartError> {
+        let Self { directory, programs, .. } = *self;
         for (index, workload) in plan.workloads.iter().enumerate() {
             self.processes.start(application(plan, index, programs))?;
             self.processes.start(sidecar(plan, workload, directory, programs)?)?;
         }
-
         self.ready("control", plan.control_admin).await?;
         reached("control", &format!("discovery at {}", plan.control));
         for workload in &plan.workloads {
@@ -271,13 +304,30 @@ fn ours(name: &str, program: &Path, layer: Layer, args: &[(&str, String)]) -> Sp
     }
 }
 
+/// Whether the manifest of the control plane is the demo's to write; a user's own stays as it is.
+///
+/// # Errors
+/// A manifest of the services that is not the demo's own.
+fn check_manifests(directory: &Directory) -> Result<bool, StartError> {
+    let foreign = |name: &str| {
+        let path = directory.manifests().join(name);
+        manifests::is_foreign(&path).map_err(|error| StartError::Manifest(path, error))
+    };
+    if foreign(SERVICES)? {
+        return Err(StartError::Foreign(directory.manifests().join(SERVICES)));
+    }
+    Ok(!foreign(CONTROL_PLANE)?)
+}
+
 /// Each file whole or not at all: the drafts lie outside the watched directory.
-fn write_manifests(plan: &Plan, directory: &Directory) -> Result<(), StartError> {
-    let files = [
-        ("steadfast.yaml", manifests::control_plane(plan)),
-        ("demo.yaml", manifests::services(plan)),
-    ];
-    for (name, text) in files {
+fn write_manifests(
+    plan: &Plan,
+    directory: &Directory,
+    own_control_plane: bool,
+) -> Result<(), StartError> {
+    let control_plane = own_control_plane.then(|| (CONTROL_PLANE, manifests::control_plane(plan)));
+    let services = (SERVICES, manifests::services(plan));
+    for (name, text) in control_plane.into_iter().chain([services]) {
         let path = directory.manifests().join(name);
         let draft = directory.path().join(format!(".{name}.draft"));
         let written = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &path));
@@ -290,8 +340,38 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
+const CONTROL_PLANE: &str = init::MANIFEST;
+const SERVICES: &str = "demo.yaml";
 /// A debug build on a loaded machine of two cores takes its time.
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 /// For requests that are under way when the demo ends; the load has ended before.
 const GRACE: &str = "1s";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_users_own_manifests_are_never_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::new(dir.path());
+        directory.create().unwrap();
+        let path = |name: &str| directory.manifests().join(name);
+        let domain = "cluster.local".parse().unwrap();
+        let plan = Plan::new(&domain, Duration::from_secs(30), 0).unwrap();
+        // Nothing there: both are the demo's, and are so at its next start.
+        assert!(check_manifests(&directory).unwrap());
+        write_manifests(&plan, &directory, true).unwrap();
+        assert!(check_manifests(&directory).unwrap());
+        // A mesh that `trust init` made.
+        let own = init::control_plane(9990, 9992);
+        fs::write(path(CONTROL_PLANE), &own).unwrap();
+        assert!(!check_manifests(&directory).unwrap());
+        write_manifests(&plan, &directory, false).unwrap();
+        assert_eq!(fs::read_to_string(path(CONTROL_PLANE)).unwrap(), own);
+        fs::write(path(SERVICES), "# mine\n").unwrap();
+        let error = check_manifests(&directory).unwrap_err();
+        assert!(matches!(&error, StartError::Foreign(file) if *file == path(SERVICES)), "{error}");
+    }
+}

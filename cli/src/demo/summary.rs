@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::load::{Tally, quantile};
+use super::load::{Tally, Unsent, quantile};
 use super::observe::Edge;
 use crate::output::Paint;
 
@@ -25,6 +25,8 @@ pub(crate) struct Summary {
     edges: Vec<Edge>,
     #[serde(skip)]
     failures: BTreeMap<&'static str, (u64, String)>,
+    #[serde(skip)]
+    pub(crate) unsent: Option<Unsent>,
 }
 
 impl Summary {
@@ -52,6 +54,7 @@ impl Summary {
             duration_s: (length.as_secs_f64() * 100.0).round() / 100.0,
             edges: edges.to_vec(),
             failures,
+            unsent: tally.unsent,
         }
     }
 
@@ -70,6 +73,9 @@ impl Summary {
         let failed = format!("{} failed", self.failed);
         let failed = if self.failed == 0 { paint.green(&failed) } else { paint.red(&failed) };
         row("requests", format!("{} in {} s, {failed}", self.requests, self.duration_s));
+        if let Some(unsent) = self.unsent {
+            row("warning", paint.red(&unsent.to_string()));
+        }
         row("success", percent(self.success_rate));
         let mtls = percent(self.mtls_rate);
         let mtls = if self.mtls_rate == Some(1.0) { paint.green(&mtls) } else { paint.red(&mtls) };
@@ -199,6 +205,17 @@ mod tests {
         tally.sent = 4;
         let summary = Summary::of(&tally, &[edge(4)], 2, Duration::ZERO);
         assert_eq!((summary.failed, summary.is_well()), (1, false));
+    }
+
+    #[test]
+    fn a_machine_that_is_too_slow_is_a_warning_and_no_failure_of_the_mesh() {
+        let mut tally = Tally::for_test(3);
+        tally.unsent = Some(Unsent { count: 7, rate_per_s: 10 });
+        let summary = Summary::of(&tally, &[edge(3)], 0, Duration::from_secs(1));
+        assert!(summary.is_well());
+        assert_eq!((summary.requests, summary.success_rate), (3, Some(1.0)));
+        let text = summary.table(Paint::plain());
+        assert!(text.contains("7 requests were due and not sent"), "{text}");
     }
 
     #[test]

@@ -7,10 +7,10 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Wrap};
+use steadfast_process::duration;
 
 use super::observe::{EdgeRow, Ends, Screen, WorkloadRow};
 use super::summary::percent;
-use crate::duration;
 
 /// How the view looks where colours are not wanted.
 #[derive(Clone, Copy, Debug)]

@@ -98,33 +98,10 @@ async fn report_disk(engine: Engine, component: Component, drain: Drain) -> Resu
     }
 }
 
-/// Parses the lifetime of tokens: `90s`, `15m`, `1h`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let expected = || format!("{text:?} is no duration: expected a number with s, m, h or d (1h)");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
-    let (number, unit) = text.split_at(digits);
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(expected()),
-    };
-    let number: u64 = number.parse().map_err(|_| expected())?;
-    let ttl = Duration::from_secs(number.saturating_mul(seconds));
-    if !(TOKEN_TTL_MIN..=TOKEN_TTL_MAX).contains(&ttl) {
-        return Err(format!("{text} is out of bounds: tokens live from 5s to 2d"));
-    }
-    Ok(ttl)
-}
-
 /// Short enough for a demo, long enough to be read before it ends.
-const TOKEN_TTL_MIN: Duration = Duration::from_secs(5);
+pub const TOKEN_TTL_MIN: Duration = Duration::from_secs(5);
 /// A token that leaked should not outlive a weekend.
-const TOKEN_TTL_MAX: Duration = Duration::from_secs(2 * 86_400);
+pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(2 * 86_400);
 
 /// How long calls in flight get to finish.
 const STOP_MAX: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use crate::store::{Entry, Event, Revision, Store as _, StoreError};
 /// The server of one store, bound to its socket.
 pub struct Server {
     listener: UnixListener,
+    socket: Socket,
     service: Service,
 }
 
@@ -65,13 +66,13 @@ impl Server {
         engine: Engine,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, BindError> {
-        let listener = bind(&directory.socket())?;
+        let (listener, socket) = bind(&directory.socket())?;
         let metrics = engine.metrics().clone();
         let watches = Arc::new(Semaphore::new(WATCHES_MAX));
-        Ok(Self { listener, service: Service { engine, clock, metrics, watches } })
+        Ok(Self { listener, socket, service: Service { engine, clock, metrics, watches } })
     }
 
-    /// Serves until the drain has begun and the last call has been answered.
+    /// Serves until the drain has begun and the last call has been answered; the socket goes then.
     ///
     /// # Errors
     /// The listener failed for good.
@@ -84,17 +85,19 @@ impl Server {
         let service = StoreServer::new(Draining { service: self.service, drain: drain.clone() })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        tonic::transport::Server::builder()
+        let served = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(HEARTBEAT * 4))
             .http2_keepalive_timeout(Some(HEARTBEAT * 2))
             .add_service(service)
             .serve_with_incoming_shutdown(connections.incoming(), async move { drain.wait().await })
-            .await
+            .await;
+        self.socket.remove();
+        served
     }
 }
 
-fn bind(path: &Path) -> Result<UnixListener, BindError> {
+fn bind(path: &Path) -> Result<(UnixListener, Socket), BindError> {
     let io = |action| move |source| BindError::Io { action, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
@@ -111,8 +114,33 @@ fn bind(path: &Path) -> Result<UnixListener, BindError> {
     let listener = UnixListener::bind(&new).map_err(io("bind"))?;
     let private = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(&new, private).map_err(io("protect"))?;
+    let id = file_id(&new).map_err(io("look at"))?;
     std::fs::rename(&new, path).map_err(io("name"))?;
-    Ok(listener)
+    Ok((listener, Socket { path: path.to_owned(), id }))
+}
+
+/// The socket that this server has made.
+struct Socket {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl Socket {
+    /// Removes it, unless another store's is in its place by now. Whoever dials next then hears
+    /// that there is no store, not that one refuses.
+    fn remove(&self) {
+        let removed = match file_id(&self.path) {
+            Ok(id) if id == self.id => std::fs::remove_file(&self.path),
+            _ => Ok(()),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, socket = %self.path.display(), "the socket stays behind");
+        }
+    }
+}
+
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// Accepted connections whose peers may be there.

@@ -1,10 +1,12 @@
 //! Durations as people write and read them: `500ms`, `30s`, `5m`, `24h`, `7d`, `1m30s`.
+//!
+//! The one grammar of every flag and variable of ours, so that what one program takes, all take.
 
 use std::time::Duration;
 
 /// Why a text is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DurationError {
+pub enum DurationError {
     /// Nothing there.
     #[error("is empty; write a number and a unit, such as 500ms, 30s, 5m or 24h")]
     Empty,
@@ -26,7 +28,7 @@ pub(crate) enum DurationError {
 ///
 /// # Errors
 /// What is wrong with the text; the text itself is left for the caller to name.
-pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
+pub fn parse(text: &str) -> Result<Duration, DurationError> {
     if text.is_empty() {
         return Err(DurationError::Empty);
     }
@@ -58,7 +60,7 @@ pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
 }
 
 /// A duration in the two units that matter: `850ms`, `12s`, `4m05s`, `23h10m`, `29d4h`.
-pub(crate) fn show(duration: Duration) -> String {
+pub fn show(duration: Duration) -> String {
     let secs = duration.as_secs();
     match secs {
         0 if duration.is_zero() => "0s".to_owned(),
