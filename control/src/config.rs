@@ -10,7 +10,7 @@ use steadfast_process::log;
 
 /// Tells the sidecars of a mesh where the endpoints of each service are and who must answer there.
 ///
-/// It follows Services, EndpointSlices and Pods in the store and serves Linkerd's destination API
+/// It follows Services, EndpointSlices, Pods and ServiceAccounts in the store and serves Linkerd's destination API
 /// to whoever shows an SVID of the trust domain. Its own SVID comes from the identity service by a
 /// token, as any workload's. Without the store it goes on serving what it last knew.
 #[derive(Clone, Debug, Parser)]

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use steadfast_platform::standalone::follow::{self as store_follow, Change as StoreChange};
+use steadfast_platform::follow::{self as store_follow, Change as StoreChange};
 use steadfast_platform::store::{Entry, Event, RESOURCES_PREFIX};
 use steadfast_platform::{Store, StoreError};
 use steadfast_process::readiness::Component;

@@ -3,7 +3,7 @@
 //! Pure: objects in, immutable snapshots out. What a snapshot says follows from the objects that
 //! are there and never from the order in which they came; every change marks what it may have
 //! altered (`Dirty`), so that only that is looked at again. An identity is claimed for a pod that
-//! is meshed, at an address that is its own, and for nothing else.
+//! is meshed and whose service account exists, at an address that is its own, and for nothing else.
 
 mod objects;
 mod ports;
@@ -38,9 +38,10 @@ pub struct MeshNames {
 pub struct Index {
     mesh: MeshNames,
     default_opaque_ports: PortSet,
-    namespaces: HashMap<Box<str>, Namespace>,
+    namespaces: HashMap<String, Namespace>,
     pods: BTreeMap<Name, Pod>,
     services: BTreeMap<Name, Service>,
+    service_accounts: BTreeSet<Name>,
     slices: BTreeMap<Name, Slice>,
     pods_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     services_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
@@ -67,6 +68,7 @@ impl Index {
             namespaces: HashMap::new(),
             pods: BTreeMap::new(),
             services: BTreeMap::new(),
+            service_accounts: BTreeSet::new(),
             slices: BTreeMap::new(),
             pods_by_ip: HashMap::new(),
             services_by_ip: HashMap::new(),
@@ -83,6 +85,7 @@ impl Index {
             Object::Namespace(namespace) => self.set_namespace(name.name, Some(namespace)),
             Object::Pod(pod) => self.set_pod(name, Some(*pod)),
             Object::Service(service) => self.set_service(name, Some(service)),
+            Object::ServiceAccount => self.set_service_account(name, true),
         }
     }
 
@@ -93,6 +96,7 @@ impl Index {
             Kind::Namespace => self.set_namespace(name.name, None),
             Kind::Pod => self.set_pod(name, None),
             Kind::Service => self.set_service(name, None),
+            Kind::ServiceAccount => self.set_service_account(name, false),
         }
     }
 
@@ -103,6 +107,7 @@ impl Index {
             Kind::Namespace => self.namespaces.keys().map(|name| Name::new("", name)).collect(),
             Kind::Pod => self.pods.keys().cloned().collect(),
             Kind::Service => self.services.keys().cloned().collect(),
+            Kind::ServiceAccount => self.service_accounts.iter().cloned().collect(),
         }
     }
 
@@ -113,6 +118,7 @@ impl Index {
             Kind::Namespace => self.namespaces.len(),
             Kind::Pod => self.pods.len(),
             Kind::Service => self.services.len(),
+            Kind::ServiceAccount => self.service_accounts.len(),
         }
     }
 
@@ -259,7 +265,12 @@ impl Index {
         let (account, namespace) = (&pod.service_account, &name.namespace);
         match DnsIdentity::new(account, namespace, control_namespace, trust_domain) {
             Ok(identity) => {
-                Mesh { identity: identity.to_string().into(), fault: None, inbound_port }
+                let account = Name::new(namespace, account);
+                // Nobody gets an SVID for an account that is not there. It is left out rather
+                // than called without one: a deleted account must not turn mTLS off.
+                let fault = (!self.service_accounts.contains(&account))
+                    .then(|| format!("its ServiceAccount {account} does not exist").into());
+                Mesh { identity: identity.to_string().into(), fault, inbound_port }
             }
             Err(error) => Mesh {
                 identity: format!("{account}.{namespace}").into(),
@@ -320,6 +331,27 @@ impl Index {
         }
     }
 
+    fn set_service_account(&mut self, name: Name, exists: bool) {
+        let changed = match exists {
+            true => self.service_accounts.insert(name.clone()),
+            false => self.service_accounts.remove(&name),
+        };
+        if !changed {
+            return;
+        }
+        let pods = in_namespace(&self.pods, &name.namespace);
+        let pods = pods.filter(|(_, pod)| *pod.service_account == *name.name);
+        let (services, addresses): (Vec<_>, Vec<_>) =
+            pods.map(|(pod_name, pod)| (self.services_listing(pod_name), &pod.ips)).unzip();
+        self.dirty.services.extend(services.into_iter().flatten());
+        self.dirty.addresses.extend(addresses.into_iter().flatten());
+    }
+
+    fn services_listing(&self, pod: &Name) -> Vec<Name> {
+        let slices = self.slices_by_pod.get(pod).into_iter().flatten();
+        slices.filter_map(|slice| service_of(slice, self.slices.get(slice)?)).collect()
+    }
+
     fn set_pod(&mut self, name: Name, pod: Option<Pod>) {
         let old = match &pod {
             Some(pod) => self.pods.insert(name.clone(), pod.clone()),
@@ -331,15 +363,14 @@ impl Index {
         for ip in pod.iter().flat_map(|new| &new.ips) {
             link(&mut self.pods_by_ip, *ip, &name);
         }
-        let slices = self.slices_by_pod.get(&name).into_iter().flatten();
-        let listing = slices.filter_map(|slice| service_of(slice, self.slices.get(slice)?));
+        let listing = self.services_listing(&name);
         self.dirty.services.extend(listing);
         for pod in old.iter().chain(&pod) {
             self.dirty.addresses.extend(&pod.ips);
         }
     }
 
-    fn set_namespace(&mut self, name: Box<str>, namespace: Option<Namespace>) {
+    fn set_namespace(&mut self, name: String, namespace: Option<Namespace>) {
         for (service_name, service) in in_namespace(&self.services, &name) {
             self.dirty.services.insert(service_name.clone());
             self.dirty.addresses.extend(&service.cluster_ips);

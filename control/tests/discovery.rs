@@ -110,6 +110,7 @@ impl Mesh {
             "spec": { "serviceAccountName": "web", "containers": [] },
             "status": { "podIP": ip },
         });
+        self.put("ServiceAccount", "web", json!({})).await;
         self.put("Pod", name, value).await;
     }
 

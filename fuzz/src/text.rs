@@ -1,6 +1,7 @@
 //! Texts that a peer or a configuration brings: identities, authorities, policies.
 
 use steadfast_api::{DnsIdentity, SpiffeId, TrustDomain};
+use steadfast_platform::standalone::manifests;
 use steadfast_policy::{DefaultPolicy, Networks};
 use steadfast_proxy::target::Target;
 
@@ -37,6 +38,29 @@ pub(crate) fn spiffe_id_seeds() -> Vec<Vec<u8>> {
     ]
     .map(|text| text.as_bytes().to_vec())
     .into()
+}
+
+/// What is refused is refused at a line that the file has, in one line.
+pub(crate) fn manifest(input: &[u8]) -> bool {
+    match manifests::check(input) {
+        Ok(objects) => objects > 0,
+        Err(error) => {
+            let lines = input.iter().filter(|byte| matches!(byte, b'\n' | b'\r')).count() as u64;
+            assert!((1..=lines + 1).contains(&error.line) && error.column >= 1, "{error}");
+            assert!(!error.reason.contains('\n'), "{error}");
+            false
+        }
+    }
+}
+
+pub(crate) fn manifest_seeds() -> Vec<Vec<u8>> {
+    let samples = include_str!("../../manifests/samples/two-programs.yaml");
+    let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: ServiceAccount\n  \
+        metadata: {name: web}\n- {apiVersion: v1, kind: Namespace, metadata: {name: demo}}\n";
+    let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web-1}, \
+        addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.0.1]}]}";
+    let aliases = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: &d {a: b}\nx: *d\n";
+    [samples, list, slice, aliases].map(|text| text.as_bytes().to_vec()).into()
 }
 
 pub(crate) fn policy(input: &[u8]) -> bool {

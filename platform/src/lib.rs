@@ -4,7 +4,9 @@
 //! to the other processes over a unix socket, watches the manifests, issues tokens and projects
 //! them for each workload.
 
+pub mod follow;
 pub mod keys;
+pub mod names;
 pub mod standalone;
 pub mod store;
 pub mod token;

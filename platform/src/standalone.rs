@@ -2,21 +2,18 @@
 //!
 //! `steadfast-store` alone opens the store's file and serves it over a unix socket; it watches the
 //! manifests, makes the EndpointSlices that nobody wrote, issues tokens and keeps them in each
-//! pod's directory. The other processes are its clients: [`Client`], [`Tokens`], [`Resources`].
+//! pod's directory. The other processes are its clients: [`Client`], [`Tokens`].
 
 mod claims;
 pub mod client;
 pub mod directory;
 mod endpoints;
 pub mod engine;
-pub mod follow;
 mod issuer;
 pub mod manifests;
 pub mod metrics;
-pub mod names;
 pub mod process;
 pub mod projection;
-pub mod resources;
 pub mod server;
 pub mod tokens;
 mod wire;
@@ -26,6 +23,5 @@ pub use directory::Directory;
 pub use engine::Engine;
 pub use manifests::Manifests;
 pub use projection::Projection;
-pub use resources::Resources;
 pub use server::Server;
 pub use tokens::Tokens;

@@ -4,10 +4,13 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
-use steadfast_platform::standalone::names::ObjectName;
-use steadfast_platform::standalone::{Client, Directory, Resources, Tokens};
+use serde_json::Value;
+use steadfast_platform::Store as _;
+use steadfast_platform::standalone::{Client, Directory, Tokens};
 use steadfast_platform::token::{IDENTITY_AUDIENCE, TokenRefusal, TokenReview as _};
 use steadfast_process::SystemClock;
 use support::process::{StoreProcess, eventually, resource, serving};
@@ -48,7 +51,7 @@ impl Mesh {
         std::fs::write(self.directory.manifests().join(file), text).unwrap();
     }
 
-    async fn wait_for(&self, key: &str) -> serde_json::Value {
+    async fn wait_for(&self, key: &str) -> Value {
         eventually(key, async || resource(&self.client, key).await).await
     }
 
@@ -111,25 +114,60 @@ async fn the_mesh_follows_what_is_written_changed_broken_mended_and_deleted() {
 }
 
 #[tokio::test]
-async fn watchers_see_services_with_the_endpoints_of_their_pods() {
+async fn services_get_the_endpoints_of_their_pods() {
     let mesh = Mesh::start().await;
-    let (mut resources, follow) = Resources::follow(Arc::new(mesh.client.clone()));
     mesh.write("all.yaml", &format!("{ACCOUNT}{POD}---\n{SERVICE}"));
-    let seen = async {
-        let complete = |resources: &Arc<Resources>| resources.endpoint_slices.len() == 1;
-        Arc::clone(&*resources.wait_for(complete).await.unwrap())
-    };
-    let seen = tokio::select! {
-        _ = follow => panic!("following ended"),
-        seen = tokio::time::timeout(std::time::Duration::from_secs(30), seen) => seen.unwrap(),
-    };
-    let web = ObjectName::new("demo", "web");
-    assert!(seen.services.contains_key(&web) && seen.service_accounts.contains_key(&web));
-    let slice = seen.endpoint_slices.values().next().unwrap();
-    let endpoint = &slice.endpoints.as_ref().unwrap()[0];
-    let pod = &seen.pods[&ObjectName::new("demo", "web-1")];
-    assert_eq!(endpoint.target_ref.as_ref().unwrap().uid, pod.metadata.uid);
-    assert_eq!(slice.ports.as_ref().unwrap()[0].port, Some(8080));
+    let pod = mesh.wait_for("Pod/demo/web-1").await;
+    mesh.wait_for("ServiceAccount/demo/web").await;
+    let slice = eventually("the endpoints are there", async || {
+        let (entries, _) = mesh.client.list("resources/EndpointSlice/demo/").await.ok()?;
+        serde_json::from_slice::<Value>(&entries.first()?.value).ok()
+    })
+    .await;
+    assert_eq!(slice["endpoints"][0]["targetRef"]["uid"], pod["metadata"]["uid"]);
+    assert_eq!(slice["ports"][0]["port"], 8080);
+}
+
+#[tokio::test]
+async fn a_broken_manifest_is_told_with_file_line_and_column_in_the_log_and_in_the_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let (directory, log) = (Directory::new(dir.path().join("mesh")), dir.path().join("log"));
+    directory.create().unwrap();
+    let broken = format!("{ACCOUNT}{}", POD.replace("spec: {serviceAccountName: web}", "spec: 7"));
+    std::fs::write(directory.manifests().join("pods.yaml"), broken).unwrap();
+    let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file = std::fs::File::create(&log).unwrap();
+    let _store = StoreProcess::start_watched(&directory, admin, file);
+
+    let report = eventually("the report names the file", async || {
+        let report = get(admin, "/manifests.json")?;
+        report.as_array()?.iter().find(|file| file["file"] == "pods.yaml").cloned()
+    })
+    .await;
+    assert_eq!((&report["ok"], &report["objects"]), (&false.into(), &0.into()), "{report}");
+    let problem = &report["problem"];
+    assert_eq!((&problem["line"], &problem["column"]), (&8.into(), &7.into()), "{report}");
+    let reason = problem["reason"].as_str().unwrap();
+    assert!(reason.starts_with("spec: "), "{report}");
+    let line = eventually("the log names the file", async || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        log.lines()
+            .find(|line| line.contains("SFT-") && line.contains("pods.yaml"))
+            .map(str::to_owned)
+    })
+    .await;
+    for part in ["file=\"pods.yaml\"", "line=8", "column=7", reason] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+}
+
+/// What the admin port answers, if it is JSON.
+fn get(admin: SocketAddr, path: &str) -> Option<Value> {
+    let mut stream = TcpStream::connect(admin).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
 }
 
 #[tokio::test]

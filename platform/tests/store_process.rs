@@ -100,6 +100,16 @@ async fn a_socket_that_was_left_behind_is_taken_over_and_private() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_asked_to_stop_takes_its_socket_with_it() {
+    let (_dir, directory) = directory();
+    let mut store = StoreProcess::start(&directory);
+    serving(&Client::new(&directory)).await;
+    assert!(directory.socket().exists());
+    assert!(store.stop().success());
+    assert!(!directory.socket().exists(), "the socket is left behind");
+}
+
+#[tokio::test]
 async fn something_else_in_the_place_of_the_socket_is_not_removed() {
     let (_dir, directory) = directory();
     directory.create().unwrap();

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use steadfast_platform::names::NameError;
 use steadfast_platform::standalone::Directory;
-use steadfast_platform::standalone::names::NameError;
 use steadfast_process::ErrorChain;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;

@@ -9,18 +9,11 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+pub use steadfast_platform::names::ObjectName as Name;
+use steadfast_platform::names::parse_resource_key;
 use steadfast_platform::store::RESOURCES_PREFIX;
 
 use super::ports::{PortSet, port};
-
-/// Namespace and name of an object; those of one namespace lie together.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name {
-    /// Its namespace.
-    pub namespace: Box<str>,
-    /// Its own name.
-    pub name: Box<str>,
-}
 
 /// The kinds of objects that discovery follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +23,7 @@ pub enum Kind {
     Namespace,
     Pod,
     Service,
+    ServiceAccount,
 }
 
 /// An object that discovery follows.
@@ -43,6 +37,8 @@ pub enum Object {
     Pod(Box<Pod>),
     /// A name and its ports.
     Service(Service),
+    /// Whose SVIDs its pods get: that it is there is all that discovery asks.
+    ServiceAccount,
 }
 
 /// What is kept of a Service.
@@ -139,22 +135,10 @@ pub enum ObjectError {
     Value(String, #[source] serde_json::Error),
 }
 
-impl Name {
-    /// A name in a namespace.
-    pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-}
-
-impl std::fmt::Display for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::EndpointSlice, Self::Namespace, Self::Pod, Self::Service];
+    pub const ALL: [Self; 5] =
+        [Self::EndpointSlice, Self::Namespace, Self::Pod, Self::Service, Self::ServiceAccount];
 
     /// Kubernetes' name.
     pub const fn as_str(self) -> &'static str {
@@ -163,6 +147,7 @@ impl Kind {
             Self::Namespace => "Namespace",
             Self::Pod => "Pod",
             Self::Service => "Service",
+            Self::ServiceAccount => "ServiceAccount",
         }
     }
 }
@@ -172,19 +157,10 @@ impl Kind {
 /// # Errors
 /// A key that is no resource's.
 pub fn parse_key(key: &str) -> Result<Option<(Kind, Name)>, ObjectError> {
-    let error = || ObjectError::Key(key.to_owned());
-    let rest = key.strip_prefix(RESOURCES_PREFIX).ok_or_else(error)?;
-    let mut parts = rest.split('/');
-    let (Some(kind), Some(namespace), Some(name), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(error());
-    };
-    if name.is_empty() {
-        return Err(error());
-    }
+    let parsed = parse_resource_key(key).ok_or_else(|| ObjectError::Key(key.to_owned()));
+    let (kind, name) = parsed?;
     let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
-    Ok(kind.map(|kind| (kind, Name::new(namespace, name))))
+    Ok(kind.map(|kind| (kind, name)))
 }
 
 impl Object {
@@ -212,6 +188,10 @@ impl Object {
             }
             Kind::Service => {
                 Self::Service(Service::of(serde_json::from_slice(value).map_err(error)?, notes))
+            }
+            Kind::ServiceAccount => {
+                let core::ServiceAccount { .. } = serde_json::from_slice(value).map_err(error)?;
+                Self::ServiceAccount
             }
         })
     }

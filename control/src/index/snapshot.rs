@@ -81,8 +81,8 @@ pub struct Workload {
 pub struct Mesh {
     /// Its DNS identity.
     pub identity: Box<str>,
-    /// Why that is no name which a certificate can carry: such a pod cannot be reached, and
-    /// least of all in plaintext.
+    /// Why nobody can hold an SVID with that name: such a pod cannot be reached, and least of all
+    /// in plaintext.
     pub fault: Option<Box<str>>,
     /// Where its proxy listens.
     pub inbound_port: u16,

@@ -25,6 +25,10 @@ fn put(index: &mut Index, kind: Kind, namespace: &str, name: &str, value: Value)
     assert_eq!((parsed_kind, &parsed_name), (kind, &Name::new(namespace, name)));
     let mut notes = Vec::new();
     let object = Object::parse(kind, &key, value.to_string().as_bytes(), &mut notes).unwrap();
+    if let Object::Pod(pod) = &object {
+        // As a manifest has it beside its pods.
+        index.put(Name::new(namespace, &pod.service_account), Object::ServiceAccount);
+    }
     index.put(parsed_name, object);
     notes
 }
@@ -79,6 +83,28 @@ fn snapshot(index: &Index) -> ServiceSnapshot {
 
 fn addrs(index: &Index, port: u16) -> Vec<String> {
     snapshot(index).addresses(port, None).keys().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_pod_whose_service_account_does_not_exist_is_left_out_and_never_called_in_plaintext() {
+    let (mut index, account) = (web(), Name::new("demo", "web"));
+    assert_eq!(addrs(&index, 80), ["10.0.0.1:8080"]);
+    index.take_dirty();
+    index.delete(Kind::ServiceAccount, account.clone());
+    let dirty = index.take_dirty();
+    assert!(dirty.services.contains(&Name::new("demo", "web")));
+    assert!(dirty.addresses.contains(&ip("10.0.0.1")));
+    assert_eq!(addrs(&index, 80), [""; 0]);
+    let said = snapshot(&index).unusable.join("\n");
+    assert!(said.contains("its ServiceAccount demo/web does not exist"), "{said}");
+    let AddressSnapshot::Pods(pods) = index.address(ip("10.0.0.1")) else {
+        panic!("the pod is gone")
+    };
+    assert!(pods[0].0.mesh_at(8080).unwrap().fault.is_some());
+    // Made again, all is as before.
+    index.put(account, Object::ServiceAccount);
+    assert_eq!(index.take_dirty().services.len(), 1);
+    assert_eq!(addrs(&index, 80), ["10.0.0.1:8080"]);
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -379,7 +405,7 @@ fn keys_that_are_no_resources_are_told_apart() {
     assert!(parse_key("resources/Pod/demo").is_err());
     assert!(parse_key("resources/Pod/demo/a/b").is_err());
     assert!(parse_key("resources/Pod/demo/").is_err());
-    assert!(parse_key("resources/ServiceAccount/demo/web").unwrap().is_none());
+    assert!(parse_key("resources/ConfigMap/demo/web").unwrap().is_none());
 }
 
 #[test]

@@ -37,6 +37,7 @@ impl Rig {
     fn with_web(endpoints: usize) -> Self {
         let rig = Self::new(16);
         let ports = json!([{ "port": 80 }]);
+        rig.put(Kind::ServiceAccount, "default", json!({}));
         rig.put(
             Kind::Service,
             "web",

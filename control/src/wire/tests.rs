@@ -43,10 +43,12 @@ impl Client {
 }
 
 fn index() -> Index {
-    Index::new(MeshNames {
+    let mut index = Index::new(MeshNames {
         trust_domain: "cluster.local".parse().unwrap(),
         control_namespace: "steadfast".to_owned(),
-    })
+    });
+    put(&mut index, Kind::ServiceAccount, "default", json!({}));
+    index
 }
 
 fn put(index: &mut Index, kind: Kind, name: &str, value: serde_json::Value) {

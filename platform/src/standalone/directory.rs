@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::names::{NameError, check_name, check_namespace};
 use crate::keys::{KeyStoreError, create_private_dir};
+use crate::names::{NameError, check_name, check_namespace};
 
 /// DIR, with a name for each place in it. Directories have mode 0700, keys and tokens 0600.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sha2::{Digest as _, Sha256};
 
-use super::names::ObjectName;
+use crate::names::ObjectName;
 
 /// The slices to make. A Service without a selector, of type ExternalName, or with a slice of its
 /// own in `written` gets none.

@@ -11,9 +11,9 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use steadfast_api::{KeyId, UnixTime};
 
 use super::claims::{Bound, Claims, ISSUER, Reference, subject};
-use super::names::ObjectName;
 use super::tokens::signature_only;
 use crate::keys::{self, KeyStoreError, Zeroizing};
+use crate::names::ObjectName;
 
 /// The issuer with its key.
 pub(super) struct Issuer {

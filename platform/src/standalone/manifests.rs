@@ -57,6 +57,29 @@ impl Report {
     }
 }
 
+/// Reads a manifest as the store would and keeps nothing: how many objects it holds.
+///
+/// # Errors
+/// Line, column and reason why it would be refused.
+pub fn check(bytes: &[u8]) -> Result<usize, ManifestError> {
+    match parse::parse(bytes) {
+        Ok((objects, _)) => Ok(objects.len()),
+        Err(Invalid { line, column, reason }) => Err(ManifestError { line, column, reason }),
+    }
+}
+
+/// Why a manifest is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: {reason}")]
+pub struct ManifestError {
+    /// The line, from 1.
+    pub line: u64,
+    /// The column, from 1.
+    pub column: u64,
+    /// What is wrong there.
+    pub reason: String,
+}
+
 impl Manifests {
     /// The manifests of a directory. `ready` objects until what the folder holds is in the store.
     pub fn new(

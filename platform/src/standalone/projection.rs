@@ -23,9 +23,9 @@ use super::directory::{Directory, PodDirectory};
 use super::engine::{Engine, Value, Write};
 use super::issuer::{Holder, Issuer, IssuerError};
 use super::metrics::{Metrics, ResultLabels};
-use super::names::ObjectName;
-use super::resources::{key, parse_key};
 use crate::keys::create_private_dir;
+use crate::names::ObjectName;
+use crate::names::{parse_resource_key, resource_key};
 use crate::store::{Revision, StoreError, TOKEN_JWKS_KEY, TRUST_DOMAIN_KEY};
 use crate::token::IDENTITY_AUDIENCE;
 
@@ -155,7 +155,7 @@ impl Projection {
             .collect();
         let (mut holders, mut without) = (Vec::new(), BTreeMap::new());
         for entry in &pods {
-            let Some((_, name)) = parse_key(&entry.key) else { continue };
+            let Some((_, name)) = parse_resource_key(&entry.key) else { continue };
             let pod = serde_json::from_slice(&entry.value).map_err(|error| error.to_string());
             match pod.and_then(|pod| holder(&name, pod, &account_uids)) {
                 Ok(holder) => holders.push(holder),
@@ -203,7 +203,7 @@ fn holder(
     let service_account = spec.service_account_name.ok_or("it has no service account")?;
     let account = ObjectName::new(&name.namespace, &service_account);
     let service_account_uid = account_uids
-        .get(&key("ServiceAccount", &account))
+        .get(&resource_key("ServiceAccount", &account))
         .ok_or_else(|| format!("the ServiceAccount {account} is not there; add its manifest"))?;
     Ok(Holder {
         pod: name.clone(),

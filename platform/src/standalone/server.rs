@@ -85,15 +85,14 @@ impl Server {
         let service = StoreServer::new(Draining { service: self.service, drain: drain.clone() })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let served = tonic::transport::Server::builder()
+        let _socket = self.socket;
+        tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(HEARTBEAT * 4))
             .http2_keepalive_timeout(Some(HEARTBEAT * 2))
             .add_service(service)
             .serve_with_incoming_shutdown(connections.incoming(), async move { drain.wait().await })
-            .await;
-        self.socket.remove();
-        served
+            .await
     }
 }
 
@@ -119,16 +118,17 @@ fn bind(path: &Path) -> Result<(UnixListener, Socket), BindError> {
     Ok((listener, Socket { path: path.to_owned(), id }))
 }
 
-/// The socket that this server has made.
+/// The socket that this server has made. It goes with the server, also with one that was not let
+/// finish.
 struct Socket {
     path: PathBuf,
     id: (u64, u64),
 }
 
-impl Socket {
+impl Drop for Socket {
     /// Removes it, unless another store's is in its place by now. Whoever dials next then hears
     /// that there is no store, not that one refuses.
-    fn remove(&self) {
+    fn drop(&mut self) {
         let removed = match file_id(&self.path) {
             Ok(id) if id == self.id => std::fs::remove_file(&self.path),
             _ => Ok(()),

@@ -17,9 +17,8 @@ use steadfast_api::UnixTime;
 use steadfast_process::Clock;
 
 use super::claims::{Bound, Claims, ISSUER, subject};
-use super::follow::{Change, follow};
-use super::names::ObjectName;
-use super::resources;
+use crate::follow::{Change, follow};
+use crate::names::{ObjectName, parse_resource_key, resource_key};
 use crate::store::{Entry, Event, Store, StoreError, TOKEN_JWKS_KEY};
 use crate::token::{REVIEW_AGE_MAX, ReviewedToken, TokenRefusal, TokenReview};
 
@@ -99,7 +98,7 @@ impl Tokens {
         let mut followed = self.followed();
         match change {
             Change::Event(Event::Deleted { key, .. }) => {
-                if let Some((_, name)) = resources::parse_key(&key) {
+                if let Some((_, name)) = parse_resource_key(&key) {
                     followed.pods.remove(&name);
                 }
             }
@@ -155,7 +154,7 @@ impl Tokens {
             return Ok(facts);
         }
         // Not known, not the same, or not confirmed for too long: the store itself decides.
-        let entry = self.store.get(&resources::key("Pod", &name)).await.map_err(unavailable)?;
+        let entry = self.store.get(&resource_key("Pod", &name)).await.map_err(unavailable)?;
         let gone = |why| TokenRefusal::WorkloadGone(why);
         let entry = entry.ok_or_else(|| gone(format!("there is no pod {name}")))?;
         let facts = PodFacts::of(&entry)
@@ -211,7 +210,7 @@ impl TokenReview for Tokens {
 
 impl Followed {
     fn put(&mut self, entry: &Entry) {
-        let Some((_, name)) = resources::parse_key(&entry.key) else { return };
+        let Some((_, name)) = parse_resource_key(&entry.key) else { return };
         match PodFacts::of(entry) {
             Some(facts) => drop(self.pods.insert(name, facts)),
             // Not believed any more, whoever it was: a review then asks the store.

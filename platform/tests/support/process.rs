@@ -1,5 +1,7 @@
 //! The real `steadfast-store`, started and killed by the tests.
 
+use std::fs::File;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -12,7 +14,21 @@ pub struct StoreProcess(Child);
 
 impl StoreProcess {
     pub fn start(directory: &Directory) -> Self {
-        Self(command(directory.path()).stderr(Stdio::null()).spawn().unwrap())
+        Self(command(directory.path(), ANY_PORT).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// With a log and an admin port that the test knows.
+    #[allow(dead_code, reason = "not every test looks at them")]
+    pub fn start_watched(directory: &Directory, admin: SocketAddr, log: File) -> Self {
+        Self(command(directory.path(), &admin.to_string()).stderr(log).spawn().unwrap())
+    }
+
+    /// SIGTERM, and how it ended.
+    #[allow(dead_code, reason = "not every test stops one in order")]
+    pub fn stop(&mut self) -> ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.0.wait().unwrap()
     }
 
     /// SIGKILL: nothing of the process runs after this.
@@ -30,16 +46,16 @@ impl Drop for StoreProcess {
     }
 }
 
-pub fn command(directory: &Path) -> Command {
+pub fn command(directory: &Path, admin: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast-store"));
-    command.arg("--dir").arg(directory).args(["--admin", "127.0.0.1:0"]);
+    command.arg("--dir").arg(directory).args(["--admin", admin]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
 }
 
 /// Runs a store that is expected to end by itself: how, and what it said.
 pub fn run_to_end(directory: &Path) -> (ExitStatus, String) {
-    let output = command(directory).stderr(Stdio::piped()).output().unwrap();
+    let output = command(directory, ANY_PORT).stderr(Stdio::piped()).output().unwrap();
     (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -70,5 +86,6 @@ pub async fn resource(client: &Client, key: &str) -> Option<serde_json::Value> {
     entry.map(|entry| serde_json::from_slice(&entry.value).unwrap())
 }
 
+const ANY_PORT: &str = "127.0.0.1:0";
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -15,10 +15,10 @@ use steadfast_api::UnixTime;
 
 use super::files::Files;
 use super::parse::Object;
+use crate::names::ObjectName;
+use crate::names::{parse_resource_key, resource_key};
 use crate::standalone::endpoints;
 use crate::standalone::engine::{Value as Written, Write};
-use crate::standalone::names::ObjectName;
-use crate::standalone::resources::{key, parse_key};
 use crate::store::{Entry, Revision};
 
 /// Under `manifests/<file>`: which objects a file has in force. So a file that is broken when the
@@ -37,7 +37,7 @@ pub(super) fn remembered(records: &[Entry], resources: &[Entry]) -> Files {
         let Some(file) = entry.key.strip_prefix(RECORDS_PREFIX) else { continue };
         let record: Record = serde_json::from_slice(&entry.value).unwrap_or_default();
         let objects = record.objects.iter().filter_map(|key| {
-            let (kind, name) = parse_key(key)?;
+            let (kind, name) = parse_resource_key(key)?;
             let mut value: Value =
                 serde_json::from_slice(&resources.get(key.as_str())?.value).ok()?;
             remove_own_fields(&mut value);
@@ -65,14 +65,14 @@ pub(super) fn writes(
         desired.insert(key, value);
     };
     for object in files.objects() {
-        add(&mut desired, key(&object.kind, &object.name), object.value.clone());
+        add(&mut desired, resource_key(&object.kind, &object.name), object.value.clone());
     }
     for (name, account) in default_accounts(&desired) {
-        add(&mut desired, key("ServiceAccount", &name), account);
+        add(&mut desired, resource_key("ServiceAccount", &name), account);
     }
     for (name, slice) in derived_slices(&desired) {
         // A hand-written slice of another Service may have the name.
-        let key = key("EndpointSlice", &name);
+        let key = resource_key("EndpointSlice", &name);
         if !desired.contains_key(&key) {
             add(&mut desired, key, slice);
         }
@@ -99,7 +99,7 @@ pub(super) fn writes(
 
 /// Every namespace in which a pod runs as it has a `default` ServiceAccount.
 fn default_accounts(desired: &BTreeMap<String, Value>) -> Vec<(ObjectName, Value)> {
-    let pods = desired.iter().filter_map(|(key, value)| Some((parse_key(key)?, value)));
+    let pods = desired.iter().filter_map(|(key, value)| Some((parse_resource_key(key)?, value)));
     let namespaces: BTreeSet<String> = pods
         .filter(|((kind, _), value)| {
             *kind == "Pod" && value.pointer("/spec/serviceAccountName") == Some(&json!("default"))
@@ -108,7 +108,7 @@ fn default_accounts(desired: &BTreeMap<String, Value>) -> Vec<(ObjectName, Value
         .collect();
     let names = namespaces.into_iter().map(|namespace| ObjectName::new(namespace, "default"));
     names
-        .filter(|name| !desired.contains_key(&key("ServiceAccount", name)))
+        .filter(|name| !desired.contains_key(&resource_key("ServiceAccount", name)))
         .map(|name| {
             let metadata = json!({"name": "default", "namespace": name.namespace});
             let account =
@@ -138,7 +138,7 @@ fn of_kind<T: serde::de::DeserializeOwned>(
     kind: &str,
 ) -> BTreeMap<ObjectName, T> {
     let objects = desired.iter().filter_map(|(key, value)| {
-        let (found, name) = parse_key(key)?;
+        let (found, name) = parse_resource_key(key)?;
         (found == kind).then_some(())?;
         Some((name, T::deserialize(value).ok()?))
     });
@@ -147,7 +147,7 @@ fn of_kind<T: serde::de::DeserializeOwned>(
 
 /// The write that records a file's objects, if it is not recorded so already.
 fn record(file: &str, objects: &[Object], stored: &BTreeMap<&str, &Entry>) -> Option<Write> {
-    let objects = objects.iter().map(|object| key(&object.kind, &object.name)).collect();
+    let objects = objects.iter().map(|object| resource_key(&object.kind, &object.name)).collect();
     let value: Bytes = serde_json::to_vec(&Record { objects }).ok()?.into();
     let key = record_key(file);
     let before = stored.get(key.as_str());

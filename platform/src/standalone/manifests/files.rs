@@ -9,7 +9,7 @@ use serde::Serialize;
 use steadfast_api::UnixTime;
 
 use super::parse::{Invalid, Object};
-use crate::standalone::names::ObjectName;
+use crate::names::ObjectName;
 
 /// The files of the folder by their names.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use self::check::Checked;
 use self::locate::{Path, Step, locate};
-use crate::standalone::names::{ObjectName, check_name, check_namespace};
+use crate::names::{ObjectName, check_name, check_namespace};
 
 /// One object of a manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,13 +50,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Vec<Object>, Vec<Warning>), Invalid
     let (mut objects, mut warnings) = (Vec::new(), Vec::new());
     let mut key_bytes = 0;
     for document in documents(text) {
-        let Some(object) = document.parse(&mut warnings)? else { continue };
-        key_bytes += object.kind.len() + object.name.namespace.len() + object.name.name.len();
-        if objects.len() == OBJECTS_MAX || key_bytes > KEY_BYTES_MAX {
-            let reason = format!("more than {OBJECTS_MAX} objects in one file: split it");
-            return Err(Invalid { line: object.line, column: 1, reason });
+        for object in document.parse(&mut warnings)? {
+            key_bytes += object.kind.len() + object.name.namespace.len() + object.name.name.len();
+            if objects.len() == OBJECTS_MAX || key_bytes > KEY_BYTES_MAX {
+                let reason = format!("more than {OBJECTS_MAX} objects in one file: split it");
+                return Err(Invalid { line: object.line, column: 1, reason });
+            }
+            objects.push(object);
         }
-        objects.push(object);
     }
     Ok((objects, warnings))
 }
@@ -98,39 +99,37 @@ fn documents(text: &str) -> Vec<Document<'_>> {
 }
 
 impl Document<'_> {
-    /// Its object; `None` if it is empty.
-    fn parse(&self, warnings: &mut Vec<Warning>) -> Result<Option<Object>, Invalid> {
+    /// Its objects: none if it is empty, those of a `List` (as `kubectl get -o yaml` prints), or
+    /// the one that it is.
+    fn parse(&self, warnings: &mut Vec<Warning>) -> Result<Vec<Object>, Invalid> {
         if self.is_blank() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let mut raw: Value = self.read()?;
+        let raw: Value = self.read()?;
         if raw.is_null() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let header = self.header(&raw)?;
-        remove_server_fields(&mut raw);
-        let mut value = match self.typed(&header)? {
-            Some(Checked { value, problem: None }) => {
-                self.warn_of_unknown_fields(&header, &raw, &value, warnings);
-                value
-            }
-            Some(Checked { problem: Some((path, reason)), .. }) => {
-                return Err(self.invalid(&path, reason));
-            }
-            None => raw,
+        if raw.get("kind").and_then(Value::as_str) != Some("List") {
+            let line = self.first_line + locate(self.text, &Path::new()).0 - 1;
+            let part = Part { document: self, at: Path::new(), line };
+            return Ok(vec![part.parse(raw, warnings)?]);
+        }
+        let at = |index| vec![Step::Key("items".to_owned()), Step::Index(index)];
+        let Some(Value::Array(items)) = raw.get("items") else {
+            let whole = Part { document: self, at: Path::new(), line: self.first_line };
+            let reason = "a List needs items: a sequence of objects";
+            return Err(whole.invalid(&at(0)[..1], reason.to_owned()));
         };
-        if serde_json::to_vec(&value).map_or(0, |bytes| bytes.len()) > OBJECT_BYTES_MAX {
-            let reason = format!("the object is larger than {OBJECT_BYTES_MAX} bytes");
-            return Err(self.invalid(&Path::new(), reason));
-        }
-        remove_server_fields(&mut value);
-        set_namespace(&mut value, &header.name);
-        Ok(Some(Object {
-            kind: header.kind,
-            name: header.name,
-            value,
-            line: self.line_of(&Path::new()),
-        }))
+        let lines = locate::lines_of_items(self.text);
+        let parts = items
+            .iter()
+            .zip(lines.into_iter().chain(std::iter::repeat(1)))
+            .enumerate()
+            .map(|(index, (item, line))| {
+                let part = Part { document: self, at: at(index), line: self.first_line + line - 1 };
+                part.parse(item.clone(), warnings)
+            });
+        parts.collect()
     }
 
     fn is_blank(&self) -> bool {
@@ -159,6 +158,49 @@ impl Document<'_> {
             Invalid { line: self.first_line + line - 1, column, reason }
         })
     }
+}
+
+/// What of a document is one object: the whole, or an item of a list.
+struct Part<'a> {
+    document: &'a Document<'a>,
+    /// The way to it; empty: the whole document.
+    at: Path,
+    /// Where it begins.
+    line: u64,
+}
+
+impl Part<'_> {
+    fn parse(&self, mut raw: Value, warnings: &mut Vec<Warning>) -> Result<Object, Invalid> {
+        let header = self.header(&raw)?;
+        remove_server_fields(&mut raw);
+        let mut value = match self.typed(&header, &raw)? {
+            Some(Checked { value, problem: None }) => {
+                self.warn_of_unknown_fields(&header, &raw, &value, warnings);
+                value
+            }
+            Some(Checked { problem: Some((path, reason)), .. }) => {
+                return Err(self.invalid(&path, reason));
+            }
+            None => raw,
+        };
+        if serde_json::to_vec(&value).map_or(0, |bytes| bytes.len()) > OBJECT_BYTES_MAX {
+            let reason = format!("the object is larger than {OBJECT_BYTES_MAX} bytes");
+            return Err(self.invalid(&[], reason));
+        }
+        remove_server_fields(&mut value);
+        set_namespace(&mut value, &header.name);
+        Ok(Object { kind: header.kind, name: header.name, value, line: self.line })
+    }
+
+    /// The object in its type. The text says best where something is wrong; within a list, the
+    /// item is named.
+    fn read<T: DeserializeOwned>(&self, raw: &Value) -> Result<T, Invalid> {
+        if self.at.is_empty() {
+            return self.document.read();
+        }
+        T::deserialize(raw)
+            .map_err(|error| self.invalid(&[], format!("{}: {error}", locate::display(&self.at))))
+    }
 
     fn header(&self, raw: &Value) -> Result<Header, Invalid> {
         let text = |path: &[&str]| -> Result<String, Invalid> {
@@ -175,7 +217,7 @@ impl Document<'_> {
         };
         if !raw.is_object() {
             let reason = "a Kubernetes object is expected: apiVersion, kind, metadata";
-            return Err(self.invalid(&Path::new(), reason.to_owned()));
+            return Err(self.invalid(&[], reason.to_owned()));
         }
         let (api_version, kind) = (text(&["apiVersion"])?, text(&["kind"])?);
         let name = text(&["metadata", "name"])?;
@@ -195,13 +237,13 @@ impl Document<'_> {
     }
 
     /// The object as its type has it, for the kinds that the mesh acts on.
-    fn typed(&self, header: &Header) -> Result<Option<Checked>, Invalid> {
+    fn typed(&self, header: &Header, raw: &Value) -> Result<Option<Checked>, Invalid> {
         Ok(Some(match header.kind.as_str() {
-            "EndpointSlice" => check::endpoint_slice(self.read::<EndpointSlice>()?),
-            "Namespace" => check::unchanged(&self.read::<Namespace>()?),
-            "Pod" => check::pod(self.read::<Pod>()?),
-            "Service" => check::service(self.read::<Service>()?),
-            "ServiceAccount" => check::unchanged(&self.read::<ServiceAccount>()?),
+            "EndpointSlice" => check::endpoint_slice(self.read::<EndpointSlice>(raw)?),
+            "Namespace" => check::unchanged(&self.read::<Namespace>(raw)?),
+            "Pod" => check::pod(self.read::<Pod>(raw)?),
+            "Service" => check::service(self.read::<Service>(raw)?),
+            "ServiceAccount" => check::unchanged(&self.read::<ServiceAccount>(raw)?),
             _ => return Ok(None),
         }))
     }
@@ -216,21 +258,25 @@ impl Document<'_> {
     ) {
         let mut unknown = Vec::new();
         locate::missing(raw, typed, &mut Path::new(), &mut unknown);
-        for path in unknown.into_iter().take(WARNINGS_MAX) {
+        let room = WARNINGS_MAX.saturating_sub(warnings.len());
+        for path in unknown.into_iter().take(room) {
             let (kind, name) = (&header.kind, &header.name);
             let text =
                 format!("{kind} {name}: unknown field {} is ignored", locate::display(&path));
-            warnings.push(Warning { line: self.line_of(&path), text });
+            warnings.push(Warning { line: self.locate(&path).0, text });
         }
     }
 
-    fn invalid(&self, path: &Path, reason: String) -> Invalid {
-        let (line, column) = locate(self.text, path);
-        Invalid { line: self.first_line + line - 1, column, reason }
+    fn invalid(&self, path: &[Step], reason: String) -> Invalid {
+        let (line, column) = self.locate(path);
+        Invalid { line, column, reason }
     }
 
-    fn line_of(&self, path: &Path) -> u64 {
-        self.first_line + locate(self.text, path).0 - 1
+    /// Line of the file, and column.
+    fn locate(&self, path: &[Step]) -> (u64, u64) {
+        let path = [self.at.as_slice(), path].concat();
+        let (line, column) = locate(self.document.text, &path);
+        (self.document.first_line + line - 1, column)
     }
 }
 

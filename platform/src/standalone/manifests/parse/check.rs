@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::locate::{Path, Step};
+use crate::names::{check_name, check_namespace};
 use crate::standalone::endpoints::MANAGED_BY_LABEL;
 use crate::standalone::endpoints::MANAGER;
-use crate::standalone::names::{check_name, check_namespace};
 
 /// An object as its type has it, and the first problem in it.
 pub(super) struct Checked {

@@ -41,6 +41,20 @@ pub(super) fn locate(document: &str, path: &Path) -> (u64, u64) {
     at
 }
 
+/// The line, from 1, of each item of a document's `items`.
+pub(super) fn lines_of_items(document: &str) -> Vec<u64> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    let root = serde_saphyr::from_str_with_options::<Spanned<Node>>(document, options);
+    let Ok(Spanned { value: Node::Map(fields), .. }) = root else { return Vec::new() };
+    let items = fields.into_iter().find(|(name, _)| name.value == "items");
+    match items.map(|(_, items)| items.value) {
+        Some(Node::Sequence(items)) => {
+            items.iter().map(|item| item.referenced.line().max(1)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The field whose value begins at this line and column.
 pub(super) fn path_at(document: &str, at: (u64, u64)) -> Option<Path> {
     fn find(node: &Spanned<Node>, at: (u64, u64), path: &mut Path) -> bool {

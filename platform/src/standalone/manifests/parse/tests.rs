@@ -56,6 +56,39 @@ fn a_file_holds_any_number_of_documents() {
 }
 
 #[test]
+fn a_list_is_its_items_each_with_its_own_line() {
+    let text = "apiVersion: v1
+kind: List
+metadata: {resourceVersion: ''}
+items:
+- apiVersion: v1
+  kind: Service
+  metadata: {name: web, namespace: demo}
+  spec:
+    ports:
+    - port: 80
+- apiVersion: v1
+  kind: ServiceAccount
+  metadata: {name: web, namespace: demo}
+";
+    let (objects, warnings) = parse(format!("---\n---\n{text}").as_bytes()).unwrap();
+    let found: Vec<_> = objects.iter().map(|o| (o.kind.as_str(), o.line)).collect();
+    assert_eq!(found, [("Service", 7), ("ServiceAccount", 13)]);
+    assert_eq!(warnings, []);
+    assert_eq!(objects[0].value["spec"]["ports"][0]["targetPort"], 80);
+    // What is wrong in an item is found where it is, or names the item.
+    assert_eq!(refused(&text.replace("port: 80", "port: 0")).0, 10);
+    assert_eq!(refused(&text.replacen("name: web", "name: ../x", 1)).0, 7);
+    let (line, _, reason) = refused(&text.replace("port: 80", "port: eighty"));
+    assert!(line == 5 && reason.contains("items[0]"), "{line}: {reason}");
+    let (line, _, reason) = refused("apiVersion: v1\nkind: List\nitems: 7\n");
+    assert!(line == 3 && reason.contains("a List needs items"), "{line}: {reason}");
+    let nested = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: []}\n";
+    assert_eq!(refused(nested).0, 4);
+    assert_eq!(parse(b"{apiVersion: v1, kind: List, items: []}").unwrap().0, []);
+}
+
+#[test]
 fn a_line_of_dashes_inside_a_text_does_not_end_the_document() {
     let text =
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  x: |\n    ---\n    y\n";

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use crate::store::RESOURCES_PREFIX;
+
 /// Namespace and name of an object; the namespace of a cluster-wide one is empty.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Its namespace.
     pub namespace: String,
@@ -13,8 +15,8 @@ pub struct ObjectName {
 
 impl ObjectName {
     /// The name of an object.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        Self { namespace: namespace.as_ref().to_owned(), name: name.as_ref().to_owned() }
     }
 }
 
@@ -25,6 +27,19 @@ impl fmt::Display for ObjectName {
         }
         write!(f, "{}/{}", self.namespace, self.name)
     }
+}
+
+/// The key of a resource in the store.
+pub fn resource_key(kind: &str, name: &ObjectName) -> String {
+    format!("{RESOURCES_PREFIX}{kind}/{}/{}", name.namespace, name.name)
+}
+
+/// Kind and name of the resource with this key; `None` for any other key.
+pub fn parse_resource_key(key: &str) -> Option<(&str, ObjectName)> {
+    let (kind, rest) = key.strip_prefix(RESOURCES_PREFIX)?.split_once('/')?;
+    let (namespace, name) = rest.split_once('/')?;
+    let whole = !kind.is_empty() && !name.is_empty() && !name.contains('/');
+    whole.then(|| (kind, ObjectName::new(namespace, name)))
 }
 
 /// A text that is no name of an object.
@@ -73,6 +88,24 @@ const SUBDOMAIN_LENGTH_MAX: usize = 253;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_key_of_a_resource_names_it_and_no_other_key_does() {
+        for name in [ObjectName::new("demo", "web"), ObjectName::new("", "demo")] {
+            assert_eq!(parse_resource_key(&resource_key("Pod", &name)), Some(("Pod", name)));
+        }
+        for other in [
+            "trust/domain",
+            "resources/Pod",
+            "resources/Pod/demo",
+            "resources/Pod/demo/",
+            "resources/Pod/demo/a/b",
+            "resources//demo/web",
+            "resources/",
+        ] {
+            assert_eq!(parse_resource_key(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn a_name_can_never_leave_its_directory() {
