@@ -4,6 +4,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
+use serde::Serialize;
 
 /// The form of a listing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -13,6 +14,8 @@ pub(crate) enum Format {
     /// For people.
     #[default]
     Table,
+    /// For programs, and people who like it better than JSON.
+    Yaml,
 }
 
 /// Colours, or none.
@@ -76,12 +79,27 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes a value as JSON, for people too: indented, one line feed at the end.
-///
-/// # Errors
-/// As [`print()`].
-pub(crate) fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
-    print(&(serde_json::to_string_pretty(value)? + "\n"))
+impl Format {
+    /// Writes a value in this form; `table` makes what people read.
+    ///
+    /// # Errors
+    /// As [`print()`].
+    pub(crate) fn print<T: Serialize>(
+        self,
+        value: &T,
+        table: impl FnOnce(&T) -> String,
+    ) -> io::Result<()> {
+        match self {
+            Self::Json => print(&(serde_json::to_string_pretty(value)? + "\n")),
+            Self::Table => print(&table(value)),
+            Self::Yaml => print(&yaml(value)?),
+        }
+    }
+}
+
+fn yaml(value: &impl Serialize) -> io::Result<String> {
+    let text = serde_saphyr::to_string(value).map_err(io::Error::other)?;
+    Ok(text.trim_end().to_owned() + "\n")
 }
 
 /// Columns two spaces apart, each as wide as its widest cell; nothing behind the last.
@@ -151,6 +169,17 @@ mod tests {
     fn a_table_is_aligned_and_has_no_trailing_spaces() {
         let rows = [["web".to_owned(), "1".to_owned()], ["store".to_owned(), String::new()]];
         assert_eq!(table(["NAME", "N"], &rows), "NAME   N\nweb    1\nstore\n");
+    }
+
+    #[test]
+    fn a_listing_in_yaml_says_what_the_one_in_json_says() {
+        let value = serde_json::json!([
+            { "name": "web", "text": "two\nlines: \"x\"", "left": null, "count": 3 },
+            { "name": "no", "list": ["1", "true"] },
+        ]);
+        let text = yaml(&value).unwrap();
+        assert!(text.starts_with("- ") && text.ends_with('\n'), "{text}");
+        assert_eq!(serde_saphyr::from_str::<serde_json::Value>(&text).unwrap(), value, "{text}");
     }
 
     #[test]

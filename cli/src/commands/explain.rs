@@ -2,7 +2,7 @@
 
 use steadfast_api::Code;
 
-use crate::output::{self, Format, Paint, table, wrap};
+use crate::output::{Format, Paint, table, wrap};
 use crate::problem::Problem;
 use crate::suggest::nearest;
 
@@ -23,18 +23,11 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Problem> {
     let Some(text) = &args.code else {
-        match args.output {
-            Format::Json => output::print_json(&Code::all().map(Page::of).collect::<Vec<_>>())?,
-            Format::Table => output::print(&listing())?,
-        }
-        return Ok(());
+        let pages: Vec<_> = Code::all().map(Page::of).collect();
+        return Ok(args.output.print(&pages, |_| listing())?);
     };
     let Ok(code) = text.trim().parse::<Code>() else { return Err(unknown(text)) };
-    match args.output {
-        Format::Json => output::print_json(&Page::of(code))?,
-        Format::Table => output::print(&page(code, Paint::stdout()))?,
-    }
-    Ok(())
+    Ok(args.output.print(&Page::of(code), |_| page(code, Paint::stdout()))?)
 }
 
 /// A code for a program.

@@ -88,11 +88,7 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
         return Ok(output::print(&answer.status.chain_pem)?);
     }
     let view = View::of(&answer.name, &answer.status, SystemClock.now());
-    match args.output {
-        Format::Json => output::print_json(&view)?,
-        Format::Table => output::print(&view.table(Paint::stdout()))?,
-    }
-    Ok(())
+    Ok(args.output.print(&view, |view| view.table(Paint::stdout()))?)
 }
 
 struct Answer {

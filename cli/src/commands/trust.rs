@@ -103,10 +103,7 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
         }
         Command::Status(args) => {
             let status = Status::of(&state(&args.dir.dir).await?, SystemClock.now());
-            match args.output {
-                Format::Json => output::print_json(&status)?,
-                Format::Table => output::print(&status.table(Paint::stdout()))?,
-            }
+            args.output.print(&status, |status| status.table(Paint::stdout()))?;
         }
         Command::Bundle(args) => {
             let bundle = state(&args.dir.dir).await?.bundle().map_err(TrustError::from)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::identity::{KnownPod, pods};
 use crate::admin;
-use crate::output::{self, Format, table};
+use crate::output::{Format, table};
 use crate::problem::Problem;
 
 /// Print the version of this command, and of what runs in a mesh
@@ -48,10 +48,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
         let pods = pods(dir).await?;
         versions.processes = futures::future::join_all(pods.iter().map(ask)).await;
     }
-    match args.output {
-        Format::Json => output::print_json(&versions)?,
-        Format::Table => output::print(&versions.table())?,
-    }
+    args.output.print(&versions, Versions::table)?;
     let silent = versions.processes.iter().any(|process| process.problem.is_some());
     Ok(if silent { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
