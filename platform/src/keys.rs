@@ -125,7 +125,7 @@ fn parents_of_missing(path: &Path) -> Vec<PathBuf> {
 }
 
 fn parent_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
 /// Writes a file that must not exist yet, with mode 0600, whole or not at all, durably.

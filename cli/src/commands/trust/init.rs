@@ -283,7 +283,7 @@ mod tests {
         for name in ["stray.key", ".3f0c.key.5d1b7a52"] {
             let stray = directory.anchor_keys().join(name);
             fs::write(&stray, b"key").unwrap();
-            assert_eq!(check_keys(&directory, &state).unwrap(), [stray.clone()]);
+            assert_eq!(check_keys(&directory, &state).unwrap(), std::slice::from_ref(&stray));
             fs::remove_file(stray).unwrap();
         }
         fs::remove_file(key_file(&directory.issuer_keys(), state.active_issuer)).unwrap();
