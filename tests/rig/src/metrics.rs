@@ -33,7 +33,12 @@ impl Metrics {
         if status != StatusCode::OK {
             return Err(format!("{admin}/metrics answers {status}"));
         }
-        Ok(Self(text.lines().filter_map(Sample::parse).collect()))
+        Ok(Self::parse(&text))
+    }
+
+    /// Reads the text of a scrape.
+    pub fn parse(text: &str) -> Self {
+        Self(text.lines().filter_map(Sample::parse).collect())
     }
 
     /// The sum of all series of this name with these labels.
