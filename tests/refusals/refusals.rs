@@ -276,7 +276,10 @@ async fn two_sidecars_that_disagree_about_an_identity_both_say_so() {
     let store = mesh.pod(opaque("store"));
     store.ready().await;
     // `api` is said to answer where `store` does: an address that was reused.
-    let manifest = mesh.dir().join("manifests").join("reused.yaml");
+    let manifests = mesh.dir().join("manifests");
+    let account = "{apiVersion: v1, kind: ServiceAccount, metadata: {name: api, namespace: demo}}";
+    std::fs::write(manifests.join("account.yaml"), account).unwrap();
+    let manifest = manifests.join("reused.yaml");
     std::fs::write(&manifest, reused("api", port, store.inbound.port())).unwrap();
     let entrance = free_addr();
     let web = mesh.pod(PodSpec {

@@ -54,13 +54,14 @@ impl Authority {
     /// A name and a port.
     ///
     /// # Errors
-    /// A host that is no DNS name, or port 0.
+    /// A host that is no DNS name (an address is none, with a dot at its end neither), or port 0.
     pub fn new(host: &str, port: u16) -> Result<Self, AuthorityError> {
         let name = host.strip_suffix('.').unwrap_or(host);
         if port == 0 {
             return Err(AuthorityError::Port("0".to_owned()));
         }
-        if name.len() > HOST_BYTES_MAX || !name.split('.').all(is_label) {
+        let is_name = name.len() <= HOST_BYTES_MAX && name.split('.').all(is_label);
+        if !is_name || name.parse::<IpAddr>().is_ok() {
             return Err(AuthorityError::Host(shown(host)));
         }
         let text = format!("{}:{port}", name.to_ascii_lowercase()).into();
@@ -138,8 +139,20 @@ mod tests {
     #[test]
     fn what_is_no_authority_is_refused() {
         let long = "a".repeat(64);
-        for text in ["", ":80", "web:", "web:0", "web:65536", "web:+80", "we b", "a..b", ".", &long]
-        {
+        for text in [
+            "",
+            ":80",
+            "web:",
+            "web:0",
+            "web:65536",
+            "web:+80",
+            "we b",
+            "a..b",
+            ".",
+            "10.0.0.1.",
+            "10.0.0.1.:80",
+            &long,
+        ] {
             assert!(Authority::parse(text, 80).is_err(), "{text:?}");
         }
     }
