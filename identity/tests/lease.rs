@@ -142,7 +142,13 @@ async fn a_new_issuer_is_used_at_once_and_renews_the_services_own_svid() {
 async fn a_clock_that_is_set_back_renews_the_services_own_svid() {
     const DAY_MS: i64 = 86_400_000;
     let mesh = Mesh::start().await;
-    let own = || mesh.log().iter().filter(|line| line["token_id"] == "own").count();
+    let own = || {
+        let id = "spiffe://cluster.local/ns/steadfast/sa/steadfast-identity";
+        let is_own =
+            |line: &&serde_json::Value| line["event"] == "issued" && line["spiffe_id"] == id;
+        mesh.log().iter().filter(is_own).count()
+    };
+    mesh.wait(|| own() > 0, "the first").await;
     let before = own();
     mesh.clock.wall_ms.store(DAY_MS, Ordering::SeqCst);
     mesh.wait(|| own() > before, "renewed a day ahead").await;
