@@ -229,7 +229,7 @@ codes! {
         "Find out who sends so much; raise the open-file limit if it is the cause.";
     PEER_CLOSED "SFT-NET-011" "peer_closed"
         "The peer broke off a new connection without a word"
-        "The peer showed the right certificate, and then broke the connection before it sent a byte: its proxy refused what the connection is for (a policy, a port that is not declared), or the peer ended at that moment."
+        "The peer broke the connection before it sent a byte: its proxy refused what the connection is for (plaintext where it takes mutual TLS only, a policy, a port that is not declared), or the peer ended at that moment."
         "Look into the peer's log at that time: its line names the reason, with a code of its own.";
 
     // STO: the standalone store.

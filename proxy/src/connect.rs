@@ -225,7 +225,7 @@ impl Connect {
     }
 
     /// Counts and logs the refusal that the end of a connection to a server means, if it means
-    /// one: the connection broke, after the server `spoke` or before. In plaintext nobody judges.
+    /// one: the connection broke, after the server `spoke` or before.
     pub fn report_broken(
         &self,
         addr: SocketAddr,
@@ -233,8 +233,12 @@ impl Connect {
         spoke: bool,
         error: &io::Error,
     ) {
-        let Some(late) = late.filter(|late| !spoke || late.get().is_some()) else { return };
-        let refusal = refused_late(late, addr, error.kind().into());
+        let source = error.kind().into();
+        let refusal = match late {
+            Some(late) if !spoke || late.get().is_some() => refused_late(late, addr, source),
+            None if !spoke => Refusal::Closed { addr, source },
+            Some(_) | None => return,
+        };
         self.report(Direction::Outbound, addr, &refusal);
     }
 

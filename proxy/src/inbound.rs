@@ -132,8 +132,8 @@ impl Inbound {
                     return Err(Refusal::Gone(error));
                 }
                 First::Server(server) => {
-                    let conn = plaintext(io, client, target);
-                    self.authorize(&conn.facts)?;
+                    let mut conn = plaintext(io, client, target);
+                    self.authorize(&conn.facts).inspect_err(|_| conn.io.abort())?;
                     return Box::pin(self.opaque(conn, Some(server))).await;
                 }
             }
@@ -148,7 +148,10 @@ impl Inbound {
             }
             (_, Some(target)) => plaintext(io, client, target),
             (_, None) if left => return Err(gone_without_a_word()),
-            (found, None) => return Err(no_direct_plaintext(client, found)),
+            (found, None) => {
+                io.abort();
+                return Err(no_direct_plaintext(client, found));
+            }
         };
         // Boxed, so that a connection that is served pays for no other state than this.
         match self.authorize(&conn.facts) {
@@ -281,13 +284,15 @@ impl Inbound {
     }
 
     /// Refuses a connection. A peer that speaks HTTP is told why: each of its requests is judged,
-    /// and answered here. To one that does not, nothing can be said but that it is over.
+    /// and answered here. To one that does not, nothing can be said; its connection is broken off,
+    /// since an end would look like an empty answer.
     async fn turn_away(
         self: &Rc<Self>,
         mut conn: Identified,
         refusal: Refusal,
     ) -> Result<(), Refusal> {
         if !conn.facts.mesh {
+            conn.io.abort();
             return Err(refusal);
         }
         let proto = match self.declared(&conn) {

@@ -21,7 +21,7 @@ use crate::transport::HeaderError;
 /// Why a connection or request goes no further.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// A peer of the mesh broke the connection off before it sent a byte.
+    /// A server broke the connection off before it sent a byte.
     #[error("{code} peer_closed: {addr} broke off without a word; its log says why", code = Code::PEER_CLOSED)]
     Closed {
         /// Where the peer is.

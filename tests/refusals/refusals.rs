@@ -3,6 +3,7 @@
 //! one property, gets through.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use steadfast_test_rig::app::App;
@@ -144,23 +145,12 @@ async fn plain_tcp_to_a_port_that_asks_for_mutual_tls_is_refused() {
         ..PodSpec::new("web", &[])
     });
     web.ready().await;
-    let mut stream = TcpStream::connect(entrance).await.unwrap();
-    stream.write_all(b"plain bytes").await.unwrap();
-    let mut answer = Vec::new();
-    // A reset is as good an end as a close: what counts is that nothing came back.
-    let _ = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
-    assert!(answer.is_empty(), "{answer:?}");
+    in_vain(entrance).await;
     target.api.proxy.logged(&["SFT-NET-001", "plaintext_refused"], DEADLINE).await;
     assert_eq!(refusals(&target.api, "inbound", "plaintext_refused").await, 1.0);
     assert_eq!((target.app.connections(), target.app.bytes()), (0, 0));
-    // In plaintext nobody tells the dialler more than that it is over; what it counts says why it
-    // spoke plaintext.
-    let dialled = [
-        ("direction", "outbound"),
-        ("peer", "dst"),
-        ("no_tls_reason", "not_provided_by_service_discovery"),
-    ];
-    assert_eq!(web.metrics().await.sum("tcp_open_total", &dialled), 1.0);
+    web.proxy.logged(&["SFT-NET-011", "peer_closed", "outbound"], DEADLINE).await;
+    assert_eq!(refusals(&web, "outbound", "peer_closed").await, 1.0);
     target.through(target.peer(&target.issuer, &target.leaf())).await;
 }
 
@@ -276,22 +266,14 @@ async fn two_sidecars_that_disagree_about_an_identity_both_say_so() {
     let store = mesh.pod(opaque("store"));
     store.ready().await;
     // `api` is said to answer where `store` does: an address that was reused.
-    let manifests = mesh.dir().join("manifests");
-    let account = "{apiVersion: v1, kind: ServiceAccount, metadata: {name: api, namespace: demo}}";
-    std::fs::write(manifests.join("account.yaml"), account).unwrap();
-    let manifest = manifests.join("reused.yaml");
-    std::fs::write(&manifest, reused("api", port, store.inbound.port())).unwrap();
+    let manifest = reuse(&mesh, port, &store);
     let entrance = free_addr();
     let web = mesh.pod(PodSpec {
         listen_map: vec![(entrance, format!("api.demo.svc.cluster.local:{port}"))],
         ..PodSpec::new("web", &[])
     });
     web.ready().await;
-    let mut stream = TcpStream::connect(entrance).await.unwrap();
-    let _ = stream.write_all(b"ping").await;
-    let mut answer = Vec::new();
-    let _ = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
-    assert!(answer.is_empty());
+    in_vain(entrance).await;
     web.proxy.logged(&["SFT-TLS-006", "sa/store", "sa/api"], DEADLINE).await;
     store.proxy.logged(&["SFT-TLS-010", "refused_by_peer"], DEADLINE).await;
     assert!(refusals(&web, "outbound", "wrong_identity").await >= 1.0);
@@ -300,14 +282,71 @@ async fn two_sidecars_that_disagree_about_an_identity_both_say_so() {
 
     // Mended: the manifest names who really answers there.
     std::fs::write(&manifest, reused("store", port, store.inbound.port())).unwrap();
-    until("the mended manifest is in force", DEADLINE, || async {
-        let mut stream = TcpStream::connect(entrance).await.map_err(|e| e.to_string())?;
-        stream.write_all(b"ping").await.map_err(|e| e.to_string())?;
-        let mut answer = [0; 4];
-        stream.read_exact(&mut answer).await.map_err(|e| e.to_string())?;
-        (&answer == b"ping").then_some(()).ok_or_else(|| format!("{answer:?}"))
-    })
-    .await;
+    until("the mended manifest is in force", DEADLINE, || ping(entrance)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sidecars_of_foreign_authorities_both_say_so() {
+    let ours = Mesh::start(MeshConfig::default()).await;
+    let app = App::tcp(free_addr()).await.unwrap();
+    let port = app.addr.port();
+    let api = PodSpec {
+        opaque_ports: vec![port],
+        ..PodSpec::new("api", &[port]).policy("all-authenticated")
+    };
+    let api = ours.pod(api);
+    api.ready().await;
+    // Another mesh has the same names, and anchors of its own.
+    let theirs = Mesh::start(MeshConfig::default()).await;
+    let _manifest = reuse(&theirs, port, &api);
+    let caller = |mesh: &Mesh| {
+        let entrance = free_addr();
+        let listen_map = vec![(entrance, format!("api.demo.svc.cluster.local:{port}"))];
+        (entrance, mesh.pod(PodSpec { listen_map, ..PodSpec::new("web", &[]) }))
+    };
+    let (entrance, foreign) = caller(&theirs);
+    foreign.ready().await;
+    in_vain(entrance).await;
+    foreign.proxy.logged(&["SFT-TLS-001", "unknown_issuer", "outbound"], DEADLINE).await;
+    api.proxy.logged(&["SFT-TLS-010", "refused_by_peer", "inbound"], DEADLINE).await;
+    assert!(refusals(&foreign, "outbound", "unknown_issuer").await >= 1.0);
+    assert!(refusals(&api, "inbound", "refused_by_peer").await >= 1.0);
+    assert_eq!(app.connections(), 0);
+
+    // Mended: the same caller with the same anchors.
+    let (entrance, web) = caller(&ours);
+    web.ready().await;
+    until("the caller of the same mesh gets through", DEADLINE, || ping(entrance)).await;
+}
+
+/// Tells a mesh that its `api` answers where this workload does.
+fn reuse(mesh: &Mesh, port: u16, at: &Pod) -> PathBuf {
+    let manifests = mesh.dir().join("manifests");
+    let account = "{apiVersion: v1, kind: ServiceAccount, metadata: {name: api, namespace: demo}}";
+    std::fs::write(manifests.join("account.yaml"), account).unwrap();
+    let manifest = manifests.join("reused.yaml");
+    std::fs::write(&manifest, reused("api", port, at.inbound.port())).unwrap();
+    manifest
+}
+
+/// Nothing comes back for bytes that are sent here.
+async fn in_vain(entrance: SocketAddr) {
+    let mut stream = TcpStream::connect(entrance).await.unwrap();
+    // A reset is as good an end as a close, also before all is written: what counts is that
+    // nothing came back.
+    let _ = stream.write_all(b"ping").await;
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
+    assert!(answer.is_empty(), "{answer:?}");
+}
+
+/// The application answers bytes that are sent here.
+async fn ping(entrance: SocketAddr) -> Result<(), String> {
+    let mut stream = TcpStream::connect(entrance).await.map_err(|e| e.to_string())?;
+    stream.write_all(b"ping").await.map_err(|e| e.to_string())?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.map_err(|e| e.to_string())?;
+    (&answer == b"ping").then_some(()).ok_or_else(|| format!("{answer:?}"))
 }
 
 /// A workload whose sidecar refuses, and one whose sidecar calls it.
