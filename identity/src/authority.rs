@@ -81,18 +81,10 @@ pub fn found(trust_domain: &TrustDomain, now: UnixTime) -> Result<Founding, Auth
     let active = make_anchor(trust_domain, now, ANCHOR_LIFETIME)?;
     let standby = make_anchor(trust_domain, now, ANCHOR_LIFETIME)?;
     let issuer = make_issuer(trust_domain, &active.der, &active.pkcs8, now, ISSUER_LIFETIME)?;
-    let state = TrustDomainState {
-        trust_domain: trust_domain.clone(),
-        seq: 1,
-        anchors: vec![
-            active.as_anchor(AnchorState::Active),
-            standby.as_anchor(AnchorState::Standby),
-        ],
-        issuers: vec![issuer.as_issuer(active.id)],
-        active_issuer: issuer.id,
-        denied_issuers: Vec::new(),
-        tombstones: Vec::new(),
-    };
+    let anchors =
+        vec![active.as_anchor(AnchorState::Active), standby.as_anchor(AnchorState::Standby)];
+    let first = issuer.as_issuer(active.id);
+    let state = TrustDomainState::founded(trust_domain.clone(), anchors, first, now);
     Ok(Founding { state, active, standby, issuer })
 }
 
@@ -159,7 +151,15 @@ impl Authority {
 
     fn as_anchor(&self, state: AnchorState) -> AnchorRecord {
         let key_ref = format!("keys/anchors/{}.key", self.id);
-        AnchorRecord { id: self.id, der: self.der.clone(), state, key_ref }
+        AnchorRecord {
+            id: self.id,
+            der: self.der.clone(),
+            not_after: self.not_after,
+            state,
+            taint: None,
+            key_ref,
+            svid_life_max: SVID_LIFETIME_MAX,
+        }
     }
 
     /// As the store's record of an issuer under this anchor.
@@ -168,6 +168,7 @@ impl Authority {
             id: self.id,
             anchor_id,
             der: self.der.clone(),
+            not_before: self.not_before,
             not_after: self.not_after,
             key_ref: format!("keys/issuers/{}.key", self.id),
         }
@@ -237,6 +238,8 @@ pub const SKEW: Duration = Duration::from_secs(60);
 pub const ANCHOR_LIFETIME: Duration = Duration::from_secs(761 * 86_400);
 /// An issuer is rotated when 10 of its 30 days are left.
 pub const ISSUER_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+/// SVIDs live no longer unless a replica has said so before.
+pub const SVID_LIFETIME_MAX: Duration = Duration::from_secs(86_400);
 /// The organisation in every name.
 pub(crate) const ORGANIZATION: &str = "Steadfast";
 /// Anchors begin this long ago, so that no clock within a day of ours finds them in the future.

@@ -1,14 +1,22 @@
 //! The stored state of a trust domain: one object, changed by one compare-and-swap.
 //!
 //! It is what every replica serves and every phase change rewrites. Private keys are not in it,
-//! only references to them.
+//! only references to them. What a person orders stands here too, beside what is done about it, so
+//! that a restart of anything loses nothing. How it changes is for [`crate::rotation`],
+//! [`crate::issuer`] and [`crate::orders`] to say; the methods here only read.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use steadfast_api::bundle::{BundleError, digest};
 use steadfast_api::{KeyId, TrustAnchor, TrustBundle, TrustDomain, UnixTime};
 
+use crate::instance::Instance;
+use crate::issuer::IssuerRotation;
+use crate::rotation::Rotation;
+
 /// The whole state of a trust domain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TrustDomainState {
     /// Its name.
     pub trust_domain: TrustDomain,
@@ -21,30 +29,73 @@ pub struct TrustDomainState {
     /// The issuer that signs SVIDs.
     pub active_issuer: KeyId,
     /// Issuers whose SVIDs are refused.
-    #[serde(default)]
     pub denied_issuers: Vec<DeniedIssuer>,
     /// Anchors that are withdrawn for ever.
-    #[serde(default)]
     pub tombstones: Vec<KeyId>,
+    /// The rotation that is under way; `None`: idle.
+    pub rotation: Option<Rotation>,
+    /// The rotation of the issuer that is under way.
+    pub issuer_rotation: Option<IssuerRotation>,
+    /// The rotation that was asked for and has not begun.
+    pub requested: Option<Request>,
+    /// Whether phases wait for a person.
+    pub paused: bool,
+    /// Whom no census waits for.
+    pub exemptions: Vec<Exemption>,
+    /// `w`: when the active anchor was last changed. Every SVID under another anchor was issued
+    /// before this plus the read lease.
+    pub activated_at: UnixTime,
+    /// SVIDs of holders that cannot ack.
+    pub promised: Vec<Promise>,
+    /// Holders that cannot ack.
+    pub consumers: Vec<Consumer>,
+    /// The newest order to renew early; every replica passes it on.
+    pub renew: Option<RenewOrder>,
+    /// An issuer that identity is to make: its key and a CSR for it.
+    pub wanted_issuer: Option<WantedIssuer>,
+    /// Keys to be destroyed: nothing names them any more.
+    pub condemned: Vec<Condemned>,
+    /// Why nothing is issued until a person has looked.
+    pub halted: Option<Halt>,
+    /// How many rotations there have been, this one included.
+    pub rotations: u64,
+    /// The newest finished rotations, the oldest first.
+    pub past: Vec<PastRotation>,
 }
 
 /// One trust anchor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AnchorRecord {
     /// SHA-256 of its SPKI.
     pub id: KeyId,
     /// The certificate, DER in hex.
     #[serde(with = "hex_bytes")]
     pub der: Vec<u8>,
+    /// Its end.
+    pub not_after: UnixTime,
     /// Where it stands in its life.
     pub state: AnchorState,
+    /// That its key is, or may be, in other hands.
+    pub taint: Option<Taint>,
     /// Where its key store keeps the key.
     pub key_ref: String,
+    /// The longest life of an SVID that was ever promised under it: replicas raise it before they
+    /// issue a longer one.
+    pub svid_life_max: Duration,
+}
+
+/// A key is, or may be, in other hands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Taint {
+    /// Who said so.
+    pub by: String,
+    /// How long those who do not answer are waited for.
+    pub deadline: Duration,
 }
 
 /// Where an anchor stands in its life: it goes from top to bottom, and only `Active` and `Retiring`
 /// may change places. It is stored, never derived from what else is going on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum AnchorState {
     /// Its key exists; it is in no bundle.
     Generated,
@@ -61,7 +112,7 @@ pub enum AnchorState {
 }
 
 /// One issuer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct IssuerRecord {
     /// SHA-256 of its SPKI.
     pub id: KeyId,
@@ -70,6 +121,8 @@ pub struct IssuerRecord {
     /// The certificate, DER in hex.
     #[serde(with = "hex_bytes")]
     pub der: Vec<u8>,
+    /// Its beginning.
+    pub not_before: UnixTime,
     /// Its end.
     pub not_after: UnixTime,
     /// Where its key store keeps the key.
@@ -77,7 +130,7 @@ pub struct IssuerRecord {
 }
 
 /// An issuer whose SVIDs are refused until they have all expired.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DeniedIssuer {
     /// SHA-256 of its SPKI.
     pub id: KeyId,
@@ -85,14 +138,198 @@ pub struct DeniedIssuer {
     pub until: UnixTime,
 }
 
+/// What a person, or the schedule, wants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Request {
+    /// Who, for the history.
+    pub by: String,
+    /// When.
+    pub at: UnixTime,
+    /// The anchor that becomes active; `None`: the standby. It stands in `anchors` as `Generated`.
+    pub anchor: Option<KeyId>,
+    /// Who goes first.
+    pub canary: Option<CanaryPlan>,
+}
+
+/// Who gets SVIDs under the next anchor before all others, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CanaryPlan {
+    /// Which workloads.
+    pub selector: Selector,
+    /// How long nothing may go wrong.
+    pub window: Duration,
+}
+
+/// Which workloads are canaries.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selector {
+    /// Those of one namespace.
+    Namespace(String),
+    /// So many in a hundred of all, by a hash of their pods.
+    Percent(u8),
+}
+
+/// An instance that no census waits for. It ends with an ack that would settle the current phase,
+/// or with a new instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Exemption {
+    /// Which start of which pod.
+    pub instance: Instance,
+    /// Why.
+    pub reason: String,
+    /// Who said so.
+    pub by: String,
+    /// Whether a phase was left without it: from then on only its own ack, or a new instance, ends
+    /// the exemption.
+    pub relied_on: bool,
+}
+
+/// SVIDs of holders that cannot ack: nothing under this anchor lives longer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Promise {
+    /// Under which anchor.
+    pub anchor_id: KeyId,
+    /// Who: the kind, or the name it was registered by.
+    pub holder: String,
+    /// The latest end of an SVID of theirs.
+    pub not_after: UnixTime,
+}
+
+/// A holder of the bundle that cannot ack.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// How often it reads the bundle; `None`: it has read it once and for all, so that no anchor
+    /// can be added before it is restarted or removed.
+    pub refresh: Option<Duration>,
+}
+
+/// An order to every workload: renew once, at a point of the window of its own choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RenewOrder {
+    /// Ascends.
+    pub id: u64,
+    /// The beginning of the window.
+    pub from: UnixTime,
+    /// Its length.
+    pub window: Duration,
+}
+
+/// An issuer that is to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WantedIssuer {
+    /// The anchor that will sign it.
+    pub anchor_id: KeyId,
+    /// Tells this wish from an earlier one: the revision of the state it was made in.
+    pub number: u64,
+}
+
+/// A key that is to be destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condemned {
+    /// An anchor's.
+    Anchor(KeyId),
+    /// The anchor's that was made for this label, if it was.
+    MadeFor(Label),
+}
+
+/// By what a key is found again that was made before a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Label {
+    /// The rotation it was made for.
+    pub rotation: u64,
+    /// The second try of a rotation whose first anchor was stolen has another number.
+    pub attempt: u32,
+}
+
+/// Why nothing is issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Halt {
+    /// A workload holds a bundle that this state has never published: the store was restored.
+    Restored {
+        /// The highest sequence number that was seen.
+        seen_seq: u64,
+    },
+}
+
+/// A rotation that is over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PastRotation {
+    /// Its number.
+    pub number: u64,
+    /// What it was for.
+    pub kind: String,
+    /// Who wanted it.
+    pub by: String,
+    /// When it began.
+    pub started: UnixTime,
+    /// When it ended.
+    pub ended: UnixTime,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it went through, with the digest of what was seen at each step.
+    pub steps: Vec<crate::rotation::Step>,
+}
+
+/// How a rotation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// As a person wished, back where it had begun, with another standby at most.
+    Aborted,
+    /// As planned.
+    Done,
+}
+
 impl AnchorState {
     /// Whether an anchor in this state is in the published bundle.
     pub const fn published(self) -> bool {
         matches!(self, Self::Staged | Self::Standby | Self::Active | Self::Retiring)
     }
+
+    /// Whether everyone who is asked has acked an anchor in this state.
+    pub const fn acked(self) -> bool {
+        matches!(self, Self::Standby | Self::Active | Self::Retiring)
+    }
 }
 
 impl TrustDomainState {
+    /// A trust domain at its beginning: an active anchor, the issuer under it, and a standby.
+    pub fn founded(
+        trust_domain: TrustDomain,
+        anchors: Vec<AnchorRecord>,
+        issuer: IssuerRecord,
+        now: UnixTime,
+    ) -> Self {
+        Self {
+            trust_domain,
+            seq: 1,
+            anchors,
+            active_issuer: issuer.id,
+            issuers: vec![issuer],
+            denied_issuers: Vec::new(),
+            tombstones: Vec::new(),
+            rotation: None,
+            issuer_rotation: None,
+            requested: None,
+            paused: false,
+            exemptions: Vec::new(),
+            activated_at: now,
+            promised: Vec::new(),
+            consumers: Vec::new(),
+            renew: None,
+            wanted_issuer: None,
+            condemned: Vec::new(),
+            halted: None,
+            rotations: 0,
+            past: Vec::new(),
+        }
+    }
+
     /// The bundle that this state publishes.
     ///
     /// # Errors
@@ -109,9 +346,34 @@ impl TrustDomainState {
         digest(self.published().map(|a| a.id), self.denied_issuers.iter().map(|d| d.id))
     }
 
+    /// What an ack must name as the digest of the mounted file.
+    pub fn mounted_digest(&self) -> [u8; 32] {
+        digest(self.published().map(|a| a.id), [])
+    }
+
     /// The issuer that signs SVIDs.
     pub fn active_issuer(&self) -> Option<&IssuerRecord> {
-        self.issuers.iter().find(|issuer| issuer.id == self.active_issuer)
+        self.issuer(self.active_issuer)
+    }
+
+    /// The issuer with this id.
+    pub fn issuer(&self, id: KeyId) -> Option<&IssuerRecord> {
+        self.issuers.iter().find(|issuer| issuer.id == id)
+    }
+
+    /// Whether the SVIDs of this issuer are refused.
+    pub fn denies(&self, issuer: KeyId) -> bool {
+        self.denied_issuers.iter().any(|denied| denied.id == issuer)
+    }
+
+    /// The anchor that signs the active issuer.
+    pub fn active_anchor(&self) -> Option<&AnchorRecord> {
+        self.anchors.iter().find(|anchor| anchor.state == AnchorState::Active)
+    }
+
+    /// The anchor with this id.
+    pub fn anchor(&self, id: KeyId) -> Option<&AnchorRecord> {
+        self.anchors.iter().find(|anchor| anchor.id == id)
     }
 
     /// The anchors that stand in the bundle.
@@ -119,6 +381,34 @@ impl TrustDomainState {
         self.anchors
             .iter()
             .filter(|anchor| anchor.state.published() && !self.tombstones.contains(&anchor.id))
+    }
+
+    /// The anchors in this state.
+    pub fn in_state(&self, state: AnchorState) -> impl Iterator<Item = &AnchorRecord> {
+        self.anchors.iter().filter(move |anchor| anchor.state == state)
+    }
+
+    /// The issuer for a workload: the canary's, for one that is, else the active one.
+    pub fn issuer_for(&self, namespace: &str, pod_uid: &str) -> KeyId {
+        match self.rotation.as_ref().and_then(Rotation::canary) {
+            Some(canary) if canary.plan.selector.selects(namespace, pod_uid) => canary.issuer,
+            _ => self.active_issuer,
+        }
+    }
+}
+
+impl Selector {
+    /// Whether this workload is a canary.
+    pub fn selects(&self, namespace: &str, pod_uid: &str) -> bool {
+        match self {
+            Self::Namespace(canaries) => canaries == namespace,
+            // Any hash does: the same pod always falls on the same side.
+            Self::Percent(percent) => {
+                let hash = KeyId::of_spki(pod_uid.as_bytes());
+                let first = hash.as_bytes().first_chunk().copied().unwrap_or_default();
+                u32::from_be_bytes(first) % 100 < u32::from(*percent)
+            }
+        }
     }
 }
 

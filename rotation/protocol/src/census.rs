@@ -1,0 +1,396 @@
+//! The census: who must be asked, and whether each has given the answer that a phase waits for.
+//!
+//! A round is one query to every replica and what came of it. What is asked is the *list* of the
+//! platform, taken after the query was decided on; what replicas know only adds to it. Nobody is
+//! excused because nobody knows them. An answer counts if it answers a query of this census, over
+//! a stream that is still open, from the newest instance of its pod, and names the published
+//! bundle by sequence number *and* digest.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use steadfast_api::{KeyId, UnixTime};
+
+use crate::instance::Instance;
+use crate::trust_domain::{AnchorState, TrustDomainState};
+
+/// One query to everybody, and what was known when it had been answered or given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Round {
+    /// Of its query.
+    pub nonce: u64,
+    /// Who must be asked, by the platform; listed after the query was decided on.
+    pub listed: Vec<Listed>,
+    /// What the replicas say.
+    pub replicas: Vec<Replica>,
+    /// Instances that were known once and have vanished without a word that they ended.
+    pub vanished: Vec<Vanished>,
+}
+
+/// A pod that carries our proxy, or a process of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its UID.
+    pub pod_uid: String,
+    /// Its name, for people: `namespace/name`.
+    pub name: String,
+    /// What its status says.
+    pub proxy: ProxyStatus,
+}
+
+/// What the status of a pod says of its proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyStatus {
+    /// It has ended for good.
+    Ended,
+    /// It has not been started.
+    NotStarted,
+    /// It runs, or may run.
+    Running,
+}
+
+/// A replica of the identity service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Replica {
+    /// Its name, for people.
+    pub name: String,
+    /// Whether it took the query of this round.
+    pub reached: bool,
+    /// The newest query that it knows, of whomever.
+    pub newest_nonce: u64,
+    /// The issuers whose key and certificate it has loaded.
+    pub loaded: Vec<KeyId>,
+    /// Who has, or had, a stream there.
+    pub members: Vec<Member>,
+}
+
+/// An instance, as a replica knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Member {
+    /// Which.
+    pub instance: Instance,
+    /// Its pod, for people: `namespace/name`.
+    pub name: String,
+    /// Whether its stream is open.
+    pub open: bool,
+    /// When it was last heard of.
+    pub last_heard: UnixTime,
+    /// The newest query that it answered over the stream that is open.
+    pub answered: u64,
+    /// The one before.
+    pub answered_before: u64,
+    /// The anchors that its handshakes used between the two answers.
+    pub used: Vec<KeyId>,
+    /// Its newest ack.
+    pub ack: Option<Ack>,
+}
+
+/// What an instance says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ack {
+    /// Of the bundle that both its TLS configurations use.
+    pub seq: u64,
+    /// Of the same.
+    pub digest: Option<KeyId>,
+    /// Of the mounted file; `None`: it has none.
+    pub mounted: Option<KeyId>,
+    /// Its SVID; `None`: it has none.
+    pub svid: Option<HeldSvid>,
+    /// Its clock less the replica's.
+    pub clock_offset_ms: i64,
+}
+
+/// What counts of an SVID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HeldSvid {
+    /// Who signed it.
+    pub issuer: KeyId,
+    /// Its end.
+    pub not_after: UnixTime,
+}
+
+/// An instance that is on no list any more, and of which nobody has said that it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Vanished {
+    /// Which.
+    pub instance: Instance,
+    /// Its pod, for people.
+    pub name: String,
+    /// When any replica last had its stream or signed for it.
+    pub last_heard: UnixTime,
+}
+
+/// What an answer must say beside naming the published bundle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Clocks must agree.
+    pub clocks: bool,
+    /// No SVID of these.
+    pub free_of: Option<FreeOf>,
+    /// No handshake, since the census began, under an anchor that retires.
+    pub unused: bool,
+    /// The mounted file must be of the published bundle.
+    pub mounted: bool,
+}
+
+/// What is to be used no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreeOf {
+    /// Those of one issuer.
+    Issuer(KeyId),
+    /// Those under an anchor that retires, or that is not in the bundle.
+    Retiring,
+}
+
+/// How long things last that a census must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Clocks may differ by this much.
+    pub skew: Duration,
+    /// No SVID lives longer.
+    pub svid_life_max: Duration,
+}
+
+/// How a census stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Who has settled, by name.
+    pub settled: Vec<(String, Instance)>,
+    /// Who has not, by name, and why.
+    pub missing: Vec<Missing>,
+    /// Whose exemption is over, because they have settled or started anew.
+    pub healed: Vec<Instance>,
+}
+
+/// Who has not settled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The pod's name.
+    pub name: String,
+    /// Its newest instance; the epoch as its start: nobody has heard of it.
+    pub instance: Instance,
+    /// Why not.
+    pub reason: Reason,
+}
+
+/// Why somebody has not settled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// It has not answered since the census began.
+    Unanswered,
+    /// It uses an older bundle.
+    Behind {
+        /// Of that bundle.
+        seq: u64,
+    },
+    /// Its clock is off.
+    ClockOff {
+        /// By so much: positive is ahead.
+        offset_ms: i64,
+    },
+    /// It uses another bundle of the same sequence number.
+    Differs,
+    /// Its mounted file is of another bundle.
+    MountedStale,
+    /// It has no stream.
+    NotConnected {
+        /// Since when, where it is known.
+        since: Option<UnixTime>,
+    },
+    /// Its SVID is still under what is to be used no more.
+    Svid {
+        /// Who signed it.
+        issuer: KeyId,
+    },
+    /// It still had handshakes under an anchor that retires.
+    Used {
+        /// That anchor.
+        anchor: KeyId,
+    },
+    /// It vanished without a word; nothing of it can be valid from then on.
+    Vanished {
+        /// When.
+        until: UnixTime,
+    },
+}
+
+/// Takes stock of a round. Answers to queries older than `floor` are none.
+pub fn tally(
+    state: &TrustDomainState,
+    demand: Demand,
+    round: &Round,
+    floor: u64,
+    now: UnixTime,
+    bounds: Bounds,
+) -> Tally {
+    let known = newest(round);
+    let mut tally = Tally::default();
+    let published =
+        [state.digest(), state.mounted_digest()].map(|digest| KeyId::from_slice(&digest));
+    let judge = Judge { state, published, demand, floor, now, bounds };
+    for listed in round.listed.iter().filter(|listed| listed.proxy != ProxyStatus::Ended) {
+        let member = known.get(listed.pod_uid.as_str());
+        // Pending, pulling its image, crashing before it starts. Whoever was heard of has started.
+        if listed.proxy == ProxyStatus::NotStarted && member.is_none() {
+            continue;
+        }
+        let instance =
+            member.map_or_else(|| unheard(&listed.pod_uid), |known| known.member.instance.clone());
+        let verdict = member.map_or(Err(Reason::NotConnected { since: None }), |m| judge.known(m));
+        tally.count(state, &listed.name, instance, verdict);
+    }
+    let listed = |uid: &str| round.listed.iter().any(|listed| listed.pod_uid == uid);
+    for known in known.values().filter(|known| !listed(&known.member.instance.pod_uid)) {
+        let verdict = match judge.known(known) {
+            Err(Reason::NotConnected { .. }) => judge.vanished(known.member.last_heard),
+            verdict => verdict,
+        };
+        tally.count(state, &known.member.name, known.member.instance.clone(), verdict);
+    }
+    for gone in round.vanished.iter().filter(|gone| {
+        !listed(&gone.instance.pod_uid) && !known.contains_key(gone.instance.pod_uid.as_str())
+    }) {
+        tally.count(state, &gone.name, gone.instance.clone(), judge.vanished(gone.last_heard));
+    }
+    tally
+}
+
+/// The newest instance of a pod, by the replica that knows best.
+struct Known<'a> {
+    member: &'a Member,
+    /// Its stream is open, on a replica that took the query.
+    connected: bool,
+}
+
+/// The newest instance of each pod that any replica knows; of one that several replicas know, what
+/// the one says that has its stream open.
+fn newest(round: &Round) -> BTreeMap<&str, Known<'_>> {
+    let mut newest: BTreeMap<&str, Known<'_>> = BTreeMap::new();
+    for replica in &round.replicas {
+        for member in &replica.members {
+            let next = Known { member, connected: member.open && replica.reached };
+            let rank = |known: &Known<'_>| {
+                let Member { instance, answered, last_heard, .. } = known.member;
+                (instance.started_at, known.connected, *answered, *last_heard)
+            };
+            match newest.get(member.instance.pod_uid.as_str()) {
+                Some(kept) if rank(kept) >= rank(&next) => {}
+                _ => {
+                    newest.insert(&member.instance.pod_uid, next);
+                }
+            }
+        }
+    }
+    newest
+}
+
+fn unheard(pod_uid: &str) -> Instance {
+    Instance { pod_uid: pod_uid.to_owned(), started_at: UnixTime::default() }
+}
+
+struct Judge<'a> {
+    state: &'a TrustDomainState,
+    /// What an ack must name of the bundle in use, and of the mounted file.
+    published: [Option<KeyId>; 2],
+    demand: Demand,
+    floor: u64,
+    now: UnixTime,
+    bounds: Bounds,
+}
+
+impl Judge<'_> {
+    fn known(&self, known: &Known<'_>) -> Result<(), Reason> {
+        let member = known.member;
+        if !known.connected {
+            return Err(Reason::NotConnected { since: Some(member.last_heard) });
+        }
+        let Some(ack) = member.ack.as_ref().filter(|_| member.answered >= self.floor) else {
+            return Err(Reason::Unanswered);
+        };
+        if ack.seq != self.state.seq {
+            return Err(Reason::Behind { seq: ack.seq });
+        }
+        if ack.digest != self.published[0] {
+            return Err(Reason::Differs);
+        }
+        let offset_ms = ack.clock_offset_ms;
+        let off = u128::from(offset_ms.unsigned_abs()) > self.bounds.skew.as_millis();
+        if self.demand.clocks && off {
+            return Err(Reason::ClockOff { offset_ms });
+        }
+        if self.demand.mounted && ack.mounted.is_some() && ack.mounted != self.published[1] {
+            return Err(Reason::MountedStale);
+        }
+        if let (Some(free_of), Some(svid)) = (self.demand.free_of, ack.svid)
+            && svid.not_after + self.bounds.skew >= self.now
+            && self.forbids(free_of, svid.issuer)
+        {
+            return Err(Reason::Svid { issuer: svid.issuer });
+        }
+        if self.demand.unused { self.unused(member) } else { Ok(()) }
+    }
+
+    /// Between two answers of this census, so since the fence.
+    fn unused(&self, member: &Member) -> Result<(), Reason> {
+        if member.answered_before < self.floor {
+            return Err(Reason::Unanswered);
+        }
+        let mut retiring = self.state.in_state(AnchorState::Retiring);
+        match retiring.find(|anchor| member.used.contains(&anchor.id)) {
+            Some(anchor) => Err(Reason::Used { anchor: anchor.id }),
+            None => Ok(()),
+        }
+    }
+
+    /// An issuer that the state does not know may be of any anchor.
+    fn forbids(&self, free_of: FreeOf, issuer: KeyId) -> bool {
+        match free_of {
+            FreeOf::Issuer(forbidden) => issuer == forbidden,
+            FreeOf::Retiring => self.state.issuer(issuer).is_none_or(|record| {
+                let anchor = self.state.anchor(record.anchor_id);
+                anchor.is_none_or(|anchor| {
+                    !anchor.state.published() || anchor.state == AnchorState::Retiring
+                })
+            }),
+        }
+    }
+
+    /// Nothing can be valid any more that was issued before it was last heard of.
+    fn vanished(&self, last_heard: UnixTime) -> Result<(), Reason> {
+        let until = last_heard + self.bounds.svid_life_max + self.bounds.skew;
+        if self.now > until { Ok(()) } else { Err(Reason::Vanished { until }) }
+    }
+}
+
+impl Tally {
+    /// Whether nobody is missing.
+    pub fn is_settled(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    fn count(
+        &mut self,
+        state: &TrustDomainState,
+        name: &str,
+        instance: Instance,
+        verdict: Result<(), Reason>,
+    ) {
+        let exempt = state
+            .exemptions
+            .iter()
+            .find(|exemption| exemption.instance.pod_uid == instance.pod_uid)
+            .map(|exemption| &exemption.instance);
+        let anew = exempt.is_some_and(|exempt| instance.started_at > exempt.started_at);
+        if let Some(exempt) = exempt.filter(|_| anew || verdict.is_ok()) {
+            self.healed.push(exempt.clone());
+        }
+        match verdict {
+            Ok(()) => self.settled.push((name.to_owned(), instance)),
+            Err(_) if exempt.is_some() && !anew => {}
+            Err(reason) => self.missing.push(Missing { name: name.to_owned(), instance, reason }),
+        }
+    }
+}

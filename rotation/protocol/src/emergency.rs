@@ -1,0 +1,173 @@
+//! What a stolen key changes, in whatever phase it is found out.
+//!
+//! An anchor that never issued goes at once. The active one is replaced by an anchor that everybody
+//! has acked and whose key is our own: first the one being drained, then the next in line; without
+//! one, the fresh one is waited for. One that is being drained gets a deadline. The rotation that
+//! was under way becomes the emergency's.
+
+use std::time::Duration;
+
+use steadfast_api::{KeyId, UnixTime};
+
+use crate::rotation::{
+    Activated, Generating, Goal, Next, Phase, Preparing, Rotation, Staged, Withdrawn, withdraw,
+};
+use crate::trust_domain::{AnchorRecord, AnchorState, Condemned, Taint, TrustDomainState};
+
+/// Brings the rotation in line with what is tainted; `false` if it is.
+pub(crate) fn replan(domain: &mut TrustDomainState, now: UnixTime) -> bool {
+    let tainted = |anchor: &&AnchorRecord| anchor.taint.is_some();
+    if let Some(id) =
+        domain.anchors.iter().filter(tainted).find(|a| unused(domain, a)).map(|a| a.id)
+    {
+        remove_unused(domain, id, now);
+        return true;
+    }
+    if let Some(taint) = domain.active_anchor().and_then(|active| active.taint.clone()) {
+        return replace_active(domain, &taint, now);
+    }
+    let mut issued = domain.anchors.iter().filter(|a| a.state.published()).filter(tainted);
+    match issued.next().map(|anchor| (anchor.id, anchor.taint.clone())) {
+        Some((id, Some(taint))) => hurry(domain, id, &taint, now),
+        _ => false,
+    }
+}
+
+/// It has never signed for anybody, and is not gone yet.
+fn unused(domain: &TrustDomainState, anchor: &AnchorRecord) -> bool {
+    let canary = domain.rotation.as_ref().and_then(Rotation::canary);
+    matches!(anchor.state, AnchorState::Generated | AnchorState::Staged | AnchorState::Standby)
+        && canary.is_none_or(|canary| canary.to != anchor.id)
+}
+
+fn remove_unused(domain: &mut TrustDomainState, id: KeyId, now: UnixTime) {
+    let published = domain.anchor(id).is_some_and(|anchor| anchor.state.published());
+    if published {
+        withdraw(domain, id);
+        domain.seq += 1;
+    } else {
+        domain.take_back(id);
+    }
+    domain.wanted_issuer = domain.wanted_issuer.filter(|wanted| wanted.anchor_id != id);
+    if domain.requested.as_ref().is_some_and(|request| request.anchor == Some(id)) {
+        domain.requested = None;
+    }
+    let Some(mut rotation) = domain.rotation.take() else {
+        if published {
+            domain.rotations += 1;
+            let mut rotation =
+                Rotation::begin(domain.rotations, "taint".to_owned(), Goal::Removal, now);
+            rotation.phase = Phase::Withdrawn(Withdrawn);
+            domain.rotation = Some(rotation);
+        }
+        return;
+    };
+    if rotation.added == Some(id) {
+        rotation.added = None;
+    }
+    let given =
+        matches!(&rotation.goal, Goal::Successor { next: Next::Given(given), .. } if *given == id);
+    match rotation.phase {
+        // Without what it was to add it adds another one.
+        Phase::Staged(Staged { added }) if added == id && !given => {
+            rotation.attempt += 1;
+            rotation.enter(Phase::Generating(Generating), 0, now);
+        }
+        Phase::Staged(Staged { added: to }) | Phase::Preparing(Preparing { to }) if to == id => {
+            rotation.goal = Goal::Removal;
+            rotation.enter(Phase::Withdrawn(Withdrawn), 0, now);
+        }
+        Phase::Generating(_) | Phase::Staged(_) => {
+            let aims = match &rotation.goal {
+                Goal::Successor { next: Next::Standby(next) | Next::Given(next), .. } => {
+                    *next == id
+                }
+                Goal::Standby { replaces } => *replaces == Some(id),
+                Goal::Successor { next: Next::Added, .. } | Goal::Removal => false,
+            };
+            if aims {
+                rotation.goal = Goal::Standby { replaces: None };
+            }
+        }
+        _ => {}
+    }
+    domain.rotation = Some(rotation);
+}
+
+fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -> bool {
+    let target = successor(domain);
+    let fresh = domain.in_state(AnchorState::Staged).find(|a| a.taint.is_none()).map(|a| a.id);
+    let rotation = domain.rotation.as_ref();
+    let under_way = rotation.filter(|rotation| rotation.urgent.is_some()).map(|r| &r.phase);
+    let planned = match (target, fresh, under_way) {
+        (Some(_), _, Some(Phase::Preparing(Preparing { to }))) => {
+            domain.anchor(*to).is_some_and(|to| to.taint.is_none())
+        }
+        (None, Some(fresh), Some(Phase::Staged(Staged { added }))) => *added == fresh,
+        (None, None, Some(Phase::Generating(_))) => true,
+        _ => false,
+    };
+    if planned {
+        return false;
+    }
+    let mut rotation = domain.rotation.take().unwrap_or_else(|| {
+        domain.rotations += 1;
+        Rotation::begin(domain.rotations, taint.by.clone(), Goal::Removal, now)
+    });
+    if let (Phase::Generating(_), Some(_)) = (&rotation.phase, target.or(fresh)) {
+        domain.condemned.push(Condemned::MadeFor(rotation.label()));
+        rotation.attempt += 1;
+    }
+    let phase = match (target, fresh) {
+        (Some(to), _) => Phase::Preparing(Preparing { to }),
+        (None, Some(added)) => Phase::Staged(Staged { added }),
+        (None, None) => Phase::Generating(Generating),
+    };
+    let next = target.map_or(Next::Added, Next::Standby);
+    rotation.goal = Goal::Successor { next, canary: None };
+    urge(&mut rotation, taint.deadline, now);
+    (rotation.abort, rotation.turned_back) = (false, false);
+    rotation.enter(phase, 0, now);
+    domain.rotation = Some(rotation);
+    true
+}
+
+/// An anchor that everybody holds and whose key is ours alone.
+fn successor(domain: &TrustDomainState) -> Option<KeyId> {
+    let good = |state| domain.in_state(state).find(|anchor| anchor.taint.is_none()).map(|a| a.id);
+    let in_line = domain.rotation.as_ref().and_then(|rotation| match &rotation.goal {
+        Goal::Successor { next: Next::Standby(id) | Next::Given(id), .. } => Some(*id),
+        _ => None,
+    });
+    let in_line = in_line.filter(|id| {
+        let anchor = domain.anchor(*id);
+        anchor.is_some_and(|a| a.state == AnchorState::Standby && a.taint.is_none())
+    });
+    good(AnchorState::Retiring).or(in_line).or_else(|| good(AnchorState::Standby))
+}
+
+/// An anchor that has issued and is not the active one: it is drained, with a deadline from now on.
+fn hurry(domain: &mut TrustDomainState, id: KeyId, taint: &Taint, now: UnixTime) -> bool {
+    let Some(mut rotation) = domain.rotation.take() else { return false };
+    let phase = match &rotation.phase {
+        Phase::Canary(canary) if canary.to == id => Some(canary.clone().turn_back(domain, now)),
+        // Back to it is no way any more.
+        Phase::Preparing(Preparing { to }) if *to == id => Some(Activated),
+        _ => None,
+    };
+    let changed = phase.is_some() || rotation.urgent.is_none();
+    if changed {
+        urge(&mut rotation, taint.deadline, now);
+        (rotation.abort, rotation.turned_back) = (false, false);
+    }
+    if let Some(phase) = phase {
+        rotation.enter(Phase::Activated(phase), 0, now);
+    }
+    domain.rotation = Some(rotation);
+    changed
+}
+
+fn urge(rotation: &mut Rotation, deadline: Duration, now: UnixTime) {
+    rotation.urgent = Some(deadline);
+    rotation.restart_deadline(now);
+}

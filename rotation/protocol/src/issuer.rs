@@ -1,0 +1,131 @@
+//! The rotation of an issuer under its anchor.
+//!
+//! A planned one needs no census: the new issuer is made early, loaded by every replica, and then
+//! signs. When an issuer's key is stolen, everybody renews at once, and then the old issuer is
+//! denied: by the bundle, so with a sequence number of its own.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use steadfast_api::{KeyId, UnixTime};
+
+use crate::guard::{Fenced, Loaded, Settled};
+use crate::trust_domain::{DeniedIssuer, IssuerRecord, TrustDomainState};
+
+/// A rotation of the issuer that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct IssuerRotation {
+    /// The issuer that signs no more when it is over.
+    pub old: KeyId,
+    /// Who wanted it.
+    pub by: String,
+    /// When it began.
+    pub started: UnixTime,
+    /// When its phase began.
+    pub since: UnixTime,
+    /// Set when the key is in other hands: how long those who do not answer are waited for.
+    pub urgent: Option<Duration>,
+    /// Where it stands.
+    pub phase: IssuerPhase,
+}
+
+/// Where a rotation of the issuer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IssuerPhase {
+    /// The new one is being made and loaded.
+    Preparing(Preparing),
+    /// It signs, on every replica once the fence has passed. A planned rotation is over here.
+    Activated(Activated),
+    /// SVIDs of the stolen one are replaced.
+    Draining(Draining),
+    /// The stolen one is refused.
+    Denied(Denied),
+}
+
+/// See [`IssuerPhase::Preparing`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Preparing;
+
+/// See [`IssuerPhase::Activated`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Activated;
+
+/// See [`IssuerPhase::Draining`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Draining {
+    /// When those who have not answered are cut off.
+    pub deadline: UnixTime,
+}
+
+/// See [`IssuerPhase::Denied`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Denied;
+
+impl Preparing {
+    pub(crate) fn activate(self, domain: &mut TrustDomainState, loaded: Loaded) -> Activated {
+        domain.active_issuer = loaded.issuer;
+        Activated
+    }
+}
+
+impl Activated {
+    pub(crate) fn drain(
+        self,
+        domain: &mut TrustDomainState,
+        _: &Fenced,
+        now: UnixTime,
+        window: Duration,
+        deadline: Duration,
+    ) -> Draining {
+        domain.pull_forward(now, window);
+        Draining { deadline: now + deadline }
+    }
+}
+
+impl Draining {
+    /// Nobody has an SVID of it any more, or time is up: the fence has passed either way.
+    pub(crate) fn deny(self, domain: &mut TrustDomainState, _: &Fenced, old: KeyId) -> Denied {
+        let until = domain.issuer(old).map_or(self.deadline, |issuer| issuer.not_after);
+        domain.denied_issuers.push(DeniedIssuer { id: old, until });
+        domain.seq += 1;
+        Denied
+    }
+}
+
+impl Denied {
+    pub(crate) fn finish(self, domain: &mut TrustDomainState, _: &Fenced, _: Settled) {
+        domain.issuer_rotation = None;
+    }
+}
+
+impl TrustDomainState {
+    /// The issuer that an anchor's SVIDs are signed by, or would be: the one that lives longest.
+    /// One that a rotation is getting rid of is none.
+    pub(crate) fn issuer_of(&self, anchor: KeyId, ends_after: UnixTime) -> Option<&IssuerRecord> {
+        let old = self.issuer_rotation.as_ref().map(|rotation| rotation.old);
+        let good = self.issuers.iter().filter(|issuer| {
+            issuer.anchor_id == anchor
+                && issuer.not_after > ends_after
+                && Some(issuer.id) != old
+                && !self.denies(issuer.id)
+        });
+        good.max_by_key(|issuer| (issuer.not_after, issuer.id))
+    }
+
+    /// Forgets what has expired; `false` if nothing has. A denied issuer that is forgotten changes
+    /// what is published.
+    pub(crate) fn tidy(&mut self, now: UnixTime, skew: Duration) -> bool {
+        let (issuers, denied, promised) =
+            (self.issuers.len(), self.denied_issuers.len(), self.promised.len());
+        let active = self.active_issuer;
+        self.denied_issuers.retain(|denied| now <= denied.until + skew);
+        self.issuers.retain(|issuer| issuer.id == active || now <= issuer.not_after + skew);
+        self.promised.retain(|promise| now <= promise.not_after + skew);
+        if self.denied_issuers.len() != denied {
+            self.seq += 1;
+        }
+        (issuers, denied, promised)
+            != (self.issuers.len(), self.denied_issuers.len(), self.promised.len())
+    }
+}

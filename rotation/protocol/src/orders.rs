@@ -1,0 +1,191 @@
+//! What a person orders, as a change of the stored state: checked, and then written by
+//! compare-and-swap like every other. The controller does the rest, also when the person has gone.
+
+use std::time::Duration;
+
+use steadfast_api::{KeyId, UnixTime};
+
+use crate::instance::Instance;
+use crate::issuer::{IssuerPhase, IssuerRotation, Preparing};
+use crate::rotation::Phase;
+use crate::trust_domain::{AnchorState, Exemption, Halt, Request, Taint, TrustDomainState};
+
+/// Why an order is not taken: what is in the way, and what would help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OrderRefused {
+    /// It cannot be undone from here.
+    #[error("{0}")]
+    Abort(&'static str),
+    /// The store was restored from a backup.
+    #[error(
+        "the store was restored from a backup (a workload has seen seq {seen_seq}): nothing moves \\
+         before `steadfast trust recover`"
+    )]
+    Halted {
+        /// The highest sequence number that was seen.
+        seen_seq: u64,
+    },
+    /// There is none.
+    #[error("no rotation is under way")]
+    Idle,
+    /// Not published, or gone.
+    #[error("there is no anchor {0} in this state; `steadfast anchor list` names those that are")]
+    NoAnchor(String),
+    /// It is exempt already, or is not.
+    #[error("{0} is not exempt; `steadfast anchor status` names who is")]
+    NotExempt(String),
+    /// The rotation has gone on without it.
+    #[error(
+        "the rotation has gone on without {0}: the exemption ends by itself, when it acks what is \
+         published or starts anew"
+    )]
+    ReliedOn(String),
+    /// One at a time.
+    #[error("rotation {0} is under way; `steadfast anchor status` shows it")]
+    UnderWay(u64),
+}
+
+impl TrustDomainState {
+    /// Asks for a rotation.
+    ///
+    /// # Errors
+    /// One is under way or asked for, or the store was restored.
+    pub fn request(&mut self, request: Request) -> Result<(), OrderRefused> {
+        self.check_halt()?;
+        if let Some(rotation) = &self.rotation {
+            return Err(OrderRefused::UnderWay(rotation.number));
+        }
+        if self.requested.is_some() {
+            return Err(OrderRefused::UnderWay(self.rotations + 1));
+        }
+        if let Some(id) = request.anchor
+            && self.anchor(id).is_none_or(|anchor| anchor.state != AnchorState::Generated)
+        {
+            return Err(OrderRefused::NoAnchor(id.to_string()));
+        }
+        self.requested = Some(request);
+        Ok(())
+    }
+
+    /// Phases wait, or go on. Renewals, bundles and repairs go on in any case.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Undoes the rotation that is under way, or the request for one.
+    ///
+    /// # Errors
+    /// There is none, or there is no way back.
+    pub fn abort(&mut self) -> Result<(), OrderRefused> {
+        if self.requested.take().is_some() {
+            return Ok(());
+        }
+        let retiring_tainted = self.in_state(AnchorState::Retiring).any(|a| a.taint.is_some());
+        let Some(rotation) = &mut self.rotation else { return Err(OrderRefused::Idle) };
+        let refusal = match &rotation.phase {
+            Phase::Withdrawn(_) => Some(
+                "the old anchor is withdrawn, for ever: the way back is a new rotation, to a new key",
+            ),
+            _ if rotation.urgent.is_some() || retiring_tainted => Some(
+                "the old anchor's key is in other hands: it must go, and nothing leads back to it",
+            ),
+            _ if rotation.turned_back => Some("it is being undone already"),
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
+            return Err(OrderRefused::Abort(refusal));
+        }
+        rotation.abort = true;
+        Ok(())
+    }
+
+    /// No census waits for this instance any more.
+    pub fn exempt(&mut self, instance: Instance, reason: String, by: String) {
+        self.exemptions.retain(|exemption| exemption.instance.pod_uid != instance.pod_uid);
+        self.exemptions.push(Exemption { instance, reason, by, relied_on: false });
+    }
+
+    /// Every census waits for it again.
+    ///
+    /// # Errors
+    /// It is not exempt, or a phase was left without it.
+    pub fn unexempt(&mut self, pod_uid: &str) -> Result<(), OrderRefused> {
+        let found = self.exemptions.iter().position(|e| e.instance.pod_uid == pod_uid);
+        let found = found.ok_or_else(|| OrderRefused::NotExempt(pod_uid.to_owned()))?;
+        if self.exemptions[found].relied_on {
+            return Err(OrderRefused::ReliedOn(pod_uid.to_owned()));
+        }
+        self.exemptions.remove(found);
+        Ok(())
+    }
+
+    /// An anchor's key is, or may be, in other hands.
+    ///
+    /// # Errors
+    /// There is no such anchor.
+    pub fn taint(&mut self, id: KeyId, by: String, deadline: Duration) -> Result<(), OrderRefused> {
+        let lives = |state: AnchorState| state != AnchorState::Withdrawn;
+        let mut anchors = self.anchors.iter_mut();
+        let anchor = anchors.find(|anchor| anchor.id == id && lives(anchor.state));
+        let anchor = anchor.ok_or_else(|| OrderRefused::NoAnchor(id.to_string()))?;
+        anchor.taint = Some(Taint { by, deadline });
+        // An emergency waits for nobody.
+        self.paused = false;
+        Ok(())
+    }
+
+    /// Replaces the active issuer; with a deadline, because its key is in other hands.
+    ///
+    /// # Errors
+    /// The store was restored.
+    pub fn rotate_issuer(
+        &mut self,
+        by: String,
+        urgent: Option<Duration>,
+        now: UnixTime,
+    ) -> Result<(), OrderRefused> {
+        self.check_halt()?;
+        match &mut self.issuer_rotation {
+            Some(rotation) if rotation.urgent.is_none() && urgent.is_some() => {
+                rotation.urgent = urgent;
+                rotation.by = by;
+            }
+            Some(_) => {}
+            None => {
+                self.issuer_rotation = Some(IssuerRotation {
+                    old: self.active_issuer,
+                    by,
+                    started: now,
+                    since: now,
+                    urgent,
+                    phase: IssuerPhase::Preparing(Preparing),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// After the store was put back from a backup: publishes what is stored under a sequence number
+    /// above every one that was seen, without what is known to be withdrawn.
+    pub fn recover(&mut self, seen_seq: u64, tombstones: &[KeyId]) {
+        self.seq = self.seq.max(seen_seq) + 1;
+        for id in
+            tombstones.iter().filter(|id| self.anchor(**id).is_some()).copied().collect::<Vec<_>>()
+        {
+            crate::rotation::withdraw(self, id);
+        }
+        for id in tombstones {
+            if !self.tombstones.contains(id) {
+                self.tombstones.push(*id);
+            }
+        }
+        self.halted = None;
+    }
+
+    fn check_halt(&self) -> Result<(), OrderRefused> {
+        match self.halted {
+            Some(Halt::Restored { seen_seq }) => Err(OrderRefused::Halted { seen_seq }),
+            None => Ok(()),
+        }
+    }
+}
