@@ -18,6 +18,7 @@ use crate::issuer::{self, IssuerPhase, IssuerRotation};
 use crate::rotation::{
     self, Drained, Generating, Goal, Next, Phase, Preparing, Rotation, Withdrawn,
 };
+use crate::schedule::Schedule;
 use crate::trust_domain::{
     AnchorRecord, AnchorState, Condemned, Exemption, Halt, IssuerRecord, Label, Outcome,
     TrustDomainState, WantedIssuer,
@@ -38,8 +39,8 @@ pub struct Timings {
     pub issuer_life: Duration,
     /// An issuer with less than this left is replaced.
     pub issuer_left_min: Duration,
-    /// An anchor that has been active for so long is replaced.
-    pub anchor_period: Duration,
+    /// When anchors are replaced.
+    pub schedule: Schedule,
 }
 
 /// Both clocks of a process.
@@ -380,11 +381,15 @@ impl Controller {
             let goal = Goal::Successor { next, canary: request.canary.clone() };
             return Some((request.by.clone(), goal));
         }
-        // It must outlive the active one by a period.
-        if standby.not_after < now.wall + self.timings.anchor_period {
+        // It must live for a period when its turn comes.
+        let Timings { lease, skew, schedule, .. } = self.timings;
+        if standby.not_after < now.wall + schedule.anchor_period {
             return Some((SCHEDULE.to_owned(), Goal::Standby { replaces: Some(standby.id) }));
         }
-        None
+        let life = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
+        let slow_path = lease + life.unwrap_or_default() + skew;
+        let goal = Goal::Successor { next: Next::Standby(standby.id), canary: None };
+        schedule.is_due(state, now.wall, slow_path).then(|| (SCHEDULE.to_owned(), goal))
     }
 
     /// One phase on, or what is in the way.

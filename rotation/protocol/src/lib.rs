@@ -18,8 +18,10 @@ pub mod controller;
 mod emergency;
 pub mod guard;
 pub mod issuer;
+pub mod journal;
 pub mod orders;
 pub mod rotation;
+pub mod schedule;
 
 pub use controller::Controller;
 pub use instance::Instance;

@@ -6,6 +6,7 @@
 //! ([`shortcut`]) in which an invariant must break.
 
 mod liveness;
+mod scenarios;
 mod shortcut;
 mod world;
 

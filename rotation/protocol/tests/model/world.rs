@@ -12,10 +12,12 @@ use steadfast_rotation_protocol::census::{
     Ack, HeldSvid, Listed, Member, ProxyStatus, Replica, Round,
 };
 use steadfast_rotation_protocol::controller::{
-    Change, Controller, Effect, Made, Now, Observation, Persist, Signed, Timings,
+    Change, Controller, Effect, Made, Now, Observation, Persist, Signed, Timings, Wait,
 };
 use steadfast_rotation_protocol::guard::Fence;
+use steadfast_rotation_protocol::journal;
 use steadfast_rotation_protocol::rotation::{Phase, PhaseName};
+use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorRecord, AnchorState, Condemned, IssuerRecord, Label, Request,
 };
@@ -229,8 +231,9 @@ impl World {
     }
 
     /// Everybody does what he should, once.
-    fn go_well(&mut self, config: &Config) {
-        if self.state.rotation.is_some() && self.controllers[0].pending.is_none() {
+    pub(crate) fn go_well(&mut self, config: &Config) {
+        let busy = self.state.rotation.is_some() || self.state.issuer_rotation.is_some();
+        if busy && self.controllers[0].pending.is_none() {
             self.take(config, Action::Tick);
         }
         // Equal nodes change places: whoever has done his part is not asked again.
@@ -528,18 +531,32 @@ impl World {
         Some(())
     }
 
+    /// What a controller would see and decide now.
+    pub(crate) fn line(&self, config: &Config, i: usize) -> journal::Line {
+        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
+        let seen = self.observation(config, i);
+        journal::handle(&mut controller, timings(config), now(), seen).1
+    }
+
+    /// What a controller would wait for now.
+    pub(crate) fn waiting(&self, config: &Config, i: usize) -> Wait {
+        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
+        let _ = controller.handle(now(), &self.observation(config, i));
+        controller.waiting().clone()
+    }
+
+    pub(crate) fn has_key(&self, id: KeyId) -> bool {
+        self.keys.values().any(|key| *key == id)
+    }
+
     fn look(&mut self, config: &Config, i: usize) -> Option<()> {
         let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
-        let now = Now {
-            wall: UnixTime::from_millis(NOW * TICK),
-            boot: Duration::from_millis(NOW * TICK),
-        };
         let mut seen = self.observation(config, i);
         if let Some(shortcut) = config.shortcut {
             shortcut.bend_sight(&mut seen);
             shortcut.bend_fence(&mut controller, &seen, timings(config));
         }
-        let effects = controller.handle(now, &seen);
+        let effects = controller.handle(now(), &seen);
         let mut pending = None;
         for effect in effects {
             match effect {
@@ -598,8 +615,7 @@ impl World {
         let acked = self.state.anchors.iter().filter(|anchor| anchor.state.acked());
         self.settled.extend(acked.map(|anchor| anchor.id));
         let mut controller = Controller::resume(timings(config), None);
-        let boot = Duration::from_millis(NOW * TICK);
-        controller.persisted(Now { wall: UnixTime::from_millis(NOW * TICK), boot }, self.revision);
+        controller.persisted(now(), self.revision);
         self.controllers[i].fence = controller.fence().cloned();
         Some(())
     }
@@ -1020,6 +1036,10 @@ fn forget_dates(state: &mut TrustDomainState) {
     }
 }
 
+fn now() -> Now {
+    Now { wall: UnixTime::from_millis(NOW * TICK), boot: Duration::from_millis(NOW * TICK) }
+}
+
 fn timings(config: &Config) -> Timings {
     let ticks = |ticks: u64| Duration::from_millis(ticks * TICK);
     Timings {
@@ -1032,7 +1052,7 @@ fn timings(config: &Config) -> Timings {
         renew_window_urgent: ticks(1),
         issuer_life: ticks(1000),
         issuer_left_min: ticks(1),
-        anchor_period: ticks(1),
+        schedule: Schedule { anchor_period: ticks(1_000_000), window: None },
     }
 }
 
@@ -1042,7 +1062,7 @@ fn trust_domain() -> steadfast_api::TrustDomain {
 }
 
 #[allow(clippy::unwrap_used)] // They are 32 bytes.
-fn key(n: u8) -> KeyId {
+pub(crate) fn key(n: u8) -> KeyId {
     KeyId::from_slice(&[n; 32]).unwrap()
 }
 

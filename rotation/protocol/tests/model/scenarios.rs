@@ -1,0 +1,233 @@
+//! Rotations told from beginning to end, in a world where everybody does what he should unless the
+//! test says otherwise.
+
+use steadfast_api::KeyId;
+use steadfast_rotation_protocol::census::Reason;
+use steadfast_rotation_protocol::controller::Wait;
+use steadfast_rotation_protocol::journal;
+use steadfast_rotation_protocol::orders::OrderRefused;
+use steadfast_rotation_protocol::rotation::PhaseName;
+use steadfast_rotation_protocol::trust_domain::AnchorState;
+
+use crate::world::{Action, Config, Faults, Order, World, key};
+
+#[test]
+fn a_rotation_goes_through_its_phases_and_ends_with_the_standby_active() {
+    let mut told = Told::new(&[Order::Rotate]);
+    let phases = told.run_to_the_end();
+    use PhaseName::{Activated, Draining, Generating, Preparing, Staged, Withdrawn};
+    assert_eq!(phases, [Generating, Staged, Preparing, Activated, Draining, Withdrawn]);
+    assert_eq!(told.anchors(), [(B, AnchorState::Active), (S, AnchorState::Standby)]);
+    let state = &told.world.state;
+    assert_eq!((state.seq, state.tombstones.as_slice()), (3, [key(A)].as_slice()));
+    assert!(state.condemned.is_empty() && !told.world.has_key(key(A)), "its key is destroyed");
+    assert!(told.world.has_key(key(B)) && told.world.has_key(key(S)));
+}
+
+#[test]
+fn an_anchor_that_was_given_becomes_active_and_the_standby_stays() {
+    let mut told = Told::new(&[Order::RotateGiven]);
+    told.run_to_the_end();
+    assert_eq!(told.anchors(), [(B, AnchorState::Standby), (GIVEN, AnchorState::Active)]);
+}
+
+#[test]
+fn a_paused_rotation_waits_in_its_phase_and_goes_on_when_it_is_resumed() {
+    let mut told = Told::new(&[Order::Rotate]);
+    told.run_to(PhaseName::Draining);
+    told.order(|state| state.pause(true));
+    for _ in 0..10 {
+        told.step();
+    }
+    assert_eq!(told.phase(), Some(PhaseName::Draining));
+    assert_eq!(told.waiting(), Wait::Paused);
+    told.order(|state| state.pause(false));
+    told.run_to_the_end();
+}
+
+#[test]
+fn an_abort_ends_idle_with_a_standby_from_every_phase_that_has_a_way_back() {
+    use PhaseName::{Activated, Draining, Generating, Preparing, Staged, Withdrawn};
+    for phase in [Generating, Staged, Preparing, Activated, Draining] {
+        let mut told = Told::new(&[Order::Rotate]);
+        told.run_to(phase);
+        told.order(|state| state.abort().unwrap());
+        told.run_to_the_end();
+        let standby = if matches!(phase, Activated | Draining) { S } else { B };
+        let expected = [(A, AnchorState::Active), (standby, AnchorState::Standby)];
+        assert_eq!(told.anchors(), expected, "from {phase:?}");
+        assert_eq!(told.world.state.past.last().map(|past| format!("{:?}", past.outcome)), None);
+    }
+    let mut told = Told::new(&[Order::Rotate]);
+    told.run_to(Withdrawn);
+    let refused = told.world.state.abort().unwrap_err();
+    assert!(matches!(&refused, OrderRefused::Abort(why) if why.contains("new key")), "{refused}");
+}
+
+#[test]
+fn whoever_does_not_answer_is_named_and_holds_the_rotation_up_until_he_is_exempt() {
+    let mut told = Told::new(&[Order::Rotate, Order::ExemptMissing]);
+    told.run_to(PhaseName::Staged);
+    told.world = told.world.after(&told.config, Action::Cut(0)).unwrap();
+    for _ in 0..20 {
+        told.step();
+    }
+    assert_eq!(told.phase(), Some(PhaseName::Staged));
+    let Wait::Census(tally) = told.waiting() else { panic!("{:?}", told.waiting()) };
+    let [missing] = tally.missing.as_slice() else { panic!("{tally:?}") };
+    assert!(matches!(missing.reason, Reason::NotConnected { .. }), "{missing:?}");
+    told.act(Action::Give);
+    told.run_to_the_end();
+    assert_eq!(told.world.state.exemptions.len(), 1, "it has not been heard of again");
+    let pod = told.world.state.exemptions[0].instance.pod_uid.clone();
+    let refused = told.world.state.clone().unexempt(&pod).unwrap_err();
+    assert!(refused.to_string().contains("ends by itself"), "{refused}");
+}
+
+#[test]
+fn a_stolen_active_anchor_is_replaced_at_once_and_a_new_standby_follows() {
+    let mut told = Told::new(&[Order::TaintActive]);
+    let phases = told.run_to_the_end();
+    use PhaseName::{Activated, Draining, Generating, Preparing, Staged, Withdrawn};
+    assert_eq!(phases, [Preparing, Activated, Draining, Withdrawn, Generating, Staged]);
+    assert_eq!(told.anchors(), [(B, AnchorState::Active), (S, AnchorState::Standby)]);
+    assert!(!told.world.has_key(key(A)));
+}
+
+#[test]
+fn a_stolen_standby_leaves_the_bundle_at_once_whatever_is_under_way() {
+    for phase in [PhaseName::Staged, PhaseName::Activated, PhaseName::Draining] {
+        let mut told = Told::new(&[Order::Rotate]);
+        told.run_to(phase);
+        let standby = if phase == PhaseName::Staged { B } else { S };
+        let deadline = std::time::Duration::from_secs(1);
+        told.order(|state| state.taint(key(standby), String::new(), deadline).unwrap());
+        told.act(Action::Look(0));
+        let state = &told.world.state;
+        assert!(state.published().all(|anchor| anchor.id != key(standby)), "{phase:?}");
+        assert!(state.tombstones.contains(&key(standby)), "{phase:?}");
+        told.run_to_the_end();
+    }
+}
+
+#[test]
+fn a_stolen_issuer_is_denied_after_everybody_has_another() {
+    let mut told = Told::new(&[Order::IssuerStolen]);
+    let old = told.world.state.active_issuer;
+    told.act(Action::Give);
+    for _ in 0..40 {
+        told.step();
+    }
+    let state = &told.world.state;
+    assert!(state.issuer_rotation.is_none() && state.active_issuer != old);
+    assert!(state.denies(old));
+    assert_eq!(state.seq, 2);
+}
+
+#[test]
+fn what_was_decided_is_decided_again_from_the_journal() {
+    let mut told = Told::new(&[Order::Rotate]);
+    let mut journal = String::new();
+    told.act(Action::Give);
+    for _ in 0..60 {
+        journal.push_str(&serde_json::to_string(&told.world.line(&told.config, 0)).unwrap());
+        journal.push('\n');
+        told.step();
+    }
+    assert_eq!(journal::replay(&journal).unwrap(), 60);
+    let bent = journal.replace("\"paused\":false", "\"paused\":true");
+    let error = journal::replay(&bent).unwrap_err().to_string();
+    assert!(error.starts_with("line "), "{error}");
+    assert!(journal::replay("no line").unwrap_err().to_string().contains("line 1"));
+}
+
+/// A world, and what is told of it.
+struct Told {
+    config: Config,
+    world: World,
+}
+
+impl Told {
+    fn new(orders: &[Order]) -> Self {
+        let config =
+            Config { faults: Faults { cuts: 1, ..Faults::default() }, ..crate::world("", orders) };
+        let world = World::new(&config);
+        Self { config, world }
+    }
+
+    fn act(&mut self, action: Action) {
+        if let Some(next) = self.world.after(&self.config, action) {
+            self.world = next;
+        }
+        assert_eq!(self.world.broken, None);
+    }
+
+    fn order(&mut self, order: impl FnOnce(&mut steadfast_rotation_protocol::TrustDomainState)) {
+        order(&mut self.world.state);
+        self.world.revision += 1;
+    }
+
+    /// Everybody does his part, once.
+    fn step(&mut self) {
+        self.world.go_well(&self.config);
+        assert_eq!(self.world.broken, None);
+    }
+
+    fn run_to(&mut self, phase: PhaseName) {
+        self.act(Action::Give);
+        for _ in 0..100 {
+            if self.phase() == Some(phase) {
+                return;
+            }
+            self.step();
+        }
+        panic!("{phase:?} was not reached: {:#?}", self.world);
+    }
+
+    /// The phases that were seen, each once.
+    fn run_to_the_end(&mut self) -> Vec<PhaseName> {
+        if self.world.state.rotation.is_none() {
+            self.act(Action::Give);
+        }
+        let mut phases = Vec::new();
+        for _ in 0..200 {
+            self.step();
+            let phase = self.phase();
+            if phase.is_some() && phases.last() != phase.as_ref() {
+                phases.extend(phase);
+            }
+            if self.world.settled_down()
+                && self.world.state.condemned.is_empty()
+                && self.waiting() == Wait::Nothing
+            {
+                return phases;
+            }
+        }
+        panic!("no end after {phases:?}: {:?}\n{:#?}", self.waiting(), self.world);
+    }
+
+    fn phase(&self) -> Option<PhaseName> {
+        self.world.state.rotation.as_ref().map(|rotation| rotation.phase.name())
+    }
+
+    fn waiting(&self) -> Wait {
+        self.world.waiting(&self.config, 0)
+    }
+
+    /// The anchors that there are, the older first.
+    fn anchors(&self) -> Vec<(u8, AnchorState)> {
+        let mut anchors: Vec<_> =
+            self.world.state.anchors.iter().map(|a| (number(a.id), a.state)).collect();
+        anchors.sort_unstable();
+        anchors
+    }
+}
+
+fn number(id: KeyId) -> u8 {
+    id.as_bytes()[0]
+}
+
+const A: u8 = 1;
+const B: u8 = 2;
+const S: u8 = 3;
+const GIVEN: u8 = 9;
