@@ -16,6 +16,7 @@ pub mod trust {
     /// `steadfast.trust.v1`.
     #[allow(
         missing_docs,
+        clippy::large_enum_variant,
         clippy::use_self,
         clippy::or_fun_call,
         unused_qualifications,

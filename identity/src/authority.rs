@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose,
-    SanType,
+    PublicKeyData, SanType,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::CertificateDer;
@@ -18,7 +18,8 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState, IssuerRecord};
 use zeroize::Zeroizing;
 
-use crate::key::{AuthorityKey, KeyError};
+use crate::csr::CsrError;
+use crate::key::{AuthorityKey, KeyError, Point};
 
 /// A new anchor or issuer: its certificate, and its key to be stored.
 #[derive(Debug)]
@@ -60,6 +61,9 @@ pub enum AuthorityError {
     /// The certificate could not be encoded or signed.
     #[error("the certificate could not be made")]
     Certificate(#[from] rcgen::Error),
+    /// The request for an issuer.
+    #[error("the request for an issuer")]
+    Csr(#[from] CsrError),
     /// No key, or no random serial number.
     #[error("no key")]
     Key(#[from] KeyError),
@@ -97,10 +101,24 @@ pub fn make_anchor(
     now: UnixTime,
     lifetime: Duration,
 ) -> Result<Authority, AuthorityError> {
-    let (key, pkcs8) = AuthorityKey::generate()?;
+    let (_, pkcs8) = AuthorityKey::generate()?;
+    make_anchor_of(trust_domain, pkcs8, now, lifetime)
+}
+
+/// The same of a key that is there already.
+///
+/// # Errors
+/// As [`make_anchor`].
+pub fn make_anchor_of(
+    trust_domain: &TrustDomain,
+    pkcs8: Zeroizing<Vec<u8>>,
+    now: UnixTime,
+    lifetime: Duration,
+) -> Result<Authority, AuthorityError> {
+    let key = AuthorityKey::from_pkcs8(&pkcs8)?;
     let validity = Validity { not_before: now - ANCHOR_BACKDATE, not_after: now + lifetime };
     // Anchor, issuer, SVID: nothing deeper than one issuer.
-    let params = params(trust_domain, "trust anchor", &key, validity, 1)?;
+    let params = params(trust_domain, "trust anchor", key.id(), validity, 1)?;
     let certificate = params.self_signed(&key)?;
     Ok(Authority::of(certificate.der(), &key, pkcs8, validity))
 }
@@ -117,6 +135,47 @@ pub fn make_issuer(
     now: UnixTime,
     lifetime: Duration,
 ) -> Result<Authority, AuthorityError> {
+    let (key, pkcs8) = AuthorityKey::generate()?;
+    let signed = sign(trust_domain, anchor_der, anchor_pkcs8, &key, now, lifetime)?;
+    Ok(Authority::of(&signed.0, &key, pkcs8, signed.1))
+}
+
+/// Signs an issuer for the key of a request that identity has made: the key itself is never seen.
+///
+/// # Errors
+/// As [`make_issuer`], and a request that is none or does not prove its key.
+pub fn sign_issuer(
+    trust_domain: &TrustDomain,
+    anchor_der: &[u8],
+    anchor_pkcs8: &[u8],
+    csr: &[u8],
+    now: UnixTime,
+    lifetime: Duration,
+) -> Result<IssuerRecord, AuthorityError> {
+    let key = crate::csr::check_key(csr)?;
+    let point = Point(key.point());
+    let (der, validity) = sign(trust_domain, anchor_der, anchor_pkcs8, &point, now, lifetime)?;
+    let anchor = TrustAnchor::parse(anchor_der).map_err(AuthorityError::Anchor)?;
+    let whole = |time: UnixTime| UnixTime::from_millis(time.as_secs() * 1000);
+    Ok(IssuerRecord {
+        id: key.id(),
+        anchor_id: anchor.id(),
+        der,
+        not_before: whole(validity.not_before),
+        not_after: whole(validity.not_after),
+        key_ref: format!("keys/issuers/{}.key", key.id()),
+    })
+}
+
+/// Signs the certificate of an issuer with this key, and verifies the anchor's signature on it.
+fn sign(
+    trust_domain: &TrustDomain,
+    anchor_der: &[u8],
+    anchor_pkcs8: &[u8],
+    key: &impl PublicKeyData,
+    now: UnixTime,
+    lifetime: Duration,
+) -> Result<(Vec<u8>, Validity), AuthorityError> {
     let anchor = TrustAnchor::parse(anchor_der).map_err(AuthorityError::Anchor)?;
     let anchor_key = AuthorityKey::from_pkcs8(anchor_pkcs8)?;
     if anchor.id() != anchor_key.id() {
@@ -129,11 +188,11 @@ pub fn make_issuer(
     if validity.not_after <= now {
         return Err(AuthorityError::AnchorEnding(anchor.not_after()));
     }
-    let (key, pkcs8) = AuthorityKey::generate()?;
-    let params = params(trust_domain, "issuer", &key, validity, 0)?;
+    let id = KeyId::of_spki(&key.subject_public_key_info());
+    let params = params(trust_domain, "issuer", id, validity, 0)?;
     let signer = Issuer::from_ca_cert_der(&CertificateDer::from(anchor_der), &anchor_key)?;
-    let certificate = params.signed_by(&key, &signer)?;
-    Ok(Authority::of(certificate.der(), &key, pkcs8, validity))
+    let certificate = params.signed_by(key, &signer)?;
+    Ok((certificate.der().to_vec(), validity))
 }
 
 impl Authority {
@@ -149,7 +208,8 @@ impl Authority {
         }
     }
 
-    fn as_anchor(&self, state: AnchorState) -> AnchorRecord {
+    /// As the store's record of an anchor.
+    pub fn as_anchor(&self, state: AnchorState) -> AnchorRecord {
         let key_ref = format!("keys/anchors/{}.key", self.id);
         AnchorRecord {
             id: self.id,
@@ -179,14 +239,14 @@ impl Authority {
 fn params(
     trust_domain: &TrustDomain,
     role: &str,
-    key: &AuthorityKey,
+    id: KeyId,
     validity: Validity,
     path_len_max: u8,
 ) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     validity.set(&mut params);
     params.serial_number = Some(serial_number()?.to_vec().into());
-    params.distinguished_name = name(trust_domain, role, key.id());
+    params.distinguished_name = name(trust_domain, role, id);
     // X509-SVID, §4: a signing certificate names its trust domain, without a path.
     let uri = trust_domain.id().as_str().try_into()?;
     params.subject_alt_names = vec![SanType::URI(uri)];

@@ -111,6 +111,14 @@ pub fn check(der: &[u8]) -> Result<CheckedRequest, CsrError> {
     Ok(CheckedRequest { key, names })
 }
 
+/// The key of a request for an issuer, checked like any other; the names are our own to give.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_key(der: &[u8]) -> Result<WorkloadKey, CsrError> {
+    check(der).map(|request| request.key)
+}
+
 impl CheckedRequest {
     /// The key, if the request asks for no name but those of this workload.
     ///

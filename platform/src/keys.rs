@@ -27,6 +27,9 @@ pub trait KeyStore: Send + Sync + 'static {
 
     /// Whether there is a key with this id.
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError>;
+
+    /// Destroys a key, durably; one that is not there is destroyed already.
+    async fn destroy(&self, id: KeyId) -> Result<(), KeyStoreError>;
 }
 
 /// Why a key store did not do what it was asked.
@@ -108,6 +111,17 @@ impl KeyStore for FileKeys {
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError> {
         let path = self.path(id);
         blocking(move || path.try_exists().map_err(io("look for", &path))).await
+    }
+
+    async fn destroy(&self, id: KeyId) -> Result<(), KeyStoreError> {
+        let path = self.path(id);
+        blocking(move || match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io("remove", &path)(error))
+            }
+            _ => sync_dir(parent_of(&path)),
+        })
+        .await
     }
 }
 
@@ -281,6 +295,17 @@ mod tests {
         assert!(matches!(refused, Err(KeyStoreError::Exists(_))), "{refused:?}");
         assert_eq!(*keys.load(id()).await.unwrap(), b"first");
         assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_destroyed_is_gone_and_destroying_it_again_is_no_error() {
+        let (_dir, keys) = keys();
+        keys.put_new(id(), bytes("secret")).await.unwrap();
+        for _ in 0..2 {
+            keys.destroy(id()).await.unwrap();
+            assert!(!keys.exists(id()).await.unwrap());
+        }
+        assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 0);
     }
 
     #[test]

@@ -23,10 +23,8 @@ pub(crate) fn services(plan: &Plan) -> String {
 
 /// The control plane's own workloads, as `trust init` writes them, with the admin ports in use.
 pub(crate) fn control_plane(plan: &Plan) -> String {
-    let text = crate::commands::trust::init::control_plane(
-        plan.identity_admin.port(),
-        plan.control_admin.port(),
-    );
+    let admin_ports = [plan.identity_admin, plan.control_admin, plan.rotation_admin];
+    let text = crate::commands::trust::init::control_plane(admin_ports.map(|admin| admin.port()));
     format!("{MARK}\n{text}")
 }
 

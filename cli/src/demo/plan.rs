@@ -16,6 +16,7 @@ pub(crate) struct Plan {
     pub(crate) identity_admin: SocketAddr,
     pub(crate) control: SocketAddr,
     pub(crate) control_admin: SocketAddr,
+    pub(crate) rotation_admin: SocketAddr,
     /// In the order of the call: each calls the next.
     pub(crate) workloads: Vec<Workload>,
 }
@@ -75,6 +76,7 @@ impl Plan {
             identity_admin: ports.next()?,
             control: ports.next()?,
             control_admin: ports.next()?,
+            rotation_admin: ports.next()?,
             workloads,
         })
     }
@@ -167,7 +169,7 @@ mod tests {
     fn every_address_is_another_and_another_attempt_uses_none_of_them() {
         let addresses = |plan: &Plan| {
             let mut all = vec![plan.store_admin, plan.identity, plan.identity_admin];
-            all.extend([plan.control, plan.control_admin]);
+            all.extend([plan.control, plan.control_admin, plan.rotation_admin]);
             for w in &plan.workloads {
                 all.extend([w.application, w.inbound, w.outbound, w.admin]);
             }

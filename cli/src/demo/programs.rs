@@ -10,6 +10,7 @@ pub(crate) struct Programs {
     pub(crate) store: PathBuf,
     pub(crate) identity: PathBuf,
     pub(crate) control: PathBuf,
+    pub(crate) rotation: PathBuf,
     pub(crate) proxy: PathBuf,
 }
 
@@ -38,8 +39,13 @@ impl Programs {
 
     fn beside(own: PathBuf) -> Result<Self, ProgramsError> {
         let dir = own.parent().unwrap_or_else(|| Path::new("/")).to_owned();
-        let names =
-            ["steadfast-store", "steadfast-identity", "steadfast-control", "steadfast-proxy"];
+        let names = [
+            "steadfast-store",
+            "steadfast-identity",
+            "steadfast-control",
+            "steadfast-rotation",
+            "steadfast-proxy",
+        ];
         let missing: Vec<_> = names.into_iter().filter(|name| !dir.join(name).is_file()).collect();
         if !missing.is_empty() {
             // Cargo names the folder of its default profile otherwise than the profile.
@@ -47,8 +53,8 @@ impl Programs {
             let build = if debug { "cargo build" } else { "cargo build --release" };
             return Err(ProgramsError::Missing { names: missing, dir, build });
         }
-        let [store, identity, control, proxy] = names.map(|name| dir.join(name));
-        Ok(Self { own, store, identity, control, proxy })
+        let [store, identity, control, rotation, proxy] = names.map(|name| dir.join(name));
+        Ok(Self { own, store, identity, control, rotation, proxy })
     }
 }
 
@@ -62,7 +68,12 @@ mod tests {
         std::fs::write(dir.path().join("steadfast-store"), b"").unwrap();
         std::fs::write(dir.path().join("steadfast-proxy"), b"").unwrap();
         let error = Programs::beside(dir.path().join("steadfast")).unwrap_err().to_string();
-        assert!(error.starts_with("steadfast-identity, steadfast-control are missing"), "{error}");
+        assert!(
+            error.starts_with(
+                "steadfast-identity, steadfast-control, steadfast-rotation are missing"
+            ),
+            "{error}"
+        );
         assert!(error.contains("cargo build --release"), "{error}");
         let debug = dir.path().join("debug/steadfast");
         let error = Programs::beside(debug).unwrap_err().to_string();

@@ -102,6 +102,7 @@ impl Starter<'_> {
         self.ready("identity", plan.identity_admin).await?;
         reached("identity", &format!("issues SVIDs at {}", plan.identity));
         self.processes.start(control(plan, directory, programs))?;
+        self.processes.start(rotation(plan, directory, programs))?;
         Ok(())
     }
 
@@ -117,6 +118,8 @@ impl Starter<'_> {
         }
         self.ready("control", plan.control_admin).await?;
         reached("control", &format!("discovery at {}", plan.control));
+        self.ready("rotation", plan.rotation_admin).await?;
+        reached("rotation", "rotates issuers and anchors");
         for workload in &plan.workloads {
             self.ready(&format!("the sidecar of {}", workload.name), workload.admin).await?;
             reached(&format!("{} and sidecar", workload.name), workload.spiffe_id.as_str());
@@ -244,6 +247,15 @@ fn control(plan: &Plan, directory: &Directory, programs: &Programs) -> Spec {
     ours("steadfast-control", &programs.control, Layer::Control, &args)
 }
 
+fn rotation(plan: &Plan, directory: &Directory, programs: &Programs) -> Spec {
+    let args = [
+        ("--dir", shown(directory.path())),
+        ("--admin", plan.rotation_admin.to_string()),
+        ("--identity-addr", plan.identity.to_string()),
+    ];
+    ours("steadfast-rotation", &programs.rotation, Layer::Control, &args)
+}
+
 fn application(plan: &Plan, index: usize, programs: &Programs) -> Spec {
     let workload = &plan.workloads[index];
     let listen = workload.application.to_string();
@@ -365,7 +377,7 @@ mod tests {
         write_manifests(&plan, &directory, true).unwrap();
         assert!(check_manifests(&directory).unwrap());
         // A mesh that `trust init` made.
-        let own = init::control_plane(9990, 9992);
+        let own = init::control_plane([9990, 9992, 9991]);
         fs::write(path(CONTROL_PLANE), &own).unwrap();
         assert!(!check_manifests(&directory).unwrap());
         write_manifests(&plan, &directory, false).unwrap();

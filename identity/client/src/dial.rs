@@ -4,6 +4,7 @@
 //! Our own SVID plays no part, so a workload that slept through every expiry comes back this way.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,10 +57,7 @@ pub enum DialError {
 impl Dialer {
     /// A connection to the n-th replica; there may be fewer, then it goes round.
     pub(crate) async fn dial(&self, replica: usize) -> Result<Channel, DialError> {
-        let resolved: Vec<_> = tokio::net::lookup_host(&self.address)
-            .await
-            .map_err(|source| ConnectError::Resolve(self.address.clone(), source))?
-            .collect();
+        let resolved = self.resolve().await?;
         let nobody = || ConnectError::Tcp {
             address: self.address.clone(),
             source: io::ErrorKind::NotFound.into(),
@@ -85,6 +83,13 @@ impl Dialer {
             }
             result => self.channel(result.map_err(ConnectError::Refused)?).await,
         }
+    }
+
+    /// The addresses of the service, each a replica.
+    pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, ConnectError> {
+        let resolved = tokio::net::lookup_host(&self.address).await;
+        let failed = |source| ConnectError::Resolve(self.address.clone(), source);
+        Ok(resolved.map_err(failed)?.collect())
     }
 
     async fn handshake(

@@ -13,6 +13,7 @@ use crate::context::{Contexts, Expected, TlsContext};
 use crate::dial::Dialer;
 use crate::metrics::{Metrics, Refusals};
 use crate::mounted::{BootstrapBundle, Mounted, MountedError};
+use crate::replicas::Replicas;
 use crate::shell::Shell;
 use crate::status::Status;
 
@@ -56,6 +57,7 @@ pub enum IdentityError {
 /// Gets and renews the identity of this process.
 pub struct Identity {
     dialer: Arc<Dialer>,
+    token_file: PathBuf,
     status: watch::Sender<Status>,
     shell: Shell,
 }
@@ -80,7 +82,7 @@ impl Identity {
             contexts: Contexts::new(clock.clone()),
             refusals: Refusals::new(registry, clock.clone()),
         });
-        let status = watch::Sender::default();
+        let (status, token_file) = (watch::Sender::default(), config.token_file.clone());
         let component = readiness.component(COMPONENT, "no live bundle yet");
         let shell = Shell::new(
             config,
@@ -90,7 +92,7 @@ impl Identity {
             Metrics::new(registry),
             status.clone(),
         );
-        Ok(Self { dialer, status, shell })
+        Ok(Self { dialer, token_file, status, shell })
     }
 
     /// Follows the snapshots that TLS uses.
@@ -101,6 +103,11 @@ impl Identity {
     /// Follows what a person is shown.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// Connections to the replicas of the identity service.
+    pub fn replicas(&self) -> Replicas {
+        Replicas { dialer: self.dialer.clone(), token_file: self.token_file.clone() }
     }
 
     /// Logs and counts refused connections.

@@ -62,6 +62,8 @@ pub struct Replica {
     pub newest_nonce: u64,
     /// The issuers whose key and certificate it has loaded.
     pub loaded: Vec<KeyId>,
+    /// What it serves, and the SVID that it serves it with: it has no stream to itself.
+    pub own: Option<Ack>,
     /// Who has, or had, a stream there.
     pub members: Vec<Member>,
 }
@@ -250,6 +252,15 @@ pub fn tally(
         };
         tally.count(state, &known.member.name, known.member.instance.clone(), verdict);
     }
+    for replica in &round.replicas {
+        let instance = unheard(&replica.name);
+        let verdict = match &replica.own {
+            _ if !replica.reached => Err(Reason::NotConnected { since: None }),
+            Some(own) => judge.ack(own),
+            None => Ok(()),
+        };
+        tally.count(state, &replica.name, instance, verdict);
+    }
     for gone in round.vanished.iter().filter(|gone| {
         !listed(&gone.instance.pod_uid) && !known.contains_key(gone.instance.pod_uid.as_str())
     }) {
@@ -310,6 +321,11 @@ impl Judge<'_> {
         let Some(ack) = member.ack.as_ref().filter(|_| member.answered >= self.floor) else {
             return Err(Reason::Unanswered);
         };
+        self.ack(ack)?;
+        if self.demand.unused { self.unused(member) } else { Ok(()) }
+    }
+
+    fn ack(&self, ack: &Ack) -> Result<(), Reason> {
         if ack.seq != self.state.seq {
             return Err(Reason::Behind { seq: ack.seq });
         }
@@ -330,7 +346,7 @@ impl Judge<'_> {
         {
             return Err(Reason::Svid { issuer: svid.issuer });
         }
-        if self.demand.unused { self.unused(member) } else { Ok(()) }
+        Ok(())
     }
 
     /// Between two answers of this census, so since the fence.

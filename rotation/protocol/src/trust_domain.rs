@@ -226,6 +226,20 @@ pub struct WantedIssuer {
     pub number: u64,
 }
 
+/// What identity posts for a wish: the key is made, and here is the proof of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuerRequest {
+    /// Of the wish.
+    pub number: u64,
+    /// The anchor that is to sign.
+    pub anchor_id: KeyId,
+    /// Of the new key.
+    pub key_id: KeyId,
+    /// PKCS#10, DER in hex.
+    #[serde(with = "hex_bytes")]
+    pub csr: Vec<u8>,
+}
+
 /// A key that is to be destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

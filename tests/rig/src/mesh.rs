@@ -32,6 +32,8 @@ pub struct MeshConfig {
 #[derive(Debug)]
 pub struct Mesh {
     // In the order in which they end: the workloads of a test are dropped before.
+    /// `steadfast-rotation`.
+    pub rotation: Process,
     /// `steadfast-control`.
     pub control: Process,
     /// `steadfast-identity`.
@@ -46,6 +48,8 @@ pub struct Mesh {
     pub identity_admin: SocketAddr,
     /// Control's admin port.
     pub control_admin: SocketAddr,
+    /// Rotation's admin port.
+    pub rotation_admin: SocketAddr,
     config: MeshConfig,
     dir: TempDir,
 }
@@ -173,6 +177,7 @@ impl Mesh {
         fs::create_dir_all(&logs).expect("the logs' folder");
         let addr = || SocketAddr::from((config.ip, free_port()));
         let (store_admin, identity_admin, control_admin) = (addr(), addr(), addr());
+        let rotation_admin = addr();
         let (identity_addr, control_addr) = (addr(), addr());
         let spec = |binary: &str, admin: SocketAddr| Spec {
             netns: config.netns.clone(),
@@ -195,7 +200,15 @@ impl Mesh {
                 .args(["--listen", &control_addr.to_string()])
                 .args(["--identity-addr", &identity_addr.to_string()]),
         );
+        let rotation = Process::start(
+            &logs,
+            spec("steadfast-rotation", rotation_admin)
+                .args(["--identity-addr", &identity_addr.to_string()])
+                .args(["--renew-window", "1s"]),
+        );
         let mesh = Self {
+            rotation,
+            rotation_admin,
             control,
             identity,
             store,

@@ -168,19 +168,20 @@ fn write_manifest(directory: &Directory, path: &Path) -> Result<(), InitError> {
     let draft = directory.path().join(format!(".{MANIFEST}.draft"));
     let written = (|| {
         fs::create_dir_all(directory.manifests())?;
-        fs::write(&draft, control_plane(ADMIN_PORTS.0, ADMIN_PORTS.1))?;
+        fs::write(&draft, control_plane(ADMIN_PORTS))?;
         File::open(&draft)?.sync_all()?;
         fs::rename(&draft, path)
     })();
     written.map_err(|error| InitError::Manifest(path.to_owned(), error))
 }
 
-/// The control plane's own workloads, so that control gets its token like any other.
-pub(crate) fn control_plane(identity_admin: u16, control_admin: u16) -> String {
+/// The control plane's own workloads, so that each gets its token like any other. The admin ports
+/// are those of identity, control and rotation.
+pub(crate) fn control_plane([identity, control, rotation]: [u16; 3]) -> String {
     let mut text =
         "# The control plane of this mesh as workloads, so that each has its identity.\n"
             .to_owned();
-    for (name, admin) in [("identity", identity_admin), ("control", control_admin)] {
+    for (name, admin) in [("identity", identity), ("control", control), ("rotation", rotation)] {
         // Writing to a String cannot fail.
         let _ = write!(
             text,
@@ -244,7 +245,8 @@ impl fmt::Display for Outcome {
         writeln!(
             f,
             "\nNext:\n  steadfast-identity --dir {dir} &\n  \
-             steadfast-control --dir {dir} --identity-addr 127.0.0.1:8080 &"
+             steadfast-control --dir {dir} --identity-addr 127.0.0.1:8080 &\n  \
+             steadfast-rotation --dir {dir} --identity-addr 127.0.0.1:8080 &"
         )
     }
 }
@@ -255,7 +257,7 @@ pub(crate) const TRUST_DOMAIN_DEFAULT: &str = "cluster.local";
 pub(crate) const MANIFEST: &str = "steadfast.yaml";
 
 /// The admin ports that the processes use unless told otherwise.
-const ADMIN_PORTS: (u16, u16) = (9990, 9992);
+const ADMIN_PORTS: [u16; 3] = [9990, 9992, 9991];
 
 #[cfg(test)]
 mod tests {
@@ -308,7 +310,7 @@ mod tests {
         let directory = Directory::new(dir.path());
         let path = directory.manifests().join(MANIFEST);
         write_manifest(&directory, &path).unwrap();
-        assert_eq!(fs::read_to_string(path).unwrap(), control_plane(9990, 9992));
+        assert_eq!(fs::read_to_string(path).unwrap(), control_plane(ADMIN_PORTS));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

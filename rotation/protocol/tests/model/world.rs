@@ -658,9 +658,10 @@ impl World {
         let replicas = self.nodes.iter().enumerate().filter_map(|(n, node)| {
             let replica = node.replica.as_ref()?;
             Some(Replica {
-                name: uid(n),
+                name: format!("replica {}", uid(n)),
                 reached: replica.taken.get(&i) == Some(&nonce),
                 newest_nonce: replica.nonce,
+                own: None,
                 loaded: self.state.issuers.iter().map(|issuer| issuer.id).collect(),
                 members: replica.members.iter().map(|(p, rec)| rec.member(*p)).collect(),
             })

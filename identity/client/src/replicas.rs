@@ -1,0 +1,43 @@
+//! Connections to each replica of the identity service, for who must speak to all of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use steadfast_process::ErrorChain;
+use tonic::transport::Channel;
+
+use crate::dial::{DialError, Dialer};
+use crate::token;
+
+/// Dials replicas, recognised by the newest bundle that this process holds.
+#[derive(Clone)]
+pub struct Replicas {
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) token_file: PathBuf,
+}
+
+impl Replicas {
+    /// How many addresses the identity service has now.
+    ///
+    /// # Errors
+    /// A name that does not resolve.
+    pub async fn count(&self) -> Result<usize, DialError> {
+        Ok(self.dialer.resolve().await?.len())
+    }
+
+    /// A connection to the n-th address.
+    ///
+    /// # Errors
+    /// [`DialError`]
+    pub async fn dial(&self, replica: usize) -> Result<Channel, DialError> {
+        self.dialer.dial(replica).await
+    }
+
+    /// Our token, read anew.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn token(&self) -> Result<Vec<u8>, String> {
+        token::read(&self.token_file).map_err(|error| ErrorChain(&error).to_string())
+    }
+}

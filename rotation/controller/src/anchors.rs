@@ -1,0 +1,168 @@
+//! The anchors that a rotation makes, and the issuers that they sign.
+//!
+//! A key is kept before anything names it, and its name is kept by what it was made for, so that a
+//! controller that is killed in between finds it again and makes no second one. Two controllers
+//! that make one at the same time end with one: the store's compare-and-swap says whose.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_api::{KeyId, TrustDomain, UnixTime};
+use steadfast_identity::authority::{AuthorityError, make_anchor_of, sign_issuer};
+use steadfast_identity::key::{AuthorityKey, KeyError};
+use steadfast_platform::keys::{KeyStore, KeyStoreError};
+use steadfast_platform::store::ANCHOR_KEYS_PREFIX;
+use steadfast_platform::{Revision, Store, StoreError};
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorRecord, AnchorState, Condemned, IssuerRecord, Label,
+};
+
+/// The keys of anchors.
+#[derive(Clone)]
+pub struct Anchors {
+    keys: Arc<dyn KeyStore>,
+    store: Arc<dyn Store>,
+}
+
+/// Why an anchor or issuer was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum AnchorsError {
+    /// The certificate.
+    #[error("no certificate could be made")]
+    Authority(#[from] AuthorityError),
+    /// The key itself.
+    #[error("no key could be made")]
+    Key(#[from] KeyError),
+    /// The place where keys are.
+    #[error("the keys of anchors cannot be used")]
+    Keys(#[from] KeyStoreError),
+    /// The name of a key in the store is none.
+    #[error("{0} in the store names no key: delete it, and another key is made")]
+    Name(String),
+    /// The store.
+    #[error("the store cannot be used")]
+    Store(#[from] StoreError),
+}
+
+impl Anchors {
+    /// Keys in this place, found again by this store.
+    pub fn new(keys: Arc<dyn KeyStore>, store: Arc<dyn Store>) -> Self {
+        Self { keys, store }
+    }
+
+    /// The anchor for this label. Its key is made only once; its certificate is made anew for whom
+    /// has forgotten it, which is nobody's loss before it is in a bundle.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn make(
+        &self,
+        trust_domain: &TrustDomain,
+        label: Label,
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<AnchorRecord, AnchorsError> {
+        let name = name(label);
+        let (known, revision) = self.named(&name).await?;
+        let id = match known {
+            Some(id) if self.keys.exists(id).await? => id,
+            _ => self.make_key(&name, revision).await?,
+        };
+        let pkcs8 = self.keys.load(id).await?;
+        let anchor = make_anchor_of(trust_domain, pkcs8, now, lifetime)?;
+        Ok(anchor.as_anchor(AnchorState::Generated))
+    }
+
+    /// Signs an issuer under this anchor for a request of identity's.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn sign(
+        &self,
+        trust_domain: &TrustDomain,
+        anchor: &AnchorRecord,
+        csr: &[u8],
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<IssuerRecord, AnchorsError> {
+        let pkcs8 = self.keys.load(anchor.id).await?;
+        Ok(sign_issuer(trust_domain, &anchor.der, &pkcs8, csr, now, lifetime)?)
+    }
+
+    /// Which of these are still there.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn undestroyed(
+        &self,
+        condemned: &[Condemned],
+    ) -> Result<Vec<Condemned>, AnchorsError> {
+        let mut there = Vec::new();
+        for key in condemned {
+            if let Some(id) = self.id_of(*key).await?
+                && self.keys.exists(id).await?
+            {
+                there.push(*key);
+            }
+        }
+        Ok(there)
+    }
+
+    /// Destroys keys, for ever.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn destroy(&self, condemned: &[Condemned]) -> Result<(), AnchorsError> {
+        for key in condemned {
+            if let Some(id) = self.id_of(*key).await? {
+                self.keys.destroy(id).await?;
+                tracing::info!(key = %id, "the key of an anchor is destroyed");
+            }
+        }
+        Ok(())
+    }
+
+    async fn id_of(&self, condemned: Condemned) -> Result<Option<KeyId>, AnchorsError> {
+        match condemned {
+            Condemned::Anchor(id) => Ok(Some(id)),
+            Condemned::MadeFor(label) => Ok(self.named(&name(label)).await?.0),
+        }
+    }
+
+    /// The key of this name, and the revision of the name.
+    async fn named(&self, name: &str) -> Result<(Option<KeyId>, Option<Revision>), AnchorsError> {
+        let Some(entry) = self.store.get(name).await? else { return Ok((None, None)) };
+        let id = serde_json::from_slice(&entry.value);
+        let id = id.map_err(|_| AnchorsError::Name(name.to_owned()))?;
+        Ok((Some(id), Some(entry.revision)))
+    }
+
+    /// Makes a key and gives it this name; if somebody else was faster, his is taken.
+    async fn make_key(
+        &self,
+        name: &str,
+        revision: Option<Revision>,
+    ) -> Result<KeyId, AnchorsError> {
+        let (key, pkcs8) = AuthorityKey::generate()?;
+        let id = key.id();
+        self.keys.put_new(id, pkcs8).await?;
+        let value = format!("\"{id}\"").into_bytes().into();
+        match self.store.compare_and_swap(name, revision, Some(value)).await {
+            Ok(_) => {
+                tracing::info!(key = %id, name, "a key for an anchor is made");
+                Ok(id)
+            }
+            Err(StoreError::Conflict { .. }) => {
+                self.keys.destroy(id).await?;
+                let (winner, _) = self.named(name).await?;
+                winner.ok_or_else(|| AnchorsError::Name(name.to_owned()))
+            }
+            // The name may have been written: the key stays, and the next look finds out.
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn name(label: Label) -> String {
+    format!("{ANCHOR_KEYS_PREFIX}{}-{}", label.rotation, label.attempt)
+}

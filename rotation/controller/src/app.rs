@@ -1,0 +1,162 @@
+//! Wires everything: the only place that knows all parts.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response};
+use prometheus_client::registry::Registry;
+use steadfast_api::spiffe::SpiffeError;
+use steadfast_api::{DnsIdentity, TrustDomain};
+use steadfast_identity_client::{
+    BootstrapBundle, Config as IdentityConfig, ConfigError, Identity, Status,
+};
+use steadfast_platform::Store;
+use steadfast_platform::keys::{FileKeys, KeyStoreError};
+use steadfast_platform::standalone::{Client, Directory};
+use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_process::admin::Admin;
+use steadfast_process::drain::terminated;
+use steadfast_process::readiness::Component;
+use steadfast_process::tasks::TaskError;
+use steadfast_process::{Clock, Drain, ErrorChain, Readiness, SystemClock, Tasks};
+use steadfast_rotation_protocol::TrustDomainState;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::anchors::Anchors;
+use crate::config::Config;
+use crate::fleet::Network;
+use crate::shell::{Parts, Shell, Standing};
+
+/// Why the controller ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {0}; is another process there?")]
+    Bind(SocketAddr, #[source] std::io::Error),
+    /// The configuration of its identity.
+    #[error("the controller's own identity cannot be configured")]
+    Identity(#[from] ConfigError),
+    /// The directory of the anchors' keys.
+    #[error("cannot use the directory of the anchors' keys")]
+    Keys(#[from] KeyStoreError),
+    /// Its own name.
+    #[error("the controller's own name cannot be made")]
+    Name(#[from] SpiffeError),
+    /// A service.
+    #[error("the controller ended early")]
+    Task(#[from] TaskError),
+}
+
+/// Runs the controller until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`AppError`]
+pub async fn run(config: Config) -> Result<(), AppError> {
+    let (drain, readiness) = (Drain::new(), Readiness::new());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let listener = TcpListener::bind(config.admin).await;
+    let listener = listener.map_err(|error| AppError::Bind(config.admin, error))?;
+    let directory = Directory::new(&config.dir);
+    let client = Client::new(&directory);
+    let offset = client.clone();
+    let store: Arc<dyn Store> = Arc::new(client);
+    let state = readiness.component("trust_domain", "the store has not been read yet");
+    let trust_domain = tokio::select! {
+        found = trust_domain(&*store, &state) => found,
+        stopped = terminated() => return stopped.map_err(|e| TaskError::Signals(e).into()),
+    };
+    let mut registry = Registry::default();
+    let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
+    let keys = Arc::new(FileKeys::open(directory.anchor_keys())?);
+    let shell = Shell::new(Parts {
+        anchors: Anchors::new(keys, Arc::clone(&store)),
+        fleet: Arc::new(Network::new(identity.replicas(), config.identity_addr.clone())),
+        store,
+        clock,
+        clock_offset_ms: Box::new(move || offset.clock_offset_millis()),
+        timings: config.timings,
+        anchor_lifetime: config.anchor_lifetime,
+    });
+    let (status, standing) = (identity.status(), shell.standing());
+    let pages = Admin::new(Arc::new(registry), readiness)
+        .with_routes(move |request| page(request, &status, &standing));
+    let mut tasks = Tasks::new();
+    tasks.spawn("identity", identity.run(drain.clone()));
+    tasks.spawn("rotation", until(drain.clone(), shell.run(state)));
+    tasks.spawn("admin", pages.serve(listener, drain.clone()));
+    tracing::info!(%trust_domain, "the controller of rotations has started");
+    Ok(tasks.run(&drain, DRAIN_DEADLINE).await?)
+}
+
+/// The trust domain that the store knows; waits until it knows one.
+async fn trust_domain(store: &dyn Store, waiting: &Component) -> TrustDomain {
+    let mut logged = String::new();
+    loop {
+        let reason = match store.get(TRUST_DOMAIN_KEY).await {
+            Ok(Some(entry)) => match serde_json::from_slice::<TrustDomainState>(&entry.value) {
+                Ok(state) => return state.trust_domain,
+                Err(error) => format!("the trust domain in the store cannot be read: {error}"),
+            },
+            Ok(None) => "the store has no trust domain yet: run `steadfast trust init`".to_owned(),
+            Err(error) => ErrorChain(&error).to_string(),
+        };
+        waiting.not_ready(&reason);
+        if logged != reason {
+            tracing::warn!("{reason}");
+            logged = reason;
+        }
+        tokio::time::sleep(TRUST_DOMAIN_PAUSE).await;
+    }
+}
+
+fn identity(
+    config: &Config,
+    trust_domain: &TrustDomain,
+    clock: Arc<dyn Clock>,
+    readiness: &Readiness,
+    registry: &mut Registry,
+) -> Result<Identity, AppError> {
+    let namespace = &config.control_namespace;
+    let name = |account| DnsIdentity::new(account, namespace, namespace, trust_domain);
+    let config = IdentityConfig {
+        local: name("steadfast-rotation")?,
+        identity_address: config.identity_addr.clone(),
+        identity_name: name("steadfast-identity")?,
+        token_file: config.token_file.clone(),
+        bootstrap: BootstrapBundle::File(config.bundle_file.clone()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    Ok(Identity::new(config, clock, readiness, registry)?)
+}
+
+/// What the admin port tells beside what every process does.
+fn page(
+    request: &Request<Bytes>,
+    status: &watch::Receiver<Status>,
+    standing: &watch::Receiver<Standing>,
+) -> Option<Response<String>> {
+    // Strings and numbers alone: serialising them cannot fail.
+    let body = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/identity.json") => serde_json::to_string_pretty(&*status.borrow()),
+        (&Method::GET, "/rotation.json") => serde_json::to_string_pretty(&*standing.borrow()),
+        _ => return None,
+    };
+    let mut response = Response::new(body.unwrap_or_default() + "\n");
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Some(response)
+}
+
+async fn until(drain: Drain, service: impl Future<Output = Infallible>) -> Result<(), Infallible> {
+    tokio::select! {
+        never = service => match never {},
+        () = drain.wait() => Ok(()),
+    }
+}
+
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+const TRUST_DOMAIN_PAUSE: Duration = Duration::from_millis(250);

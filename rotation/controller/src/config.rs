@@ -1,0 +1,211 @@
+//! The command line of `steadfast-rotation`, checked as a whole.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use steadfast_identity::authority::SKEW;
+use steadfast_identity::replica::LEASE;
+use steadfast_process::flags::{ConfigErrors, Flags};
+use steadfast_process::{duration, log};
+use steadfast_rotation_protocol::controller::Timings;
+use steadfast_rotation_protocol::schedule::{Schedule, Window};
+
+/// Rotates the issuers and trust anchors of a mesh, by schedule and when a person asks for it.
+///
+/// It alone reads the keys of anchors, DIR/keys/anchors. It follows the stored state, asks the
+/// replicas of the identity service who holds what, and takes no step that somebody would notice.
+/// Several may run: the store decides between them. While none runs, nothing expires for days.
+///
+/// GET /rotation.json on the admin port tells, to loopback only, what it waits for and whom it
+/// misses.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "steadfast-rotation", version, about, long_about, max_term_width = 100)]
+pub struct Args {
+    /// The state directory of the mesh
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Where /metrics, /live and /ready are
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9991")]
+    admin: String,
+    /// The namespace of the control plane, a part of every DNS identity
+    #[arg(long, value_name = "NAME", default_value = "steadfast")]
+    control_namespace: String,
+    /// The identity service, as host:port; every address of the host is a replica
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    identity_addr: String,
+    /// The projected token of the controller's own pod [default: `token` in
+    /// DIR/pods/NAMESPACE/steadfast-rotation-0]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The mounted trust bundle of the controller's own pod [default: bundle.json beside the token]
+    #[arg(long, value_name = "FILE")]
+    bundle_file: Option<PathBuf>,
+    /// Over how long the renewals of a drain are spread
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    renew_window: String,
+    /// The same when a key is in other hands
+    #[arg(long, value_name = "TIME", default_value = "1m")]
+    emergency_renew_window: String,
+    /// How long an issuer lives
+    #[arg(long, value_name = "TIME", default_value = "30d")]
+    issuer_lifetime: String,
+    /// An issuer with less than this left is replaced
+    #[arg(long, value_name = "TIME", default_value = "10d")]
+    issuer_left: String,
+    /// How long a new anchor lives: at least two periods
+    #[arg(long, value_name = "TIME", default_value = "761d")]
+    anchor_lifetime: String,
+    /// An anchor that has been active for so long is replaced
+    #[arg(long, value_name = "TIME", default_value = "365d")]
+    anchor_period: String,
+    /// The hours of the day, UTC, in which anchors are replaced by schedule: 22:00+4h [default: any]
+    #[arg(long, value_name = "HH:MM+TIME")]
+    maintenance_window: Option<String>,
+    /// What is logged, in the syntax of RUST_LOG
+    #[arg(long, value_name = "FILTER", env = "STEADFAST_LOG", default_value = "info")]
+    log: String,
+    /// plain or json
+    #[arg(long, value_name = "FORMAT", default_value = "plain")]
+    log_format: String,
+}
+
+/// What the process runs with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// Where the admin port is.
+    pub admin: SocketAddr,
+    /// The namespace of the control plane.
+    pub control_namespace: String,
+    /// The identity service.
+    pub identity_addr: String,
+    /// The token of its own pod.
+    pub token_file: PathBuf,
+    /// Its mounted bundle.
+    pub bundle_file: PathBuf,
+    /// How long things take.
+    pub timings: Timings,
+    /// How long a new anchor lives.
+    pub anchor_lifetime: Duration,
+    /// The filter of the log.
+    pub log_filter: String,
+    /// The form of the log.
+    pub log_format: log::Format,
+}
+
+impl Args {
+    /// Checks all of it.
+    ///
+    /// # Errors
+    /// Every flag that cannot be used.
+    pub fn check(self) -> Result<Config, ConfigErrors> {
+        let mut flags = Flags::default();
+        if !self.dir.is_dir() {
+            flags.wrong("--dir", &self.dir.display().to_string(), "no such directory");
+        }
+        let namespace = flags.namespace("--control-namespace", self.control_namespace);
+        let pod = self.dir.join("pods").join(&namespace).join("steadfast-rotation-0");
+        let (least, most) = (Duration::from_secs(1), DAY * 3660);
+        let mut time = |flag: &str, value: &str| flags.duration(flag, value, least..=most);
+        let timings = Timings {
+            lease: LEASE,
+            skew: SKEW,
+            renew_window: time("--renew-window", &self.renew_window),
+            renew_window_urgent: time("--emergency-renew-window", &self.emergency_renew_window),
+            issuer_life: time("--issuer-lifetime", &self.issuer_lifetime),
+            issuer_left_min: time("--issuer-left", &self.issuer_left),
+            schedule: Schedule {
+                anchor_period: time("--anchor-period", &self.anchor_period),
+                window: None,
+            },
+        };
+        let anchor_lifetime = time("--anchor-lifetime", &self.anchor_lifetime);
+        if anchor_lifetime < timings.schedule.anchor_period * 2 {
+            let why = "an anchor waits for a period and is active for one: it must live for two";
+            flags.wrong("--anchor-lifetime", &self.anchor_lifetime, why);
+        }
+        if timings.issuer_left_min >= timings.issuer_life {
+            let why = "expected less than --issuer-lifetime, else every issuer is due at once";
+            flags.wrong("--issuer-left", &self.issuer_left, why);
+        }
+        let window = self.maintenance_window.as_deref().and_then(|text| {
+            let window = window(text);
+            if window.is_none() {
+                let why = "expected a time of day and how long, such as 22:00+4h";
+                flags.wrong("--maintenance-window", text, why);
+            }
+            window
+        });
+        let schedule = Schedule { window, ..timings.schedule };
+        let config = Config {
+            admin: flags.address("--admin", &self.admin),
+            control_namespace: namespace,
+            identity_addr: flags.host_and_port("--identity-addr", self.identity_addr),
+            token_file: self.token_file.unwrap_or_else(|| pod.join("token")),
+            bundle_file: self.bundle_file.unwrap_or_else(|| pod.join("bundle.json")),
+            timings: Timings { schedule, ..timings },
+            anchor_lifetime,
+            log_filter: self.log,
+            log_format: flags.log_format("--log-format", &self.log_format),
+            dir: self.dir,
+        };
+        flags.check(config)
+    }
+}
+
+fn window(text: &str) -> Option<Window> {
+    let (from, length) = text.split_once('+')?;
+    let (hours, minutes) = from.split_once(':')?;
+    let two_digits = |text: &str| text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+    if !two_digits(hours) || !two_digits(minutes) {
+        return None;
+    }
+    let (hours, minutes): (u64, u64) = (hours.parse().ok()?, minutes.parse().ok()?);
+    let length = duration::parse(length).ok()?;
+    let whole = hours < 24 && minutes < 60 && !length.is_zero() && length <= DAY;
+    whole.then(|| Window { from: Duration::from_secs(hours * 3600 + minutes * 60), length })
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(more: &[&str]) -> Result<Config, ConfigErrors> {
+        Args::parse_from(["steadfast-rotation", "--dir", "/"].iter().chain(more)).check()
+    }
+
+    #[test]
+    fn every_wrong_flag_is_told_at_once() {
+        let flags = [
+            "--dir=/nowhere/at/all",
+            "--admin=9991",
+            "--anchor-lifetime=1d",
+            "--issuer-left=30d",
+            "--maintenance-window=25:00+4h",
+            "--renew-window=soon",
+        ];
+        let error = check(&flags).unwrap_err().to_string();
+        for flag in flags {
+            let (name, _) = flag.split_once('=').unwrap();
+            assert!(error.contains(name), "{name} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn a_window_is_a_time_of_day_and_a_length() {
+        let hour = Duration::from_secs(3600);
+        let window = |text: &str| {
+            let config = check(&["--maintenance-window", text]).ok()?;
+            config.timings.schedule.window
+        };
+        assert_eq!(window("22:30+4h"), Some(Window { from: hour * 45 / 2, length: hour * 4 }));
+        for wrong in ["22:30", "22+4h", "+1:00+4h", "22:60+4h", "22:00+25h", "22:00+0s", ""] {
+            assert_eq!(window(wrong), None, "{wrong}");
+        }
+    }
+}

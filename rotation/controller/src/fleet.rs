@@ -1,0 +1,184 @@
+//! The replicas of identity, over the network: the query to each, and what each knows.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use steadfast_api::trust::v1::report_part::Part;
+use steadfast_api::trust::v1::{self, QueryRequest, ReportHead, ReportRequest};
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_api_grpc::fleet_client::FleetClient;
+use steadfast_identity_client::Replicas;
+use steadfast_rotation_protocol::Instance;
+use steadfast_rotation_protocol::census::{Ack, HeldSvid, Member, Replica};
+use tonic::transport::Channel;
+
+use crate::shell::Fleet;
+
+/// Reaches every replica that the name of the identity service stands for.
+pub struct Network {
+    replicas: Replicas,
+    /// What is called a replica that cannot be reached.
+    address: String,
+    connected: tokio::sync::Mutex<Vec<Option<FleetClient<Channel>>>>,
+}
+
+/// Why a replica told nothing.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("it cannot be reached: {0}")]
+    Dial(#[from] steadfast_identity_client::DialError),
+    #[error("its report has no head")]
+    NoHead,
+    #[error("it refused: {}", .0.message())]
+    Rpc(Box<tonic::Status>),
+    #[error("no answer within {} s", ASK_TIMEOUT.as_secs())]
+    Silent,
+    #[error("we have no token: {0}")]
+    Token(String),
+}
+
+impl Network {
+    /// Nobody is connected yet.
+    pub fn new(replicas: Replicas, address: String) -> Self {
+        Self { replicas, address, connected: tokio::sync::Mutex::default() }
+    }
+
+    /// Asks one replica, and waits until its members have answered or a moment has passed.
+    async fn ask_one(
+        &self,
+        index: usize,
+        client: &mut Option<FleetClient<Channel>>,
+        nonce: u64,
+    ) -> Replica {
+        let name = format!("identity {}#{index}", self.address);
+        let asked = tokio::time::timeout(ASK_TIMEOUT, self.try_ask(index, client, nonce, &name));
+        match asked.await.unwrap_or(Err(AskError::Silent)) {
+            Ok(replica) => replica,
+            Err(error) => {
+                tracing::warn!(replica = name, %error, "a replica of identity tells nothing");
+                *client = None;
+                let (reached, newest_nonce) = (false, 0);
+                Replica { name, reached, newest_nonce, loaded: vec![], own: None, members: vec![] }
+            }
+        }
+    }
+
+    async fn try_ask(
+        &self,
+        index: usize,
+        client: &mut Option<FleetClient<Channel>>,
+        nonce: u64,
+        name: &str,
+    ) -> Result<Replica, AskError> {
+        let client = match client {
+            Some(client) => client,
+            None => {
+                let fresh = FleetClient::new(self.replicas.dial(index).await?);
+                client.insert(fresh.max_decoding_message_size(REPORT_BYTES_MAX))
+            }
+        };
+        let token = self.replicas.token().map_err(AskError::Token)?;
+        let query = QueryRequest { token: token.clone(), nonce };
+        let answer = client.query(query).await.map_err(rpc)?.into_inner();
+        let mut look = 0;
+        loop {
+            let report = report(client, token.clone()).await?;
+            let waiting = report.1.iter().any(|member| member.open && member.answered < nonce);
+            look += 1;
+            if !answer.taken || !waiting || look > LOOKS_MAX {
+                let (head, members) = report;
+                return Ok(Replica {
+                    name: name.to_owned(),
+                    reached: answer.taken,
+                    newest_nonce: answer.newest_nonce.max(head.newest_nonce),
+                    loaded: ids(&head.loaded_issuers),
+                    own: head.own.as_ref().map(ack),
+                    members,
+                });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Fleet for Network {
+    async fn ask(&self, nonce: u64) -> Vec<Replica> {
+        let count = match self.replicas.count().await {
+            Ok(count) => count.max(1),
+            Err(error) => {
+                tracing::warn!(%error, "the replicas of identity cannot be counted");
+                1
+            }
+        };
+        let mut connected = self.connected.lock().await;
+        connected.resize_with(count, || None);
+        let asking = connected.iter_mut().enumerate();
+        join_all(asking.map(|(index, client)| self.ask_one(index, client, nonce))).await
+    }
+}
+
+/// One report, whole.
+async fn report(
+    client: &mut FleetClient<Channel>,
+    token: Vec<u8>,
+) -> Result<(ReportHead, Vec<Member>), AskError> {
+    let mut parts = client.report(ReportRequest { token }).await.map_err(rpc)?.into_inner();
+    let (mut head, mut members) = (None, Vec::new());
+    while let Some(part) = parts.message().await.map_err(rpc)? {
+        match part.part {
+            Some(Part::Head(found)) => head = Some(found),
+            Some(Part::Members(found)) => members.extend(found.members.iter().filter_map(member)),
+            None => {}
+        }
+    }
+    Ok((head.ok_or(AskError::NoHead)?, members))
+}
+
+/// A member without an instance is none.
+fn member(wire: &v1::Member) -> Option<Member> {
+    let instance = wire.instance.as_ref()?;
+    Some(Member {
+        instance: Instance {
+            pod_uid: instance.pod_uid.clone(),
+            started_at: instance.started_at.map(UnixTime::from).unwrap_or_default(),
+        },
+        name: wire.name.clone(),
+        open: wire.open,
+        last_heard: wire.last_heard.map(UnixTime::from).unwrap_or_default(),
+        answered: wire.answered,
+        answered_before: wire.answered_before,
+        used: ids(&wire.used),
+        ack: wire.ack.as_ref().map(ack),
+    })
+}
+
+fn ack(wire: &v1::Ack) -> Ack {
+    let issuer = KeyId::from_slice(&wire.svid_issuer);
+    let svid = issuer.zip(wire.svid_not_after.map(UnixTime::from));
+    let offset = wire.clock_offset.as_ref().map_or(0, |offset| {
+        offset.seconds.saturating_mul(1000).saturating_add(i64::from(offset.nanos / 1_000_000))
+    });
+    Ack {
+        seq: wire.seq,
+        digest: KeyId::from_slice(&wire.digest),
+        mounted: KeyId::from_slice(&wire.mounted_digest),
+        svid: svid.map(|(issuer, not_after)| HeldSvid { issuer, not_after }),
+        clock_offset_ms: offset,
+    }
+}
+
+fn ids(wire: &[Vec<u8>]) -> Vec<KeyId> {
+    wire.iter().filter_map(|id| KeyId::from_slice(id)).collect()
+}
+
+fn rpc(status: tonic::Status) -> AskError {
+    AskError::Rpc(Box::new(status))
+}
+
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer takes a round trip; whoever has not answered by then is asked again with the next.
+const LOOKS_MAX: u32 = 10;
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// A batch of 256 members is some 100 KiB.
+const REPORT_BYTES_MAX: usize = 4 * 1024 * 1024;

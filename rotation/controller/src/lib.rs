@@ -1,0 +1,19 @@
+//! The controller of rotations: the shell around the pure machine of `rotation/protocol`.
+//!
+//! It looks (at the store, the platform's list of workloads, the replicas of identity, its keys),
+//! lets the machine decide, and does what that says, the write first. It keeps nothing that a
+//! restart may not lose. Modules stand in the order in which a look goes.
+
+pub mod app;
+pub mod config;
+
+pub mod fleet;
+pub mod ledger;
+pub mod listing;
+pub mod shell;
+
+pub mod anchors;
+
+pub use anchors::Anchors;
+pub use app::run;
+pub use shell::{Fleet, Shell};

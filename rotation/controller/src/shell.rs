@@ -1,0 +1,305 @@
+//! The loop: look, decide, do.
+//!
+//! A look asks the replicas first and reads the store last, so that what members hold was published
+//! before what is read, or never by it. The write comes before everything else that was decided;
+//! when it fails, nothing else of the same decision is done, and the next look begins anew.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_platform::store::{ISSUER_REQUESTS_PREFIX, LEDGER_KEY, TRUST_DOMAIN_KEY};
+use steadfast_platform::{Entry, Revision, Store, StoreError};
+use steadfast_process::readiness::Component;
+use steadfast_process::{Clock, ErrorChain};
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::census::{Replica, Round};
+use steadfast_rotation_protocol::controller::{
+    Controller, Effect, Made, Now, Observation, Persist, Signed, Timings, Wait,
+};
+use steadfast_rotation_protocol::trust_domain::{IssuerRequest, Label, WantedIssuer};
+use tokio::sync::watch;
+
+use crate::anchors::{Anchors, AnchorsError};
+use crate::ledger::Ledger;
+use crate::listing;
+
+/// The replicas of identity.
+#[async_trait::async_trait]
+pub trait Fleet: Send + Sync + 'static {
+    /// Asks everybody for an ack with this nonce, waits until all have answered or a moment has
+    /// passed, and tells what each replica knows. A replica that cannot be reached is told as such.
+    async fn ask(&self, nonce: u64) -> Vec<Replica>;
+}
+
+/// What the shell works with.
+pub struct Parts {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The keys of anchors.
+    pub anchors: Anchors,
+    /// The replicas of identity.
+    pub fleet: Arc<dyn Fleet>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Our wall clock less the store's, where the store says its time.
+    pub clock_offset_ms: Box<dyn Fn() -> Option<i64> + Send + Sync>,
+    /// How long things take.
+    pub timings: Timings,
+    /// How long a new anchor lives.
+    pub anchor_lifetime: Duration,
+}
+
+/// How things stand, for displays.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Standing {
+    /// The state as it was seen last.
+    pub state: Option<TrustDomainState>,
+    /// What is waited for.
+    pub waiting: Option<Wait>,
+    /// Why the last look came to nothing, if it did.
+    pub trouble: Option<String>,
+}
+
+/// The shell, between two looks.
+pub struct Shell {
+    parts: Parts,
+    controller: Controller,
+    standing: watch::Sender<Standing>,
+    /// The query to ask with the next look.
+    query: Option<u64>,
+    made: Option<Made>,
+    signed: Option<Signed>,
+    ledger: Option<(Ledger, Option<Revision>)>,
+}
+
+/// Why a look came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// Keys or certificates.
+    #[error(transparent)]
+    Anchors(#[from] AnchorsError),
+    /// There is no trust domain.
+    #[error("the store holds no trust domain yet: run `steadfast trust init`")]
+    NoTrustDomain,
+    /// What is stored is no state of ours.
+    #[error("{0} in the store does not parse (written by a newer version?)")]
+    State(String, #[source] serde_json::Error),
+    /// The store.
+    #[error("the store cannot be used")]
+    Store(#[from] StoreError),
+}
+
+/// What came of a look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Looked {
+    /// What was changed in the store, if anything was.
+    pub changed: bool,
+    /// The state as it was seen.
+    pub state: TrustDomainState,
+}
+
+impl Shell {
+    /// A shell that has seen nothing.
+    pub fn new(parts: Parts) -> Self {
+        let controller = Controller::new(parts.timings);
+        let standing = watch::Sender::default();
+        Self { parts, controller, standing, query: None, made: None, signed: None, ledger: None }
+    }
+
+    /// Follows how things stand.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// What it waited for when it looked last.
+    pub fn waiting(&self) -> &Wait {
+        self.controller.waiting()
+    }
+
+    /// Looks once and does what there is to do.
+    ///
+    /// # Errors
+    /// [`LookError`]; nothing is lost by it, the next look begins anew.
+    pub async fn look(&mut self) -> Result<Looked, LookError> {
+        // 1. Ask everybody, and list who that is.
+        let round = match self.query.take() {
+            Some(nonce) => Some(self.round(nonce).await?),
+            None => None,
+        };
+        // 2. Read the state, last: nothing that was answered is newer.
+        let (state, revision) = self.state().await?;
+        let seen = Observation {
+            made: self.made.clone(),
+            signed: self.signed.clone(),
+            undestroyed: self.parts.anchors.undestroyed(&state.condemned).await?,
+            mirrors_current: round.as_ref().is_some_and(|round| mirrors_current(&state, round)),
+            clock_offset_ms: (self.parts.clock_offset_ms)(),
+            round,
+            state,
+            revision: revision.0,
+        };
+        // 3. Decide.
+        let effects = self.controller.handle(self.now(), &seen);
+        // 4. Do, the write first.
+        let mut changed = false;
+        for effect in effects {
+            match effect {
+                Effect::Persist(persist) => {
+                    self.persist(*persist).await?;
+                    changed = true;
+                }
+                Effect::Destroy(condemned) => self.parts.anchors.destroy(&condemned).await?,
+                Effect::Generate(label) => self.generate(&seen.state, label).await?,
+                Effect::Query(nonce) => self.query = Some(nonce),
+                Effect::Sign(wanted) => self.sign(&seen.state, wanted).await?,
+            }
+        }
+        Ok(Looked { changed, state: seen.state })
+    }
+
+    fn now(&self) -> Now {
+        Now { wall: self.parts.clock.now(), boot: self.parts.clock.since_boot() }
+    }
+
+    /// By the store's clock.
+    fn wall(&self) -> UnixTime {
+        self.parts.clock.now()
+    }
+
+    async fn state(&self) -> Result<(TrustDomainState, Revision), LookError> {
+        let entry = self.parts.store.get(TRUST_DOMAIN_KEY).await?;
+        let entry = entry.ok_or(LookError::NoTrustDomain)?;
+        Ok((parse(&entry)?, entry.revision))
+    }
+
+    async fn round(&mut self, nonce: u64) -> Result<Round, LookError> {
+        let replicas = self.parts.fleet.ask(nonce).await;
+        let listed = listing::list(&*self.parts.store).await?;
+        let (state, _) = self.state().await?;
+        let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
+        let kept = lives.unwrap_or_default() + self.parts.timings.skew;
+        let (before, revision) = self.read_ledger().await?;
+        let ledger = before.after(&listed, &replicas, self.wall(), kept);
+        // Before anybody is counted: a restart must not forget who was counted on.
+        let revision = match ledger == before {
+            true => revision,
+            false => {
+                let value = serde_json::to_vec(&ledger);
+                let value =
+                    value.map_err(|error| LookError::State(LEDGER_KEY.to_owned(), error))?;
+                let store = &self.parts.store;
+                Some(store.compare_and_swap(LEDGER_KEY, revision, Some(value.into())).await?)
+            }
+        };
+        let vanished = ledger.vanished(&listed);
+        self.ledger = Some((ledger, revision));
+        Ok(Round { nonce, listed, replicas, vanished })
+    }
+
+    /// The ledger as it was written last, by us or by a controller before us.
+    async fn read_ledger(&mut self) -> Result<(Ledger, Option<Revision>), LookError> {
+        if let Some(known) = self.ledger.take() {
+            return Ok(known);
+        }
+        let entry = self.parts.store.get(LEDGER_KEY).await?;
+        match entry {
+            Some(entry) => Ok((parse(&entry)?, Some(entry.revision))),
+            None => Ok((Ledger::default(), None)),
+        }
+    }
+
+    async fn persist(&mut self, persist: Persist) -> Result<(), LookError> {
+        let Persist { expected, state, change, .. } = persist;
+        let value = serde_json::to_vec(&state);
+        let value = value.map_err(|error| LookError::State(TRUST_DOMAIN_KEY.to_owned(), error))?;
+        let expected = Some(Revision(expected));
+        let store = &self.parts.store;
+        let revision =
+            store.compare_and_swap(TRUST_DOMAIN_KEY, expected, Some(value.into())).await?;
+        self.controller.persisted(self.now(), revision.0);
+        let phase = state.rotation.as_ref().map(|rotation| rotation.phase.name());
+        tracing::info!(?change, ?phase, seq = state.seq, revision = revision.0, "state changed");
+        Ok(())
+    }
+
+    async fn generate(&mut self, state: &TrustDomainState, label: Label) -> Result<(), LookError> {
+        let (now, lifetime) = (self.wall(), self.parts.anchor_lifetime);
+        let anchor = self.parts.anchors.make(&state.trust_domain, label, now, lifetime).await?;
+        self.made = Some(Made { label, anchor });
+        Ok(())
+    }
+
+    /// Signs what identity has posted for this wish; before that there is nothing to do.
+    async fn sign(
+        &mut self,
+        state: &TrustDomainState,
+        wanted: WantedIssuer,
+    ) -> Result<(), LookError> {
+        if self.signed.as_ref().is_some_and(|signed| signed.wanted == wanted) {
+            return Ok(());
+        }
+        let key = format!("{ISSUER_REQUESTS_PREFIX}{}", wanted.number);
+        let Some(entry) = self.parts.store.get(&key).await? else { return Ok(()) };
+        let request: IssuerRequest = parse(&entry)?;
+        let Some(anchor) = state.anchor(wanted.anchor_id) else { return Ok(()) };
+        let (now, lifetime) = (self.wall(), self.parts.timings.issuer_life);
+        let anchors = &self.parts.anchors;
+        let issuer = anchors.sign(&state.trust_domain, anchor, &request.csr, now, lifetime).await?;
+        self.signed = Some(Signed { wanted, issuer });
+        Ok(())
+    }
+
+    /// Looks for ever: at once after a change, and a few times a second otherwise.
+    pub async fn run(mut self, ready: Component) -> Infallible {
+        loop {
+            let looked = self.look().await;
+            let pause = match &looked {
+                Ok(looked) if looked.changed => Duration::ZERO,
+                // Somebody else was faster: what he wrote is looked at.
+                Err(LookError::Store(StoreError::Conflict { .. })) => Duration::ZERO,
+                _ => LOOK_EVERY,
+            };
+            self.tell(looked, &ready);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn tell(&self, looked: Result<Looked, LookError>, ready: &Component) {
+        let trouble = match looked {
+            Ok(Looked { state, .. }) => {
+                let waiting = Some(self.controller.waiting().clone());
+                self.standing.send_replace(Standing { state: Some(state), waiting, trouble: None });
+                return ready.ready();
+            }
+            Err(LookError::Store(StoreError::Conflict { .. })) => return,
+            Err(error) => ErrorChain(&error).to_string(),
+        };
+        ready.not_ready(&trouble);
+        self.standing.send_if_modified(|standing| {
+            let new = standing.trouble.as_ref() != Some(&trouble);
+            if new {
+                tracing::warn!(error = trouble, "a look came to nothing; it is tried again");
+                standing.trouble = Some(trouble);
+            }
+            new
+        });
+    }
+}
+
+/// The mirror of a standalone mesh is the file that each workload has mounted: what all of them
+/// hold is read back by their acks.
+fn mirrors_current(state: &TrustDomainState, round: &Round) -> bool {
+    let published = KeyId::from_slice(&state.mounted_digest());
+    let members = round.replicas.iter().flat_map(|replica| &replica.members);
+    let acks = members.filter(|member| member.open).filter_map(|member| member.ack.as_ref());
+    acks.filter_map(|ack| ack.mounted).all(|mounted| Some(mounted) == published)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> {
+    serde_json::from_slice(&entry.value).map_err(|error| LookError::State(entry.key.clone(), error))
+}
+
+const LOOK_EVERY: Duration = Duration::from_millis(250);
