@@ -185,6 +185,10 @@ codes! {
         "The trust stream does not follow its protocol"
         "The first message was no hello, a second hello was sent, or a message has no content."
         "Check that the proxy's version and the control plane's are at most one apart.";
+    NOT_THE_CONTROLLER "SFT-ID-032" "not_the_controller"
+        "Somebody else than the rotation controller asks about the fleet"
+        "Only the rotation controller (the service account steadfast-rotation of the control plane's namespace) may query the members of the mesh and read what they hold. The token is another workload's."
+        "If the caller is meant to be the controller, give it that service account. Otherwise find out why this workload asks.";
 
     // NET: what the proxy refused for reasons other than certificates.
     PLAINTEXT_REFUSED "SFT-NET-001" "plaintext_refused"

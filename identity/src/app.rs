@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use crate::admin::Pages;
 use crate::certify::{Certifier, IN_FLIGHT_MAX, Profile};
 use crate::config::Config;
+use crate::fleet::Fleet;
 use crate::front::Front;
 use crate::issuance_log::{IssuanceLog, LogConfig, LogError, Writer};
 use crate::limits::Limits;
@@ -156,7 +157,12 @@ impl App {
         });
         let streams = Streams::new(Arc::clone(&certifier), drain.clone());
         let own = Arc::new(OwnSvid::default());
-        let service = Service { certifier: Arc::clone(&certifier), streams: Arc::clone(&streams) };
+        let fleet = Fleet::new(Arc::clone(&certifier), Arc::clone(&streams));
+        let service = Service {
+            certifier: Arc::clone(&certifier),
+            streams: Arc::clone(&streams),
+            fleet: Arc::clone(&fleet),
+        };
         let front = Front::new(service, Arc::clone(&platform.store));
         let server = Server::new(front, metrics, drain.clone());
         let store = Arc::clone(&platform.store);
@@ -174,7 +180,7 @@ impl App {
         tasks.spawn("token reviews", until(drain.clone(), reviews.run(store)));
         let renew = Arc::clone(&own).run(Arc::clone(&certifier), own_ready);
         tasks.spawn("own SVID", until(drain.clone(), renew));
-        let tend = tend(Arc::clone(&certifier), Arc::clone(&streams), log_ready);
+        let tend = tend(Arc::clone(&certifier), Arc::clone(&streams), fleet, log_ready);
         tasks.spawn("housekeeping", until(drain.clone(), tend));
         Ok(Self { certifier, streams, own, server, readiness, writer })
     }
@@ -207,6 +213,7 @@ impl App {
 async fn tend(
     certifier: Arc<Certifier>,
     streams: Arc<Streams>,
+    fleet: Arc<Fleet>,
     log_ready: steadfast_process::readiness::Component,
 ) -> Result<(), Infallible> {
     let mut health = certifier.log.health();
@@ -221,6 +228,7 @@ async fn tend(
         let now = certifier.clock.now();
         certifier.limits.tidy(now);
         streams.tidy(now);
+        fleet.tidy();
         // A writer that ended has closed the log: every append says so.
         if let Ok(Err(_)) = tokio::time::timeout(TIDY_EVERY, health.changed()).await {
             tokio::time::sleep(TIDY_EVERY).await;

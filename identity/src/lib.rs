@@ -15,6 +15,7 @@ pub mod server;
 pub mod front;
 pub mod service;
 
+pub mod fleet;
 pub mod member;
 pub mod members;
 pub mod streams;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use steadfast_api::trust::v1;
-use steadfast_api::{Code, TrustBundle, UnixTime};
+use steadfast_api::{Code, KeyId, TrustBundle, UnixTime};
 use steadfast_platform::keys::KeyStore;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_platform::{Entry, Revision, Store, StoreError};
@@ -104,6 +104,12 @@ impl View {
             (None, None) => Err(SignerError::Unknown(self.state.active_issuer).into()),
         }
     }
+
+    /// The issuers that can sign.
+    pub fn loaded(&self, now: UnixTime) -> impl Iterator<Item = KeyId> {
+        let usable = self.signer.iter().filter(move |signer| signer.not_after() > now);
+        usable.map(|signer| signer.id())
+    }
 }
 
 impl Replica {
@@ -130,6 +136,11 @@ impl Replica {
             Some(view) if self.lease.holds(self.clock.since_boot()) => Ok(view),
             _ => Err(self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()),
         }
+    }
+
+    /// The newest view there has been: to be told of, never to be acted on.
+    pub fn newest(&self) -> Option<Arc<View>> {
+        self.views.borrow().clone()
     }
 
     /// Wakes on every new view, and when a lease that had ended is confirmed again. What is seen

@@ -70,14 +70,20 @@ impl Streams {
     /// Asks every member for an ack that carries this nonce.
     ///
     /// # Errors
-    /// The nonce of a newer query: answers to an older one could not be told from its own.
+    /// The nonce of a query that is as new or newer: answers to this one could not be told from
+    /// its own.
     pub fn query(&self, nonce: u64) -> Result<(), u64> {
         let mut newest = 0;
         self.orders.send_modify(|orders| {
             newest = orders.nonce;
             orders.nonce = newest.max(nonce);
         });
-        if nonce < newest { Err(newest) } else { Ok(()) }
+        if nonce > newest { Ok(()) } else { Err(newest) }
+    }
+
+    /// The newest query; 0: none yet.
+    pub fn newest_query(&self) -> u64 {
+        self.orders.borrow().nonce
     }
 
     /// Pulls every renewal forward into a window that begins at `from`. Returns the order's id,
@@ -93,6 +99,11 @@ impl Streams {
             orders.renew = Some(Order { renew, until });
         });
         id
+    }
+
+    /// Reads the table of members. Nothing else happens to it meanwhile, so it must not take long.
+    pub fn look<T>(&self, look: impl FnOnce(&Members) -> T) -> T {
+        look(&self.lock())
     }
 
     /// Every member that is known, by pod UID.

@@ -14,4 +14,4 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/steadfast.trust.v1.rs"));
 }
 
-pub use generated::{trust_client, trust_server};
+pub use generated::{fleet_client, fleet_server, trust_client, trust_server};

@@ -4,6 +4,7 @@
 // Each test file uses a part of it, and clippy knows tests by #[test] only.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod proxy;
 pub mod world;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,6 +20,7 @@ use linkerd2_proxy_api::identity::identity_client::IdentityClient;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, ServerName};
 use steadfast_api::{KeyId, UnixTime};
+use steadfast_api_grpc::fleet_client::FleetClient;
 use steadfast_api_grpc::trust_client::TrustClient;
 use steadfast_identity::app::{App, Platform};
 use steadfast_identity::authority::{Authority, Founding, found};
@@ -70,6 +72,25 @@ struct Inner {
     revision: u64,
 }
 
+impl Inner {
+    fn write(&mut self, key: &str, value: Option<Bytes>) -> Revision {
+        self.revision += 1;
+        let (key, revision) = (key.to_owned(), Revision(self.revision));
+        self.history.push(match value {
+            Some(value) => {
+                let entry = Entry { key: key.clone(), value, revision };
+                self.entries.insert(key, entry.clone());
+                Event::Put(entry)
+            }
+            None => {
+                self.entries.remove(&key);
+                Event::Deleted { key, revision }
+            }
+        });
+        revision
+    }
+}
+
 impl MemoryStore {
     pub fn new() -> Arc<Self> {
         let (changed, _) = watch::channel(0);
@@ -77,23 +98,14 @@ impl MemoryStore {
     }
 
     pub fn put(&self, key: &str, value: impl Into<Bytes>) -> Revision {
-        let mut inner = self.inner.lock().unwrap();
-        inner.revision += 1;
-        let revision = Revision(inner.revision);
-        let entry = Entry { key: key.to_owned(), value: value.into(), revision };
-        inner.entries.insert(key.to_owned(), entry.clone());
-        inner.history.push(Event::Put(entry));
-        self.changed.send_replace(inner.revision);
+        let revision = self.inner.lock().unwrap().write(key, Some(value.into()));
+        self.changed.send_replace(revision.0);
         revision
     }
 
     pub fn delete(&self, key: &str) {
-        let mut inner = self.inner.lock().unwrap();
-        inner.revision += 1;
-        let revision = Revision(inner.revision);
-        inner.entries.remove(key);
-        inner.history.push(Event::Deleted { key: key.to_owned(), revision });
-        self.changed.send_replace(inner.revision);
+        let revision = self.inner.lock().unwrap().write(key, None);
+        self.changed.send_replace(revision.0);
     }
 
     /// Puts an entry under a revision that was there before: a backup put back.
@@ -132,11 +144,18 @@ impl Store for MemoryStore {
     async fn compare_and_swap(
         &self,
         key: &str,
-        _: Option<Revision>,
+        expected: Option<Revision>,
         value: Option<Bytes>,
     ) -> Result<Revision, StoreError> {
         self.check()?;
-        Ok(self.put(key, value.unwrap_or_default()))
+        let mut inner = self.inner.lock().unwrap();
+        let actual = inner.entries.get(key).map(|entry| entry.revision);
+        if actual != expected {
+            return Err(StoreError::Conflict { key: key.to_owned(), expected, actual });
+        }
+        let revision = inner.write(key, value);
+        self.changed.send_replace(revision.0);
+        Ok(revision)
     }
 
     async fn watch(
@@ -271,9 +290,11 @@ impl Mesh {
         store.put_state(&founding.state);
         store.put("tokens/jwks", "{\"keys\":[]}");
         let tokens = Arc::new(TestTokens::default());
-        for (token, reviewed) in
-            [("web", token_of("demo", "web", "web-1")), ("api", token_of("demo", "api", "api-1"))]
-        {
+        for (token, reviewed) in [
+            ("web", token_of("demo", "web", "web-1")),
+            ("api", token_of("demo", "api", "api-1")),
+            ("controller", token_of("steadfast", "steadfast-rotation", "rotation-1")),
+        ] {
             tokens.known.lock().unwrap().insert(token.into(), Ok(reviewed));
         }
         let clock = Arc::new(TestClock::default());
@@ -330,6 +351,10 @@ impl Mesh {
 
     pub async fn trust(&self) -> TrustClient<Channel> {
         TrustClient::new(self.channel().await)
+    }
+
+    pub async fn fleet(&self) -> FleetClient<Channel> {
+        FleetClient::new(self.channel().await)
     }
 
     pub async fn linkerd(&self) -> IdentityClient<Channel> {
