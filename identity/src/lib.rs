@@ -28,6 +28,7 @@ pub mod limits;
 pub mod replica;
 pub mod review;
 pub mod signer;
+pub mod signers;
 
 pub mod authority;
 pub mod key;
