@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::front::Front;
 use crate::issuance_log::{IssuanceLog, LogConfig, LogError, Writer};
+use crate::issuer_keys::IssuerKeys;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::own::{OwnSvid, server_config};
@@ -166,6 +167,7 @@ impl App {
         let front = Front::new(service, Arc::clone(&platform.store));
         let server = Server::new(front, metrics, drain.clone());
         let store = Arc::clone(&platform.store);
+        let keys = Arc::clone(&platform.keys);
         let sources = Sources {
             store: platform.store,
             keys: platform.keys,
@@ -177,7 +179,9 @@ impl App {
         let log_ready = readiness.component("issuance_log", "not opened yet");
         let replica = Arc::clone(&certifier.replica).run(sources, leased, issuer);
         tasks.spawn("trust domain", until(drain.clone(), replica));
-        tasks.spawn("token reviews", until(drain.clone(), reviews.run(store)));
+        tasks.spawn("token reviews", until(drain.clone(), reviews.run(Arc::clone(&store))));
+        let issuer_keys = IssuerKeys::new(Arc::clone(&certifier.replica), Arc::clone(&store), keys);
+        tasks.spawn("issuers' keys", until(drain.clone(), issuer_keys.run()));
         let renew = Arc::clone(&own).run(Arc::clone(&certifier), own_ready);
         tasks.spawn("own SVID", until(drain.clone(), renew));
         let tend = tend(Arc::clone(&certifier), Arc::clone(&streams), fleet, log_ready);

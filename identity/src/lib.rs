@@ -31,6 +31,7 @@ pub mod signer;
 pub mod signers;
 
 pub mod authority;
+pub mod issuer_keys;
 pub mod key;
 pub mod own;
 

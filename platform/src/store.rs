@@ -100,6 +100,10 @@ pub trait Store: Send + Sync + 'static {
 /// Where the state of the trust domain is kept: `TrustDomainState` in JSON.
 pub const TRUST_DOMAIN_KEY: &str = "trust/domain";
 
+/// The prefix of requests for issuers, `trust/issuer-requests/<number>`: each an `IssuerRequest` in
+/// JSON, which identity posts and the rotation controller signs.
+pub const ISSUER_REQUESTS_PREFIX: &str = "trust/issuer-requests/";
+
 /// The prefix of resources: `resources/<kind>/<namespace>/<name>`, each a Kubernetes object in
 /// JSON; the namespace of a cluster-wide object is empty.
 pub const RESOURCES_PREFIX: &str = "resources/";

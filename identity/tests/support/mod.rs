@@ -63,6 +63,8 @@ pub struct MemoryStore {
     inner: Arc<Mutex<Inner>>,
     changed: watch::Sender<u64>,
     pub down: AtomicBool,
+    /// Of clients; a test writes by itself.
+    pub refuse_writes: AtomicBool,
 }
 
 #[derive(Default)]
@@ -94,7 +96,8 @@ impl Inner {
 impl MemoryStore {
     pub fn new() -> Arc<Self> {
         let (changed, _) = watch::channel(0);
-        Arc::new(Self { inner: Arc::default(), changed, down: AtomicBool::new(false) })
+        let (down, refuse_writes) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { inner: Arc::default(), changed, down, refuse_writes })
     }
 
     pub fn put(&self, key: &str, value: impl Into<Bytes>) -> Revision {
@@ -148,6 +151,9 @@ impl Store for MemoryStore {
         value: Option<Bytes>,
     ) -> Result<Revision, StoreError> {
         self.check()?;
+        if self.refuse_writes.load(Ordering::SeqCst) {
+            return Err(StoreError::WriteFailed("the test has filled the disk".to_owned()));
+        }
         let mut inner = self.inner.lock().unwrap();
         let actual = inner.entries.get(key).map(|entry| entry.revision);
         if actual != expected {
@@ -228,6 +234,13 @@ pub struct Mesh {
     pub plaintext: SocketAddr,
     pub drain: Drain,
     running: tokio::task::JoinSet<()>,
+}
+
+/// Another replica.
+pub struct Beside {
+    pub app: App,
+    _dir: tempfile::TempDir,
+    _running: tokio::task::JoinSet<()>,
 }
 
 pub fn rates(n: u32) -> Rates {
@@ -341,6 +354,35 @@ impl Mesh {
             drain,
             running,
         }
+    }
+
+    /// Another replica of the same mesh, which serves no port.
+    pub async fn beside(&self) -> Beside {
+        self.beside_with(config()).await
+    }
+
+    pub async fn beside_with(&self, config: Config) -> Beside {
+        let dir = tempfile::tempdir().unwrap();
+        let offset = Arc::clone(&self.clock_offset_ms);
+        let platform = Platform {
+            store: self.store.clone(),
+            keys: Arc::new(FileKeys::open(self.dir.path().join("keys/issuers")).unwrap()),
+            tokens: self.tokens.clone(),
+            clock: self.clock.clone(),
+            clock_offset_ms: Box::new(move || Some(offset.load(Ordering::SeqCst))),
+        };
+        let directory = dir.path().to_owned();
+        let log = LogConfig { directory, file_bytes_max: 1 << 20, files_kept: 2 };
+        let (mut tasks, drain) = (Tasks::new(), Drain::new());
+        let mut registry = prometheus_client::registry::Registry::default();
+        let app = App::start(&config, platform, log, &mut registry, &mut tasks, &drain).unwrap();
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(async move {
+            let never = std::future::pending();
+            let _ = tasks.run_until(never, &drain, Duration::ZERO).await;
+        });
+        self.wait(|| app.readiness.report().ready, "a second replica ready").await;
+        Beside { app, _dir: dir, _running: running }
     }
 
     /// A gRPC channel over real TLS, which trusts the mesh's anchors and expects its name.

@@ -226,6 +226,21 @@ pub struct WantedIssuer {
     pub number: u64,
 }
 
+/// The answer to a [`WantedIssuer`]: identity has made the key and keeps it. It is an object of its
+/// own, under its number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuerRequest {
+    /// Of the wish.
+    pub number: u64,
+    /// Of the wish.
+    pub anchor_id: KeyId,
+    /// SHA-256 of the new key's SPKI.
+    pub key_id: KeyId,
+    /// PKCS#10, DER in hex: its signature shows that identity holds the key.
+    #[serde(with = "hex_bytes")]
+    pub csr: Vec<u8>,
+}
+
 /// A key that is to be destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
