@@ -177,6 +177,10 @@ codes! {
         "The identity service's clock is wrong"
         "Its wall clock and the store's differ by more than 60 s. An SVID that is dated by a wrong clock would be refused, or live too long."
         "Correct the clock of the machine that is wrong (see the log line for the difference); issuing goes on by itself.";
+    HALTED "SFT-ID-026" "halted"
+        "Nothing is issued until a person has looked"
+        "A workload holds a bundle that the stored trust domain has never published: the store was put back from a backup, or emptied. SVIDs issued now could be refused by whoever holds the newer bundle, so issuing has stopped. Bundles are still served, and SVIDs that are held stay valid."
+        "Put the newer state of the store back if there is one. Otherwise run `steadfast trust recover`.";
     ACK_FOREIGN "SFT-ID-030" "ack_foreign"
         "An ack names another workload than the stream's token"
         "A workload may only speak for itself: a forged ack would break every census. The stream was closed."

@@ -111,6 +111,7 @@ fn grpc_code(code: Code) -> GrpcCode {
         }
         Code::RATE_LIMITED => GrpcCode::ResourceExhausted,
         Code::CLOCK_OFF
+        | Code::HALTED
         | Code::LEASE_EXPIRED
         | Code::ISSUER_UNUSABLE
         | Code::LOG_UNWRITABLE

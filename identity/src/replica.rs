@@ -22,6 +22,7 @@ use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::Clock;
 use steadfast_process::readiness::Component;
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::Halt;
 use tokio::sync::{Notify, watch};
 
 use crate::authority::SKEW;
@@ -98,6 +99,7 @@ impl View {
     /// # Errors
     /// Why the active issuer cannot, when no other may stand in for it.
     pub fn signer(&self) -> Result<&Arc<Signer>, Refusal> {
+        self.check_halt()?;
         Ok(self.signers.active(&self.state)?)
     }
 
@@ -106,7 +108,35 @@ impl View {
     /// # Errors
     /// Why that issuer cannot, when no other may stand in for it.
     pub fn signer_for(&self, namespace: &str, pod_uid: &str) -> Result<&Arc<Signer>, Refusal> {
+        self.check_halt()?;
         Ok(self.signers.of(&self.state, self.state.issuer_for(namespace, pod_uid))?)
+    }
+
+    /// The longest life of an SVID under any anchor: what is older has ended.
+    pub fn longest_life(&self) -> Duration {
+        let lives = self.state.anchors.iter().map(|anchor| anchor.svid_life_max);
+        lives.max().unwrap_or_default()
+    }
+
+    /// Whether anything may be issued at all.
+    fn check_halt(&self) -> Result<(), Refusal> {
+        match self.state.halted {
+            Some(Halt::Restored { seen_seq }) => {
+                let what = format!(
+                    "a workload holds the bundle of seq {seen_seq}, which the stored trust domain \
+                     (seq {}) has never published",
+                    self.state.seq
+                );
+                Err(Refusal::new(Code::HALTED, what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Why nothing is issued, or soon cannot be.
+    fn trouble(&self, now: UnixTime) -> Option<Refusal> {
+        let trouble = self.check_halt().err();
+        trouble.or_else(|| signer_trouble(self, now).map(Refusal::from))
     }
 
     /// The issuers that can sign.
@@ -298,9 +328,9 @@ impl Replica {
         match self.current() {
             Ok(view) => {
                 leased.ready();
-                match signer_trouble(&view, now) {
+                match view.trouble(now) {
                     None => issuer.ready(),
-                    Some(error) => issuer.not_ready(&Refusal::from(error).to_string()),
+                    Some(refusal) => issuer.not_ready(&refusal.to_string()),
                 }
                 self.metrics.view(&view, now);
             }

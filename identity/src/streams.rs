@@ -274,7 +274,10 @@ struct Session {
 struct Sent {
     bundle: Option<(u64, [u8; 32])>,
     nonce: u64,
+    /// Of the admin page's orders.
     renew: u64,
+    /// Of the state's orders, whose ids are given elsewhere.
+    state_renew: u64,
 }
 
 impl Session {
@@ -316,7 +319,7 @@ impl Session {
     /// a query speaks of the newest. A bundle is served under a confirmed view only.
     fn owed(&mut self) -> Option<ToProxy> {
         let current = self.streams.certifier.replica.current();
-        if let Ok(view) = current {
+        if let Ok(view) = &current {
             let published = Some((view.state.seq, view.digest));
             if self.sent.bundle != published {
                 self.sent.bundle = published;
@@ -325,6 +328,18 @@ impl Session {
         }
         // Nothing else before the first bundle.
         self.sent.bundle?;
+        if let Ok(view) = current
+            && let Some(order) = view.state.renew.filter(|order| order.id > self.sent.state_renew)
+        {
+            self.sent.state_renew = order.id;
+            // From then on nobody has an SVID from before it.
+            if self.streams.certifier.clock.now() < order.from + order.window + view.longest_life()
+            {
+                let window = prost_types::Duration::try_from(order.window).ok();
+                let from = Some(order.from.into());
+                return Some(ToProxy::Renew(v1::Renew { id: order.id, from, window }));
+            }
+        }
         let orders = self.orders.borrow();
         if orders.nonce > self.sent.nonce {
             self.sent.nonce = orders.nonce;

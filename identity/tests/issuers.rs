@@ -14,7 +14,9 @@ use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::rotation::{Canary, Goal, Next, Phase, Rotation};
-use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, DeniedIssuer, Selector};
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorState, CanaryPlan, DeniedIssuer, Halt, Selector,
+};
 use support::{Mesh, plain_csr};
 
 /// An issuer under this anchor whose key is kept.
@@ -153,4 +155,33 @@ async fn canaries_get_their_svids_of_another_issuer_and_nobody_else_does() {
     assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-022", "{status}");
     assert_eq!(signed_by(&mesh, "web").await, mesh.founding.issuer.der);
     assert_eq!(state.in_state(AnchorState::Active).next().unwrap().id, active.id);
+}
+
+#[tokio::test]
+async fn a_halted_trust_domain_issues_nothing_and_still_serves_its_bundle() {
+    let mesh = Mesh::start().await;
+    let mut state = mesh.founding.state.clone();
+    state.halted = Some(Halt::Restored { seen_seq: 9 });
+    put(&mesh, &state).await;
+    mesh.not_ready("issuer", "SFT-ID-026").await;
+    mesh.not_ready("issuer", "seq 9").await;
+    let request = || CertifyRequest { token: b"web".to_vec(), csr: plain_csr() };
+    let status = mesh.trust().await.certify(request()).await.unwrap_err();
+    assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-026", "{status}");
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    let mut proxy = support::proxy::web(&mesh).await;
+    assert_eq!(proxy.bundle().await.seq, 1);
+    // Its own SVID is renewed by nobody either: two fifths of its life are left.
+    let own = || mesh.log().iter().filter(|line| line["token_id"] == "own").count();
+    let before = own();
+    let ahead = i64::try_from(Duration::from_secs(3600 * 4 / 5).as_millis()).unwrap();
+    mesh.clock.wall_ms.store(ahead, std::sync::atomic::Ordering::SeqCst);
+    let failures = || mesh.app.certifier.metrics.own_svid_failures.get();
+    mesh.wait(|| failures() > 0, "tried").await;
+    assert_eq!(own(), before);
+    mesh.clock.wall_ms.store(0, std::sync::atomic::Ordering::SeqCst);
+    // A person has looked.
+    put(&mesh, &mesh.founding.state).await;
+    mesh.ready().await;
+    mesh.trust().await.certify(request()).await.unwrap();
 }
