@@ -25,6 +25,7 @@ use crate::issuer_keys::IssuerKeys;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::own::{OwnSvid, server_config};
+use crate::promise::Promise;
 use crate::replica::{Replica, Sources};
 use crate::review::Reviews;
 use crate::server::Server;
@@ -182,6 +183,9 @@ impl App {
         tasks.spawn("token reviews", until(drain.clone(), reviews.run(Arc::clone(&store))));
         let issuer_keys = IssuerKeys::new(Arc::clone(&certifier.replica), Arc::clone(&store), keys);
         tasks.spawn("issuers' keys", until(drain.clone(), issuer_keys.run()));
+        let promise =
+            Promise::new(Arc::clone(&certifier.replica), Arc::clone(&store), config.svid_ttl);
+        tasks.spawn("promised life", until(drain.clone(), promise.run()));
         let renew = Arc::clone(&own).run(Arc::clone(&certifier), own_ready);
         tasks.spawn("own SVID", until(drain.clone(), renew));
         let tend = tend(Arc::clone(&certifier), Arc::clone(&streams), fleet, log_ready);

@@ -138,7 +138,7 @@ impl Certifier {
         // 6. Prepare, record the intent, sign, verify, look again, record.
         let bearer = Bearer::of(&pod);
         let signer = bearer.signer(&view)?;
-        let issued = self.issue(signer, subject, key, bearer).await?;
+        let issued = self.issue(&view, signer, subject, key, bearer).await?;
         // 7. The next request of this workload is a renewal.
         self.limits.issued(&pod.pod_uid, issued.not_after);
         let renew_at = renew_at(&issued);
@@ -151,13 +151,14 @@ impl Certifier {
     /// An issuer that cannot sign, a log that cannot be written, an SVID that does not verify.
     pub async fn issue(
         &self,
+        view: &View,
         signer: &Signer,
         subject: Subject,
         key: WorkloadKey,
         bearer: Bearer<'_>,
     ) -> Result<Issued, Refusal> {
         // 6a. Our profile, checked against the rules.
-        let lifetime = self.profile.svid_lifetime;
+        let lifetime = view.svid_life(signer, self.profile.svid_lifetime);
         let linted =
             Prepared::new(subject, key, signer, self.clock.now(), lifetime)?.lint(signer)?;
         // 6b. The intent is in the log before there is a signature.

@@ -25,6 +25,7 @@ pub mod csr;
 pub mod issuance_log;
 pub mod issue;
 pub mod limits;
+pub mod promise;
 pub mod replica;
 pub mod review;
 pub mod signer;

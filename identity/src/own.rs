@@ -130,7 +130,7 @@ impl OwnSvid {
         let (key, pkcs8) = AuthorityKey::generate().map_err(|error| broken(error.to_string()))?;
         let workload_key = WorkloadKey::own(&key).ok_or_else(|| broken("no key".to_owned()))?;
         let bearer = Bearer::own(control);
-        let issued = certifier.issue(signer, subject, workload_key, bearer).await?;
+        let issued = certifier.issue(&view, signer, subject, workload_key, bearer).await?;
         let signing = provider::sign::any_ecdsa_type(&PrivateKeyDer::Pkcs8(
             PrivatePkcs8KeyDer::from(pkcs8.as_slice()),
         ))

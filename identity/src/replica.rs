@@ -112,6 +112,13 @@ impl View {
         Ok(self.signers.of(&self.state, self.state.issuer_for(namespace, pod_uid))?)
     }
 
+    /// How long an SVID of this signer may live that should live for `wanted`: no longer than what
+    /// the state promises of its anchor, since a rotation that waits for SVIDs to end counts on it.
+    pub fn svid_life(&self, signer: &Signer, wanted: Duration) -> Duration {
+        let promised = self.state.anchor(signer.anchor_id()).map(|anchor| anchor.svid_life_max);
+        promised.unwrap_or_default().min(wanted)
+    }
+
     /// The longest life of an SVID under any anchor: what is older has ended.
     pub fn longest_life(&self) -> Duration {
         let lives = self.state.anchors.iter().map(|anchor| anchor.svid_life_max);
