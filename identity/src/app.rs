@@ -168,7 +168,7 @@ impl App {
         let front = Front::new(service, Arc::clone(&platform.store));
         let server = Server::new(front, metrics, drain.clone());
         let store = Arc::clone(&platform.store);
-        let keys = Arc::clone(&platform.keys);
+        let (keys, keys_clock) = (Arc::clone(&platform.keys), Arc::clone(&platform.clock));
         let sources = Sources {
             store: platform.store,
             keys: platform.keys,
@@ -181,7 +181,8 @@ impl App {
         let replica = Arc::clone(&certifier.replica).run(sources, leased, issuer);
         tasks.spawn("trust domain", until(drain.clone(), replica));
         tasks.spawn("token reviews", until(drain.clone(), reviews.run(Arc::clone(&store))));
-        let issuer_keys = IssuerKeys::new(Arc::clone(&certifier.replica), Arc::clone(&store), keys);
+        let issuer_keys =
+            IssuerKeys::new(Arc::clone(&certifier.replica), Arc::clone(&store), keys, keys_clock);
         tasks.spawn("issuers' keys", until(drain.clone(), issuer_keys.run()));
         let promise =
             Promise::new(Arc::clone(&certifier.replica), Arc::clone(&store), config.svid_ttl);

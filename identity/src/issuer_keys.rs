@@ -1,25 +1,31 @@
-//! The keys of issuers: made when the state asks for an issuer.
+//! The keys of issuers: made when the state asks for an issuer, destroyed when none may use them.
 //!
 //! The state's wish is answered with a key that is kept first and a request that is posted then, so
 //! that no request can ever be signed whose key is gone. Every replica tries, and the first to post
 //! wins. The key of a replica that lost is destroyed where it is certain that nobody was told of
 //! it. A request whose wish is over is deleted.
+//!
+//! A key is destroyed once our view has said for longer than the read lease, without a gap, that
+//! nobody may use it. So every other replica's view says so too; and whoever made a key for a wish
+//! that our view does not show yet has made it within the lease.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast_api::KeyId;
+use steadfast_api::{KeyId, UnixTime};
 use steadfast_platform::keys::{KeyStore, KeyStoreError};
 use steadfast_platform::store::ISSUER_REQUESTS_PREFIX;
 use steadfast_platform::{Entry, Store, StoreError};
-use steadfast_process::ErrorChain;
+use steadfast_process::{Clock, ErrorChain};
+use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{IssuerRequest, WantedIssuer};
 
-use crate::authority::issuer_csr;
+use crate::authority::{SKEW, issuer_csr};
 use crate::key::AuthorityKey;
-use crate::replica::{Replica, View};
+use crate::replica::{LEASE, Replica, View};
 
 /// Makes them.
 pub struct IssuerKeys {
@@ -28,6 +34,9 @@ pub struct IssuerKeys {
     keys: Arc<dyn KeyStore>,
     /// The request that this replica wants to post, or has.
     made: Option<Made>,
+    /// Since when keys have been of no use, on the boot clock.
+    useless: BTreeMap<KeyId, Duration>,
+    clock: Arc<dyn Clock>,
     /// What was told last, so that what lasts is told once.
     told: Option<String>,
 }
@@ -65,8 +74,13 @@ enum IssuerKeyError {
 
 impl IssuerKeys {
     /// For the wishes in this replica's view.
-    pub fn new(replica: Arc<Replica>, store: Arc<dyn Store>, keys: Arc<dyn KeyStore>) -> Self {
-        Self { replica, store, keys, made: None, told: None }
+    pub fn new(
+        replica: Arc<Replica>,
+        store: Arc<dyn Store>,
+        keys: Arc<dyn KeyStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { replica, store, keys, made: None, useless: BTreeMap::new(), clock, told: None }
     }
 
     /// Follows the view for ever.
@@ -78,7 +92,7 @@ impl IssuerKeys {
         loop {
             let done = self.look().await.map_err(|error| ErrorChain(&error).to_string()).err();
             if let Some(error) = done.as_ref().filter(|_| done != self.told) {
-                tracing::warn!(%error, "a wish for an issuer cannot be answered");
+                tracing::warn!(%error, "the keys of issuers cannot be looked after");
             }
             self.told = done;
             let looked = tokio::time::timeout(LOOK_EVERY, views.changed()).await;
@@ -89,14 +103,16 @@ impl IssuerKeys {
     }
 
     async fn look(&mut self) -> Result<(), IssuerKeyError> {
-        let Ok(view) = self.replica.current() else { return Ok(()) };
+        let Ok(view) = self.replica.current() else {
+            self.useless.clear();
+            return Ok(());
+        };
         let (requests, _) = self.store.list(ISSUER_REQUESTS_PREFIX).await?;
-        let wish = view.state.wanted_issuer;
         self.delete_old(&view, &requests).await?;
-        match wish {
-            Some(wish) => self.answer(&view, wish, &requests).await,
-            None => Ok(()),
+        if let Some(wish) = view.state.wanted_issuer {
+            self.answer(&view, wish, &requests).await?;
         }
+        self.destroy_useless(&view, &requests).await
     }
 
     /// Deletes requests whose wish is over. A number is the revision of the state that the wish was
@@ -178,12 +194,59 @@ impl IssuerKeys {
         Ok(())
     }
 
+    async fn destroy_useless(
+        &mut self,
+        view: &View,
+        requests: &[Entry],
+    ) -> Result<(), IssuerKeyError> {
+        let kept = self.keys.list().await?;
+        let asked_for: BTreeSet<_> =
+            requests.iter().filter_map(|entry| request(entry)).map(|r| r.key_id).collect();
+        let (wall, boot) = (self.clock.now(), self.clock.since_boot());
+        let useless = kept.into_iter().filter(|id| is_useless(&view.state, &asked_for, *id, wall));
+        // Whatever was of use in between begins anew.
+        let since = |id| (id, self.useless.get(&id).copied().unwrap_or(boot));
+        self.useless = useless.map(since).collect();
+        let due = self.useless.iter().filter(|(_, since)| boot.saturating_sub(**since) > LEASE);
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.keys.destroy(id).await?;
+            tracing::info!(key = %id, denied = view.state.denies(id), "an issuer's key is destroyed");
+            self.useless.remove(&id);
+        }
+        Ok(())
+    }
+
     async fn winner(&self, key: &str) -> Result<Option<KeyId>, IssuerKeyError> {
         let entry = self.store.get(key).await?;
-        let request =
-            entry.and_then(|entry| serde_json::from_slice::<IssuerRequest>(&entry.value).ok());
-        Ok(request.map(|request| request.key_id))
+        Ok(entry.as_ref().and_then(request).map(|request| request.key_id))
     }
+}
+
+/// Whether nobody may use a key any more, by this state. A key that is denied is useless whoever
+/// names it. The active issuer's key is kept past its end: that an issuer has expired is the word
+/// of a clock alone, and a clock that is wrong must not cost the mesh its last issuer. While a
+/// person is to look, or a wish is open, nothing that the state does not name is touched: it may be
+/// of the state that is put back, or made a moment ago.
+fn is_useless(
+    state: &TrustDomainState,
+    asked_for: &BTreeSet<KeyId>,
+    id: KeyId,
+    now: UnixTime,
+) -> bool {
+    if state.halted.is_some() {
+        return false;
+    }
+    if state.denies(id) {
+        return true;
+    }
+    match state.issuer(id) {
+        Some(issuer) => id != state.active_issuer && now > issuer.not_after + SKEW,
+        None => state.wanted_issuer.is_none() && !asked_for.contains(&id),
+    }
+}
+
+fn request(entry: &Entry) -> Option<IssuerRequest> {
+    serde_json::from_slice(&entry.value).ok()
 }
 
 fn number_of(key: &str) -> Option<u64> {

@@ -9,7 +9,7 @@ pub mod world;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use steadfast_identity::issuance_log::LogConfig;
 use steadfast_identity::limits::Rates;
 use steadfast_identity::own::server_config;
 use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
-use steadfast_platform::store::{Event, TRUST_DOMAIN_KEY};
+use steadfast_platform::store::{Event, ISSUER_REQUESTS_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{
     Entry, ReviewedToken, Revision, Store, StoreError, TokenRefusal, TokenReview,
 };
@@ -65,6 +65,8 @@ pub struct MemoryStore {
     pub down: AtomicBool,
     /// Of clients; a test writes by itself.
     pub refuse_writes: AtomicBool,
+    /// How often requests for issuers were listed.
+    pub lists: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -97,7 +99,8 @@ impl MemoryStore {
     pub fn new() -> Arc<Self> {
         let (changed, _) = watch::channel(0);
         let (down, refuse_writes) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { inner: Arc::default(), changed, down, refuse_writes })
+        let (inner, lists) = (Arc::default(), AtomicUsize::new(0));
+        Arc::new(Self { inner, changed, down, refuse_writes, lists })
     }
 
     pub fn put(&self, key: &str, value: impl Into<Bytes>) -> Revision {
@@ -139,6 +142,9 @@ impl Store for MemoryStore {
 
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError> {
         self.check()?;
+        if prefix == ISSUER_REQUESTS_PREFIX {
+            self.lists.fetch_add(1, Ordering::SeqCst);
+        }
         let inner = self.inner.lock().unwrap();
         let entries = inner.entries.values().filter(|e| e.key.starts_with(prefix));
         Ok((entries.cloned().collect(), Revision(inner.revision)))
