@@ -177,6 +177,10 @@ codes! {
         "The identity service's clock is wrong"
         "Its wall clock and the store's differ by more than 60 s. An SVID that is dated by a wrong clock would be refused, or live too long."
         "Correct the clock of the machine that is wrong (see the log line for the difference); issuing goes on by itself.";
+    HALTED "SFT-ID-026" "halted"
+        "Nothing is issued until a person has looked"
+        "A workload holds a bundle that the stored trust domain has never published: the store was put back from a backup, or emptied. SVIDs issued now could be refused by whoever holds the newer bundle, so issuing has stopped. Bundles are still served, and SVIDs that are held stay valid."
+        "Put the newer state of the store back if there is one. Otherwise run `steadfast trust recover`.";
     ACK_FOREIGN "SFT-ID-030" "ack_foreign"
         "An ack names another workload than the stream's token"
         "A workload may only speak for itself: a forged ack would break every census. The stream was closed."
@@ -185,6 +189,10 @@ codes! {
         "The trust stream does not follow its protocol"
         "The first message was no hello, a second hello was sent, or a message has no content."
         "Check that the proxy's version and the control plane's are at most one apart.";
+    NOT_THE_CONTROLLER "SFT-ID-032" "not_the_controller"
+        "Somebody else than the rotation controller asks about the fleet"
+        "Only the rotation controller (the service account steadfast-rotation of the control plane's namespace) may query the members of the mesh and read what they hold. The token is another workload's."
+        "If the caller is meant to be the controller, give it that service account. Otherwise find out why this workload asks.";
 
     // NET: what the proxy refused for reasons other than certificates.
     PLAINTEXT_REFUSED "SFT-NET-001" "plaintext_refused"

@@ -60,7 +60,7 @@ impl Pages {
         };
         let parsed = nonce.parse().ok().filter(|nonce| (1..=newest).contains(nonce));
         let parsed = parsed.ok_or_else(|| wrong(1))?;
-        self.streams.query(parsed).map_err(wrong)?;
+        self.streams.query(parsed).map_err(|newest| wrong(newest.saturating_add(1)))?;
         Ok(json(&serde_json::json!({ "nonce": parsed })))
     }
 

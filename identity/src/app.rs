@@ -18,11 +18,14 @@ use tokio::sync::Semaphore;
 use crate::admin::Pages;
 use crate::certify::{Certifier, IN_FLIGHT_MAX, Profile};
 use crate::config::Config;
+use crate::fleet::Fleet;
 use crate::front::Front;
 use crate::issuance_log::{IssuanceLog, LogConfig, LogError, Writer};
+use crate::issuer_keys::IssuerKeys;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::own::{OwnSvid, server_config};
+use crate::promise::Promise;
 use crate::replica::{Replica, Sources};
 use crate::review::Reviews;
 use crate::server::Server;
@@ -156,10 +159,16 @@ impl App {
         });
         let streams = Streams::new(Arc::clone(&certifier), drain.clone());
         let own = Arc::new(OwnSvid::default());
-        let service = Service { certifier: Arc::clone(&certifier), streams: Arc::clone(&streams) };
+        let fleet = Fleet::new(Arc::clone(&certifier), Arc::clone(&streams), Arc::clone(&own));
+        let service = Service {
+            certifier: Arc::clone(&certifier),
+            streams: Arc::clone(&streams),
+            fleet: Arc::clone(&fleet),
+        };
         let front = Front::new(service, Arc::clone(&platform.store));
         let server = Server::new(front, metrics, drain.clone());
         let store = Arc::clone(&platform.store);
+        let (keys, keys_clock) = (Arc::clone(&platform.keys), Arc::clone(&platform.clock));
         let sources = Sources {
             store: platform.store,
             keys: platform.keys,
@@ -171,10 +180,16 @@ impl App {
         let log_ready = readiness.component("issuance_log", "not opened yet");
         let replica = Arc::clone(&certifier.replica).run(sources, leased, issuer);
         tasks.spawn("trust domain", until(drain.clone(), replica));
-        tasks.spawn("token reviews", until(drain.clone(), reviews.run(store)));
+        tasks.spawn("token reviews", until(drain.clone(), reviews.run(Arc::clone(&store))));
+        let issuer_keys =
+            IssuerKeys::new(Arc::clone(&certifier.replica), Arc::clone(&store), keys, keys_clock);
+        tasks.spawn("issuers' keys", until(drain.clone(), issuer_keys.run()));
+        let promise =
+            Promise::new(Arc::clone(&certifier.replica), Arc::clone(&store), config.svid_ttl);
+        tasks.spawn("promised life", until(drain.clone(), promise.run()));
         let renew = Arc::clone(&own).run(Arc::clone(&certifier), own_ready);
         tasks.spawn("own SVID", until(drain.clone(), renew));
-        let tend = tend(Arc::clone(&certifier), Arc::clone(&streams), log_ready);
+        let tend = tend(Arc::clone(&certifier), Arc::clone(&streams), fleet, log_ready);
         tasks.spawn("housekeeping", until(drain.clone(), tend));
         Ok(Self { certifier, streams, own, server, readiness, writer })
     }
@@ -207,6 +222,7 @@ impl App {
 async fn tend(
     certifier: Arc<Certifier>,
     streams: Arc<Streams>,
+    fleet: Arc<Fleet>,
     log_ready: steadfast_process::readiness::Component,
 ) -> Result<(), Infallible> {
     let mut health = certifier.log.health();
@@ -221,6 +237,7 @@ async fn tend(
         let now = certifier.clock.now();
         certifier.limits.tidy(now);
         streams.tidy(now);
+        fleet.tidy();
         // A writer that ended has closed the log: every append says so.
         if let Ok(Err(_)) = tokio::time::timeout(TIDY_EVERY, health.changed()).await {
             tokio::time::sleep(TIDY_EVERY).await;

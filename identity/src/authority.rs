@@ -195,6 +195,20 @@ fn sign(
     Ok((certificate.der().to_vec(), validity))
 }
 
+/// The request for an issuer with this key: PKCS#10, DER. Whoever signs it takes the key alone and
+/// fills in everything else; the name is for people who look at it.
+///
+/// # Errors
+/// [`AuthorityError::Certificate`].
+pub fn issuer_csr(
+    trust_domain: &TrustDomain,
+    key: &AuthorityKey,
+) -> Result<Vec<u8>, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(trust_domain, "issuer", key.id());
+    Ok(params.serialize_request(key)?.der().to_vec())
+}
+
 impl Authority {
     fn of(der: &[u8], key: &AuthorityKey, pkcs8: Zeroizing<Vec<u8>>, validity: Validity) -> Self {
         // A certificate has whole seconds: what is said here is what it says.

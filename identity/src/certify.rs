@@ -136,8 +136,9 @@ impl Certifier {
         // 5. The certificate request: proof of possession, and its public key.
         let key = csr::check(request.csr)?.key_for(&subject)?;
         // 6. Prepare, record the intent, sign, verify, look again, record.
-        let signer = view.signer()?;
-        let issued = self.issue(signer, subject, key, Bearer::of(&pod)).await?;
+        let bearer = Bearer::of(&pod);
+        let signer = bearer.signer(&view)?;
+        let issued = self.issue(&view, signer, subject, key, bearer).await?;
         // 7. The next request of this workload is a renewal.
         self.limits.issued(&pod.pod_uid, issued.not_after);
         let renew_at = renew_at(&issued);
@@ -150,13 +151,14 @@ impl Certifier {
     /// An issuer that cannot sign, a log that cannot be written, an SVID that does not verify.
     pub async fn issue(
         &self,
+        view: &View,
         signer: &Signer,
         subject: Subject,
         key: WorkloadKey,
         bearer: Bearer<'_>,
     ) -> Result<Issued, Refusal> {
         // 6a. Our profile, checked against the rules.
-        let lifetime = self.profile.svid_lifetime;
+        let lifetime = view.svid_life(signer, self.profile.svid_lifetime);
         let linted =
             Prepared::new(subject, key, signer, self.clock.now(), lifetime)?.lint(signer)?;
         // 6b. The intent is in the log before there is a signature.
@@ -170,7 +172,7 @@ impl Certifier {
         // 6e. The view may have changed, or its lease ended, while the disk was written: what was
         // signed under an issuer that is no longer in force is not handed out.
         let checked = checked.map_err(Refusal::from);
-        let outcome = checked.and_then(|issued| self.check_still(signer).map(|()| issued));
+        let outcome = checked.and_then(|issued| self.check_still(signer, bearer).map(|()| issued));
         // 6f. What became of the intent.
         let spiffe_id = spiffe_id.as_str();
         self.log.note(&match &outcome {
@@ -191,9 +193,9 @@ impl Certifier {
             .map_err(|error| Refusal::new(Code::IDENTITY_MISMATCH, error.to_string()))
     }
 
-    fn check_still(&self, signer: &Signer) -> Result<(), Refusal> {
+    fn check_still(&self, signer: &Signer, bearer: Bearer<'_>) -> Result<(), Refusal> {
         let view = self.replica.current()?;
-        if view.signer()?.id() == signer.id() {
+        if bearer.signer(&view)?.id() == signer.id() {
             return Ok(());
         }
         let what = format!("the issuer {} was replaced while it signed", signer.id());
@@ -225,6 +227,14 @@ impl<'a> Bearer<'a> {
     /// This process itself, which needs no token.
     pub(crate) fn own(control_namespace: &'a str) -> Self {
         Self { namespace: control_namespace, pod: "", pod_uid: "", node: None, token_id: "own" }
+    }
+
+    /// What signs for it. This process is no pod, so no canary, whatever its namespace.
+    fn signer<'v>(&self, view: &'v View) -> Result<&'v Arc<Signer>, Refusal> {
+        if self.pod_uid.is_empty() {
+            return view.signer();
+        }
+        view.signer_for(self.namespace, self.pod_uid)
     }
 }
 

@@ -78,6 +78,8 @@ pub fn alone(restarted: bool) -> Result<(), ConfineError> {
 pub fn confine(directory: &Directory) -> Result<Confinement, ConfineError> {
     let refused = |error: &dyn std::fmt::Display| ConfineError::Landlock(error.to_string());
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    // Keys of issuers are made, and destroyed.
+    let keys = read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile;
     let append =
         read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
     let mut ruleset = Ruleset::default()
@@ -85,7 +87,7 @@ pub fn confine(directory: &Directory) -> Result<Confinement, ConfineError> {
         .and_then(Ruleset::create)
         .map_err(|error| refused(&error))?;
     let mut rules: Vec<(std::path::PathBuf, BitFlags<AccessFs>)> =
-        vec![(directory.issuer_keys(), read), (directory.log(), append)];
+        vec![(directory.issuer_keys(), keys), (directory.log(), append)];
     // How many cores the process may use is read from there; without it the machine's are taken.
     rules.extend(SYSTEM_FILES.map(|path| (path.into(), read)));
     for (path, access) in rules {

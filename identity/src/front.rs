@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use linkerd2_proxy_api::identity::identity_server::IdentityServer;
 use steadfast_api::Code;
 use steadfast_api::trust::v1;
+use steadfast_api_grpc::fleet_server::FleetServer;
 use steadfast_api_grpc::trust_server::{Trust, TrustServer};
 use steadfast_platform::Store;
 use steadfast_platform::store::TOKEN_JWKS_KEY;
@@ -33,6 +34,7 @@ use crate::service::Service;
 pub struct Front {
     identity: IdentityServer<Service>,
     trust: TrustServer<Service>,
+    fleet: FleetServer<Service>,
     service: Service,
     pages: Arc<Pages>,
 }
@@ -56,6 +58,7 @@ impl Front {
             identity: IdentityServer::new(service.clone())
                 .max_decoding_message_size(MESSAGE_BYTES_MAX),
             trust: TrustServer::new(service.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            fleet: FleetServer::new(service.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             service,
             pages,
         }
@@ -74,6 +77,8 @@ impl Front {
         let answer = async {
             if path.starts_with(TRUST_PREFIX) {
                 self.trust.clone().call(request).await
+            } else if path.starts_with(FLEET_PREFIX) {
+                self.fleet.clone().call(request).await
             } else if path.starts_with(IDENTITY_PREFIX) {
                 self.identity.clone().call(request).await
             } else {
@@ -196,6 +201,7 @@ fn page(status: StatusCode, content_type: &'static str, body: Bytes) -> Response
 }
 
 const TRUST_PREFIX: &str = "/steadfast.trust.v1.Trust/";
+const FLEET_PREFIX: &str = "/steadfast.trust.v1.Fleet/";
 const STREAM_PATH: &str = "/steadfast.trust.v1.Trust/Stream";
 const IDENTITY_PREFIX: &str = "/io.linkerd.proxy.identity.Identity/";
 const JSON: &str = "application/json";

@@ -15,6 +15,7 @@ pub mod server;
 pub mod front;
 pub mod service;
 
+pub mod fleet;
 pub mod member;
 pub mod members;
 pub mod streams;
@@ -24,11 +25,14 @@ pub mod csr;
 pub mod issuance_log;
 pub mod issue;
 pub mod limits;
+pub mod promise;
 pub mod replica;
 pub mod review;
 pub mod signer;
+pub mod signers;
 
 pub mod authority;
+pub mod issuer_keys;
 pub mod key;
 pub mod own;
 

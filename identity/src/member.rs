@@ -36,6 +36,13 @@ pub struct Member {
     pub ack: Option<Ack>,
     /// The highest nonce of a query that it has answered, on its open stream.
     pub answered: u64,
+    /// The one before, on the same stream.
+    pub answered_before: u64,
+    /// The anchors in the handshakes of every ack after that answer, up to and with the newest.
+    pub used: Vec<KeyId>,
+    /// The anchors in the handshakes of the acks since the newest answer.
+    #[serde(skip)]
+    using: Vec<KeyId>,
     /// Handshakes by anchor since this replica knows it.
     pub handshakes: Vec<(KeyId, u64)>,
 }
@@ -83,12 +90,17 @@ impl Member {
             last_seen: now,
             ack: None,
             answered: 0,
+            answered_before: 0,
+            used: Vec::new(),
+            using: Vec::new(),
             handshakes: Vec::new(),
         }
     }
 
     /// Takes over what was known from an older stream, but for what that stream has answered: a
-    /// query is settled over a stream that is still open.
+    /// query is settled over a stream that is still open. What was used between its answers goes
+    /// with them: an ack that was under way when it broke has never come, so nothing can be said of
+    /// that time.
     pub fn inherit(&mut self, older: Self) {
         self.ack = older.ack;
         self.handshakes = older.handshakes;
@@ -96,7 +108,16 @@ impl Member {
 
     /// Keeps an ack.
     pub fn acked(&mut self, ack: Ack) {
-        self.answered = self.answered.max(ack.nonce);
+        for (anchor, _) in ack.handshakes.iter().filter(|(_, count)| *count > 0) {
+            if self.using.len() < ANCHORS_MAX && !self.using.contains(anchor) {
+                self.using.push(*anchor);
+            }
+        }
+        // An ack that repeats an older nonce answers nothing new.
+        if ack.nonce > self.answered {
+            self.answered_before = std::mem::replace(&mut self.answered, ack.nonce);
+            self.used = std::mem::take(&mut self.using);
+        }
         for (anchor, count) in &ack.handshakes {
             let full = self.handshakes.len() >= ANCHORS_MAX;
             match self.handshakes.iter_mut().find(|(known, _)| known == anchor) {
@@ -177,14 +198,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_used_between_two_answers_is_what_every_ack_between_them_says() {
+        let mut member = member();
+        let id = |byte: u8| KeyId::from_slice(&[byte; 32]).unwrap();
+        member.acked(ack(0, &[(1, 1)]));
+        member.acked(ack(5, &[(2, 1)]));
+        assert_eq!((member.answered_before, member.answered), (0, 5));
+        assert_eq!(member.used, [id(1), id(2)]);
+        // Unasked ones, one with an anchor that was known but not used, and an older nonce again.
+        member.acked(ack(0, &[(3, 1), (4, 0)]));
+        member.acked(ack(4, &[(3, 2)]));
+        assert_eq!((member.answered_before, member.answered), (0, 5));
+        assert_eq!(member.used, [id(1), id(2)], "still of the newest answer");
+        member.acked(ack(7, &[(5, 1)]));
+        assert_eq!((member.answered_before, member.answered), (5, 7));
+        assert_eq!(member.used, [id(3), id(5)]);
+        member.acked(ack(8, &[]));
+        assert_eq!((member.answered_before, member.used.len()), (7, 0));
+    }
+
+    #[test]
     fn an_answer_counts_only_on_the_stream_that_is_open() {
         let mut older = member();
         older.acked(ack(5, &[]));
-        assert_eq!(older.answered, 5);
+        older.acked(ack(6, &[(1, 1)]));
+        assert_eq!((older.answered_before, older.answered, older.used.len()), (5, 6, 1));
         let mut newer = member();
         newer.inherit(older);
-        assert_eq!(newer.answered, 0);
-        assert_eq!(newer.ack.as_ref().unwrap().nonce, 5);
+        assert_eq!((newer.answered_before, newer.answered, newer.used.len()), (0, 0, 0));
+        assert_eq!(newer.ack.as_ref().unwrap().nonce, 6);
     }
 
     #[test]

@@ -106,6 +106,14 @@ impl Members {
         self.by_instance.values().cloned().collect()
     }
 
+    /// The next few of them, in the order of their pods' UIDs.
+    pub fn after(&self, last: Option<&Instance>, count: usize) -> Vec<&Member> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = last.map_or(Unbounded, Excluded);
+        let following = self.by_instance.range((from, Unbounded));
+        following.take(count).map(|(_, member)| member).collect()
+    }
+
     /// How many streams are open.
     pub fn open(&self) -> usize {
         self.open.len()

@@ -37,6 +37,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Trust streams that were refused or closed for a reason.
     pub stream_refusals: Family<RefusalLabels, Counter>,
+    /// Calls about the fleet that were refused.
+    pub fleet_refusals: Family<RefusalLabels, Counter>,
     /// Open connections.
     pub connections: Gauge,
     /// Connections that ended before a request.
@@ -80,6 +82,7 @@ impl Metrics {
             own_svid_failures: Counter::default(),
             streams: Gauge::default(),
             stream_refusals: Family::default(),
+            fleet_refusals: Family::default(),
             connections: Gauge::default(),
             connection_failures: Family::default(),
             log_writable: Gauge::default(),
@@ -107,6 +110,8 @@ impl Metrics {
         registry.register("streams", "Open trust streams", m.streams.clone());
         let help = "Trust streams that were refused or closed for a reason";
         registry.register("stream_refusals", help, m.stream_refusals.clone());
+        let help = "Calls of the rotation controller's API that were refused";
+        registry.register("fleet_refusals", help, m.fleet_refusals.clone());
         registry.register("connections", "Open connections", m.connections.clone());
         let help = "Connections that ended before their first request";
         registry.register("connection_failures", help, m.connection_failures.clone());

@@ -61,6 +61,13 @@ pub struct Page {
     bundle_anchors: Vec<KeyId>,
 }
 
+impl OwnSvid {
+    /// The issuer of the SVID that is shown, and its end.
+    pub fn issuer(&self) -> Option<(KeyId, UnixTime)> {
+        self.0.load().as_ref().map(|shown| (shown.issuer, shown.not_after))
+    }
+}
+
 impl ResolvesServerCert for OwnSvid {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let p256 = hello.signature_schemes().contains(&SignatureScheme::ECDSA_NISTP256_SHA256);
@@ -130,7 +137,7 @@ impl OwnSvid {
         let (key, pkcs8) = AuthorityKey::generate().map_err(|error| broken(error.to_string()))?;
         let workload_key = WorkloadKey::own(&key).ok_or_else(|| broken("no key".to_owned()))?;
         let bearer = Bearer::own(control);
-        let issued = certifier.issue(signer, subject, workload_key, bearer).await?;
+        let issued = certifier.issue(&view, signer, subject, workload_key, bearer).await?;
         let signing = provider::sign::any_ecdsa_type(&PrivateKeyDer::Pkcs8(
             PrivatePkcs8KeyDer::from(pkcs8.as_slice()),
         ))

@@ -98,9 +98,11 @@ fn grpc_code(code: Code) -> GrpcCode {
         | Code::TOKEN_EXPIRED
         | Code::TOKEN_MALFORMED
         | Code::TOKEN_MISSING => GrpcCode::Unauthenticated,
-        Code::IDENTITY_MISMATCH | Code::CSR_AUTHORITY | Code::CSR_NAMES | Code::ACK_FOREIGN => {
-            GrpcCode::PermissionDenied
-        }
+        Code::IDENTITY_MISMATCH
+        | Code::CSR_AUTHORITY
+        | Code::CSR_NAMES
+        | Code::ACK_FOREIGN
+        | Code::NOT_THE_CONTROLLER => GrpcCode::PermissionDenied,
         Code::TOKEN_UNBOUND => GrpcCode::FailedPrecondition,
         Code::TOKEN_WORKLOAD_GONE => GrpcCode::NotFound,
         Code::CSR_TOO_LARGE => GrpcCode::OutOfRange,
@@ -109,6 +111,7 @@ fn grpc_code(code: Code) -> GrpcCode {
         }
         Code::RATE_LIMITED => GrpcCode::ResourceExhausted,
         Code::CLOCK_OFF
+        | Code::HALTED
         | Code::LEASE_EXPIRED
         | Code::ISSUER_UNUSABLE
         | Code::LOG_UNWRITABLE

@@ -15,22 +15,24 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use steadfast_api::trust::v1;
-use steadfast_api::{Code, TrustBundle, UnixTime};
+use steadfast_api::{Code, KeyId, TrustBundle, UnixTime};
 use steadfast_platform::keys::KeyStore;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_platform::{Entry, Revision, Store, StoreError};
+use steadfast_process::Clock;
 use steadfast_process::readiness::Component;
-use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::Halt;
 use tokio::sync::{Notify, watch};
 
 use crate::authority::SKEW;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::signer::{Signer, SignerError};
+use crate::signers::Signers;
 
 /// The trust domain as it was at one revision, ready to be served.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct View {
     /// As stored.
     pub state: TrustDomainState,
@@ -44,10 +46,8 @@ pub struct View {
     pub message: v1::Bundle,
     /// The bundle as a SPIFFE bundle endpoint serves it.
     pub jwks: String,
-    /// What signs; possibly the issuer before the active one, while that cannot be used.
-    signer: Option<Arc<Signer>>,
-    /// Why the active issuer cannot be used.
-    trouble: Option<SignerError>,
+    /// The issuers that are loaded.
+    signers: Signers,
 }
 
 /// The copy and its lease.
@@ -93,16 +93,63 @@ impl Lease {
 }
 
 impl View {
-    /// What signs SVIDs now.
+    /// What signs for whoever no canary is chosen from, this service itself among them: the active
+    /// issuer, or what stands in for it.
     ///
     /// # Errors
     /// Why the active issuer cannot, when no other may stand in for it.
     pub fn signer(&self) -> Result<&Arc<Signer>, Refusal> {
-        match (&self.signer, &self.trouble) {
-            (Some(signer), _) => Ok(signer),
-            (None, Some(error)) => Err(error.clone().into()),
-            (None, None) => Err(SignerError::Unknown(self.state.active_issuer).into()),
+        self.check_halt()?;
+        Ok(self.signers.active(&self.state)?)
+    }
+
+    /// What signs for a workload: the canary's issuer, for one that is, else the active one.
+    ///
+    /// # Errors
+    /// Why that issuer cannot, when no other may stand in for it.
+    pub fn signer_for(&self, namespace: &str, pod_uid: &str) -> Result<&Arc<Signer>, Refusal> {
+        self.check_halt()?;
+        Ok(self.signers.of(&self.state, self.state.issuer_for(namespace, pod_uid))?)
+    }
+
+    /// How long an SVID of this signer may live that should live for `wanted`: no longer than what
+    /// the state promises of its anchor, since a rotation that waits for SVIDs to end counts on it.
+    pub fn svid_life(&self, signer: &Signer, wanted: Duration) -> Duration {
+        let promised = self.state.anchor(signer.anchor_id()).map(|anchor| anchor.svid_life_max);
+        promised.unwrap_or_default().min(wanted)
+    }
+
+    /// The longest life of an SVID under any anchor: what is older has ended.
+    pub fn longest_life(&self) -> Duration {
+        let lives = self.state.anchors.iter().map(|anchor| anchor.svid_life_max);
+        lives.max().unwrap_or_default()
+    }
+
+    /// Whether anything may be issued at all.
+    fn check_halt(&self) -> Result<(), Refusal> {
+        match self.state.halted {
+            Some(Halt::Restored { seen_seq }) => {
+                let what = format!(
+                    "a workload holds the bundle of seq {seen_seq}, which the stored trust domain \
+                     (seq {}) has never published",
+                    self.state.seq
+                );
+                Err(Refusal::new(Code::HALTED, what))
+            }
+            None => Ok(()),
         }
+    }
+
+    /// Why nothing is issued, or soon cannot be.
+    fn trouble(&self, now: UnixTime) -> Option<Refusal> {
+        let trouble = self.check_halt().err();
+        trouble.or_else(|| signer_trouble(self, now).map(Refusal::from))
+    }
+
+    /// The issuers that can sign.
+    pub fn loaded(&self, now: UnixTime) -> impl Iterator<Item = KeyId> {
+        let usable = self.signers.loaded().filter(move |signer| signer.not_after() > now);
+        usable.map(|signer| signer.id())
     }
 }
 
@@ -130,6 +177,11 @@ impl Replica {
             Some(view) if self.lease.holds(self.clock.since_boot()) => Ok(view),
             _ => Err(self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()),
         }
+    }
+
+    /// The newest view there has been: to be told of, never to be acted on.
+    pub fn newest(&self) -> Option<Arc<View>> {
+        self.views.borrow().clone()
     }
 
     /// Wakes on every new view, and when a lease that had ended is confirmed again. What is seen
@@ -202,12 +254,15 @@ impl Replica {
         Ok(())
     }
 
-    /// Makes a newer entry the view; the same entry again only tries a missing issuer again.
+    /// Makes a newer entry the view; the same entry again only tries missing issuers again.
     async fn install(&self, entry: &Entry, sources: &Sources) -> Result<(), String> {
         let held = self.views.borrow().clone();
         if let Some(held) = &held {
             let (revision, known) = (entry.revision.0, held.revision.0);
-            if revision == known && held.trouble.is_none() {
+            if revision == known {
+                if !held.signers.failed().is_empty() {
+                    self.load_again(held, sources).await;
+                }
                 return Ok(());
             }
             if revision < known {
@@ -236,16 +291,9 @@ impl Replica {
         sources: &Sources,
     ) -> Result<View, String> {
         let bundle = state.bundle().map_err(|error| format!("the stored bundle {error}"))?;
-        let held = held.and_then(|view| view.signer.clone());
-        let loaded = match &held {
-            // A key that is loaded need not be read again: its file may be gone for now.
-            Some(signer) if signer.serves(&state, &bundle) => Ok(Arc::clone(signer)),
-            _ => load_signer(&state, &bundle, &*sources.keys, self.clock.now()).await.map(Arc::new),
-        };
-        let (signer, trouble) = match loaded {
-            Ok(signer) => (Some(signer), None),
-            Err(error) => (held.filter(|signer| signer.may_stand_in(&state)), Some(error)),
-        };
+        let (held, now) = (held.map(|view| &view.signers), self.clock.now());
+        let signers = Signers::load(&state, &bundle, held, &*sources.keys, now).await;
+        signers.tell(held);
         Ok(View {
             digest: state.digest(),
             message: message(&state, &bundle),
@@ -253,9 +301,19 @@ impl Replica {
             state,
             revision,
             bundle,
-            signer,
-            trouble,
+            signers,
         })
+    }
+
+    /// A key that was missing may have come: a view that is the same but for it wakes everyone.
+    async fn load_again(&self, held: &Arc<View>, sources: &Sources) {
+        let View { state, bundle, signers, .. } = &**held;
+        let (keys, now) = (&*sources.keys, self.clock.now());
+        let again = Signers::load(state, bundle, Some(signers), keys, now).await;
+        if !again.same(signers) {
+            again.tell(Some(signers));
+            self.views.send_replace(Some(Arc::new(View { signers: again, ..View::clone(held) })));
+        }
     }
 
     /// Tells `/ready`, the log (on change) and the metrics how the last read went.
@@ -277,9 +335,9 @@ impl Replica {
         match self.current() {
             Ok(view) => {
                 leased.ready();
-                match signer_trouble(&view, now) {
+                match view.trouble(now) {
                     None => issuer.ready(),
-                    Some(error) => issuer.not_ready(&Refusal::from(error).to_string()),
+                    Some(refusal) => issuer.not_ready(&refusal.to_string()),
                 }
                 self.metrics.view(&view, now);
             }
@@ -293,10 +351,10 @@ impl Replica {
 
 /// Why the active issuer does not sign, or soon cannot.
 fn signer_trouble(view: &View, now: UnixTime) -> Option<SignerError> {
-    if let Some(error) = &view.trouble {
+    if let Some(error) = view.signers.failed().get(&view.state.active_issuer) {
         return Some(error.clone());
     }
-    view.signer.as_ref().and_then(|signer| signer.window(now, SKEW).err())
+    view.signers.active(&view.state).and_then(|signer| signer.window(now, SKEW).map(drop)).err()
 }
 
 /// Every event is a reason to read now.
@@ -341,21 +399,6 @@ fn check_clock(offset_ms: Option<i64>) -> Result<(), Refusal> {
 /// Half way to where nothing is issued any more.
 fn drifts(offset_ms: Option<i64>) -> bool {
     offset_ms.is_some_and(|offset| u128::from(offset.unsigned_abs()) > SKEW.as_millis() / 2)
-}
-
-async fn load_signer(
-    state: &TrustDomainState,
-    bundle: &TrustBundle,
-    keys: &dyn KeyStore,
-    now: UnixTime,
-) -> Result<Signer, SignerError> {
-    let id = state.active_issuer;
-    let record = state.active_issuer().ok_or(SignerError::Unknown(id))?;
-    let pkcs8 = keys
-        .load(id)
-        .await
-        .map_err(|error| SignerError::Key { id, reason: ErrorChain(&error).to_string() })?;
-    Signer::new(state, bundle, record, &pkcs8, now)
 }
 
 fn message(state: &TrustDomainState, bundle: &TrustBundle) -> v1::Bundle {

@@ -1,4 +1,5 @@
-//! The gRPC services: Linkerd's `Identity` and our `Trust`. Both only translate.
+//! The gRPC services: Linkerd's `Identity`, our `Trust`, and the controller's `Fleet`. They only
+//! translate.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,20 +8,24 @@ use futures::stream::BoxStream;
 use linkerd2_proxy_api::identity as linkerd;
 use linkerd2_proxy_api::identity::identity_server::Identity;
 use steadfast_api::trust::v1;
+use steadfast_api_grpc::fleet_server::Fleet as FleetApi;
 use steadfast_api_grpc::trust_server::Trust;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::certify::{Certifier, Request as CertifyRequest};
+use crate::fleet::{Fleet, Parts};
 use crate::server::{Activity, Peer};
 use crate::streams::Streams;
 
-/// Both services. Cheap to clone.
+/// All of them. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
     /// Issues.
     pub certifier: Arc<Certifier>,
     /// Keeps the streams.
     pub streams: Arc<Streams>,
+    /// Tells the controller of them.
+    pub fleet: Arc<Fleet>,
 }
 
 #[tonic::async_trait]
@@ -87,6 +92,32 @@ impl Trust for Service {
         let activity = request.extensions().get::<Arc<Activity>>().cloned();
         let streams = Arc::clone(&self.streams);
         Ok(Response::new(streams.open(request.into_inner(), peer, activity).await?))
+    }
+}
+
+#[tonic::async_trait]
+impl FleetApi for Service {
+    type ReportStream = Parts;
+
+    async fn query(
+        &self,
+        request: Request<v1::QueryRequest>,
+    ) -> Result<Response<v1::QueryResponse>, Status> {
+        let peer = peer(&request);
+        let v1::QueryRequest { token, nonce } = request.get_ref();
+        let answer = self.fleet.query(token, *nonce, peer).await;
+        Ok(Response::new(answer.map_err(|refusal| refusal.status())?))
+    }
+
+    async fn report(
+        &self,
+        request: Request<v1::ReportRequest>,
+    ) -> Result<Response<Self::ReportStream>, Status> {
+        let peer = peer(&request);
+        let activity = request.extensions().get::<Arc<Activity>>().cloned();
+        let token = &request.get_ref().token;
+        let parts = Arc::clone(&self.fleet).report(token, peer, activity).await;
+        Ok(Response::new(parts.map_err(|refusal| refusal.status())?))
     }
 }
 

@@ -100,7 +100,7 @@ impl Signer {
         now: UnixTime,
     ) -> Result<Self, SignerError> {
         let id = record.id;
-        if state.denied_issuers.iter().any(|denied| denied.id == id) {
+        if state.denies(id) {
             return Err(SignerError::Denied(id));
         }
         let anchor = bundle
@@ -156,24 +156,19 @@ impl Signer {
         }
     }
 
-    /// Whether it may still sign under this state when the active issuer cannot be used: only
-    /// under the same anchor, since every anchor's SVIDs are counted from the moment the active
-    /// anchor changed, and never once it is denied or gone.
-    pub fn may_stand_in(&self, state: &TrustDomainState) -> bool {
-        let same_anchor =
-            state.active_issuer().is_some_and(|active| active.anchor_id == self.anchor_id);
-        same_anchor
-            && state.issuers.iter().any(|issuer| issuer.id == self.id)
-            && state.denied_issuers.iter().all(|denied| denied.id != self.id)
-    }
-
-    /// Whether it is the active issuer of this state, under an anchor that is published, and not
+    /// Whether it is still this issuer of this state, under an anchor that is published, and not
     /// denied.
-    pub fn serves(&self, state: &TrustDomainState, bundle: &TrustBundle) -> bool {
-        state.active_issuer == self.id
-            && state.active_issuer().is_some_and(|record| record.der == *self.certificate)
+    pub fn serves(
+        &self,
+        record: &IssuerRecord,
+        state: &TrustDomainState,
+        bundle: &TrustBundle,
+    ) -> bool {
+        record.id == self.id
+            && record.anchor_id == self.anchor_id
+            && record.der == *self.certificate
             && bundle.anchor(self.anchor_id).is_some_and(|anchor| anchor.der() == &*self.anchor)
-            && state.denied_issuers.iter().all(|denied| denied.id != self.id)
+            && !state.denies(self.id)
     }
 
     /// The window of an SVID of this lifetime that is made now: it ends before everything above

@@ -70,14 +70,20 @@ impl Streams {
     /// Asks every member for an ack that carries this nonce.
     ///
     /// # Errors
-    /// The nonce of a newer query: answers to an older one could not be told from its own.
+    /// The nonce of a query that is as new or newer: answers to this one could not be told from
+    /// its own.
     pub fn query(&self, nonce: u64) -> Result<(), u64> {
         let mut newest = 0;
         self.orders.send_modify(|orders| {
             newest = orders.nonce;
             orders.nonce = newest.max(nonce);
         });
-        if nonce < newest { Err(newest) } else { Ok(()) }
+        if nonce > newest { Ok(()) } else { Err(newest) }
+    }
+
+    /// The newest query; 0: none yet.
+    pub fn newest_query(&self) -> u64 {
+        self.orders.borrow().nonce
     }
 
     /// Pulls every renewal forward into a window that begins at `from`. Returns the order's id,
@@ -93,6 +99,11 @@ impl Streams {
             orders.renew = Some(Order { renew, until });
         });
         id
+    }
+
+    /// Reads the table of members. Nothing else happens to it meanwhile, so it must not take long.
+    pub fn look<T>(&self, look: impl FnOnce(&Members) -> T) -> T {
+        look(&self.lock())
     }
 
     /// Every member that is known, by pod UID.
@@ -263,7 +274,10 @@ struct Session {
 struct Sent {
     bundle: Option<(u64, [u8; 32])>,
     nonce: u64,
+    /// Of the admin page's orders.
     renew: u64,
+    /// Of the state's orders, whose ids are given elsewhere.
+    state_renew: u64,
 }
 
 impl Session {
@@ -305,7 +319,7 @@ impl Session {
     /// a query speaks of the newest. A bundle is served under a confirmed view only.
     fn owed(&mut self) -> Option<ToProxy> {
         let current = self.streams.certifier.replica.current();
-        if let Ok(view) = current {
+        if let Ok(view) = &current {
             let published = Some((view.state.seq, view.digest));
             if self.sent.bundle != published {
                 self.sent.bundle = published;
@@ -314,6 +328,18 @@ impl Session {
         }
         // Nothing else before the first bundle.
         self.sent.bundle?;
+        if let Ok(view) = current
+            && let Some(order) = view.state.renew.filter(|order| order.id > self.sent.state_renew)
+        {
+            self.sent.state_renew = order.id;
+            // From then on nobody has an SVID from before it.
+            if self.streams.certifier.clock.now() < order.from + order.window + view.longest_life()
+            {
+                let window = prost_types::Duration::try_from(order.window).ok();
+                let from = Some(order.from.into());
+                return Some(ToProxy::Renew(v1::Renew { id: order.id, from, window }));
+            }
+        }
         let orders = self.orders.borrow();
         if orders.nonce > self.sent.nonce {
             self.sent.nonce = orders.nonce;

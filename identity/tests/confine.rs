@@ -5,7 +5,9 @@
 use std::fs;
 use std::io::ErrorKind;
 
+use steadfast_api::KeyId;
 use steadfast_identity::confine::{Confinement, confine};
+use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
 use steadfast_platform::standalone::Directory;
 
 /// A confined thread stays confined and so do the threads it starts; the test's others do not.
@@ -38,9 +40,19 @@ fn a_confined_process_reaches_its_own_files_and_no_others() {
             assert!(fs::rename(&anchor, directory.log().join("stolen")).is_err());
             denied(fs::read(directory.store_file()).map(drop));
             denied(fs::read("/etc/passwd").map(drop));
-            denied(fs::write(directory.issuer_keys().join("new.key"), "x"));
-            denied(fs::write(&issuer, "x"));
+            denied(fs::create_dir(directory.issuer_keys().join("new")));
+            assert!(fs::hard_link(&anchor, directory.issuer_keys().join("stolen.key")).is_err());
             assert_eq!(fs::read(&issuer).unwrap(), b"issuer");
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let keys = FileKeys::open(directory.issuer_keys()).unwrap();
+                let id = KeyId::of_spki(b"a new issuer");
+                keys.put_new(id, Zeroizing::new(b"new".to_vec())).await.unwrap();
+                assert_eq!(*keys.load(id).await.unwrap(), b"new");
+                assert_eq!(keys.list().await.unwrap(), [id]);
+                keys.destroy(id).await.unwrap();
+                assert!(keys.list().await.unwrap().is_empty());
+            });
             let log = directory.log().join("issuance.jsonl");
             fs::write(&log, "line").unwrap();
             fs::rename(&log, directory.log().join("issuance.jsonl.1")).unwrap();

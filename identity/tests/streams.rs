@@ -13,73 +13,10 @@ use steadfast_api::trust::v1::stream_request::Message as Up;
 use steadfast_api::trust::v1::stream_response::Message as Down;
 use steadfast_identity::replica::LEASE;
 use steadfast_process::Clock as _;
+use steadfast_rotation_protocol::trust_domain::RenewOrder;
+use support::proxy::{ack, hello, open, web};
 use support::{Mesh, WAIT};
-use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
-
-struct Proxy {
-    up: mpsc::Sender<v1::StreamRequest>,
-    down: Streaming<v1::StreamResponse>,
-}
-
-fn instance(pod_uid: &str) -> v1::Instance {
-    v1::Instance { pod_uid: pod_uid.into(), started_at: Some(UnixTime::from_secs(7).into()) }
-}
-
-fn hello(token: &str, pod_uid: &str) -> Up {
-    Up::Hello(v1::Hello {
-        token: token.into(),
-        instance: Some(instance(pod_uid)),
-        version: "1".into(),
-        ..Default::default()
-    })
-}
-
-fn ack(pod_uid: &str, nonce: u64) -> Up {
-    Up::Ack(v1::Ack {
-        instance: Some(instance(pod_uid)),
-        nonce,
-        seq: 1,
-        digest: vec![7; 32],
-        ..Default::default()
-    })
-}
-
-async fn open(mesh: &Mesh, first: Option<Up>) -> Result<Proxy, Status> {
-    let (up, requests) = mpsc::channel(8);
-    up.send(v1::StreamRequest { message: first }).await.unwrap();
-    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-    let down = mesh.trust().await.stream(requests).await?.into_inner();
-    Ok(Proxy { up, down })
-}
-
-async fn web(mesh: &Mesh) -> Proxy {
-    open(mesh, Some(hello("web", "uid-of-web-1"))).await.unwrap()
-}
-
-impl Proxy {
-    async fn send(&self, message: Option<Up>) {
-        self.up.send(v1::StreamRequest { message }).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Result<Option<Down>, Status> {
-        let next = tokio::time::timeout(WAIT, self.down.message()).await.unwrap();
-        match next? {
-            Some(response) => {
-                assert!(response.server_time.is_some());
-                Ok(response.message)
-            }
-            None => panic!("the stream has ended without a word"),
-        }
-    }
-
-    async fn bundle(&mut self) -> v1::Bundle {
-        match self.next().await.unwrap() {
-            Some(Down::Bundle(bundle)) => bundle,
-            other => panic!("no bundle but {other:?}"),
-        }
-    }
-}
+use tonic::Status;
 
 #[track_caller]
 fn assert_code(status: &Status, code: &str) {
@@ -145,6 +82,46 @@ async fn the_ids_of_orders_differ_between_replicas_and_over_restarts() {
     assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
     let other = Mesh::start().await;
     assert!(renew(&other) > ids[0]);
+}
+
+#[tokio::test]
+async fn the_states_order_to_renew_reaches_every_stream_once_beside_the_admin_pages() {
+    let mesh = Mesh::start().await;
+    let mut early = web(&mesh).await;
+    early.bundle().await;
+    // Ids of its own, possibly below those that the admin page has given.
+    let admins = mesh.app.streams.renew(mesh.clock.now(), Duration::ZERO);
+    let renewal = async |proxy: &mut support::proxy::Proxy| match proxy.next().await.unwrap() {
+        Some(Down::Renew(renew)) => renew,
+        other => panic!("no renewal but {other:?}"),
+    };
+    assert_eq!(renewal(&mut early).await.id, admins);
+    let mut state = mesh.founding.state.clone();
+    let from = mesh.clock.now();
+    let order = |id| RenewOrder { id, from, window: Duration::from_secs(300) };
+    state.renew = Some(order(3));
+    mesh.store.put_state(&state);
+    let told = renewal(&mut early).await;
+    assert_eq!((told.id, told.from), (3, Some(from.into())));
+    assert_eq!(told.window, Some(prost_types::Duration { seconds: 300, nanos: 0 }));
+    let mut late = open(&mesh, Some(hello("api", "uid-of-api-1"))).await.unwrap();
+    late.bundle().await;
+    let both = [renewal(&mut late).await.id, renewal(&mut late).await.id];
+    assert_eq!(both, [3, admins]);
+    // Another change of the state repeats nothing; the next order is told.
+    state.paused = true;
+    mesh.store.put_state(&state);
+    state.renew = Some(order(4));
+    mesh.store.put_state(&state);
+    assert_eq!(renewal(&mut early).await.id, 4);
+    assert_eq!(renewal(&mut late).await.id, 4);
+    // Of an order that is older than any SVID nobody is told.
+    state.renew = Some(RenewOrder { from: UnixTime::from_secs(0), ..order(5) });
+    state.seq = 2;
+    mesh.store.put_state(&state);
+    assert_eq!(early.bundle().await.seq, 2);
+    mesh.app.streams.query(9).unwrap();
+    assert_eq!(early.next().await.unwrap(), Some(Down::Query(v1::Query { nonce: 9 })));
 }
 
 #[tokio::test]

@@ -28,7 +28,10 @@ pub trait KeyStore: Send + Sync + 'static {
     /// Whether there is a key with this id.
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError>;
 
-    /// Destroys a key, durably; one that is not there is destroyed already.
+    /// The ids of all keys, in ascending order.
+    async fn list(&self) -> Result<Vec<KeyId>, KeyStoreError>;
+
+    /// Destroys a key for ever. Acknowledged means durable; one that is not there is destroyed.
     async fn destroy(&self, id: KeyId) -> Result<(), KeyStoreError>;
 }
 
@@ -113,16 +116,39 @@ impl KeyStore for FileKeys {
         blocking(move || path.try_exists().map_err(io("look for", &path))).await
     }
 
+    async fn list(&self) -> Result<Vec<KeyId>, KeyStoreError> {
+        let directory = self.directory.clone();
+        blocking(move || list(&directory)).await
+    }
+
     async fn destroy(&self, id: KeyId) -> Result<(), KeyStoreError> {
         let path = self.path(id);
-        blocking(move || match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(io("remove", &path)(error))
-            }
-            _ => sync_dir(parent_of(&path)),
-        })
-        .await
+        blocking(move || remove(&path)).await
     }
+}
+
+/// What has the name of a key's file. A draft that a crash left has none, nor has anything that a
+/// person put there.
+fn list(directory: &Path) -> Result<Vec<KeyId>, KeyStoreError> {
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(io("list", directory))? {
+        let name = entry.map_err(io("list", directory))?.file_name();
+        let id = name.to_str().and_then(|name| name.strip_suffix(".key")).map(str::parse::<KeyId>);
+        ids.extend(id.and_then(Result::ok));
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Removes the name of a key's file, durably. Its blocks are not written over: a file system that
+/// journals or copies on write would keep the old ones all the same.
+fn remove(path: &Path) -> Result<(), KeyStoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        removed => removed.map_err(io("destroy", path))?,
+    }
+    // Also when it was gone: an earlier try may have failed right here.
+    sync_dir(parent_of(path))
 }
 
 /// Makes a directory (and its parents) with mode 0700, durably; one that is there is left as it is.
@@ -297,17 +323,6 @@ mod tests {
         assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 1);
     }
 
-    #[tokio::test]
-    async fn a_key_that_was_destroyed_is_gone_and_destroying_it_again_is_no_error() {
-        let (_dir, keys) = keys();
-        keys.put_new(id(), bytes("secret")).await.unwrap();
-        for _ in 0..2 {
-            keys.destroy(id()).await.unwrap();
-            assert!(!keys.exists(id()).await.unwrap());
-        }
-        assert_eq!(std::fs::read_dir(&keys.directory).unwrap().count(), 0);
-    }
-
     #[test]
     fn a_write_that_is_cut_off_leaves_no_key_under_any_name() {
         let (_dir, keys) = keys();
@@ -356,6 +371,28 @@ mod tests {
         std::fs::set_permissions(&keys.directory, PermissionsExt::from_mode(0o755)).unwrap();
         let error = FileKeys::open(&keys.directory).unwrap_err().to_string();
         assert!(error.contains("0755") && error.contains("chmod 700"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_destroyed_key_is_gone_and_no_other() {
+        let (_dir, keys) = keys();
+        let other = KeyId::of_spki(b"another key");
+        for id in [id(), other] {
+            keys.put_new(id, bytes("secret")).await.unwrap();
+        }
+        std::fs::write(keys.directory.join("notes.txt"), "a person's").unwrap();
+        std::fs::write(keys.directory.join(".draft.key"), "a crash's").unwrap();
+        let mut both = vec![id(), other];
+        both.sort_unstable();
+        assert_eq!(keys.list().await.unwrap(), both);
+        for _again in 0..2 {
+            keys.destroy(id()).await.unwrap();
+            assert_eq!(keys.list().await.unwrap(), [other]);
+        }
+        assert!(!keys.exists(id()).await.unwrap());
+        assert_eq!(*keys.load(other).await.unwrap(), b"secret");
+        let error = FileKeys { directory: "/no/such".into() }.destroy(id()).await.unwrap_err();
+        assert!(error.to_string().contains("/no/such"), "{error}");
     }
 
     #[tokio::test]

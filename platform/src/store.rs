@@ -100,15 +100,13 @@ pub trait Store: Send + Sync + 'static {
 /// Where the state of the trust domain is kept: `TrustDomainState` in JSON.
 pub const TRUST_DOMAIN_KEY: &str = "trust/domain";
 
+/// The prefix of requests for issuers, `trust/issuer-requests/<number>`: each an `IssuerRequest` in
+/// JSON, which identity posts and the rotation controller signs.
+pub const ISSUER_REQUESTS_PREFIX: &str = "trust/issuer-requests/";
+
 /// The prefix of what finds an anchor's key again that was made before a crash:
 /// `trust/anchor-keys/<rotation>-<attempt>`, the key's id in JSON.
 pub const ANCHOR_KEYS_PREFIX: &str = "trust/anchor-keys/";
-
-/// The prefix of requests for issuers: `trust/issuer-requests/<number of the wish>`.
-pub const ISSUER_REQUESTS_PREFIX: &str = "trust/issuer-requests/";
-
-/// The prefix of what was seen at each step of a rotation: `trust/evidence/<rotation>/<step>`.
-pub const EVIDENCE_PREFIX: &str = "trust/evidence/";
 
 /// Where the ledger of instances is kept, so that nobody is forgotten who has vanished.
 pub const LEDGER_KEY: &str = "trust/ledger";

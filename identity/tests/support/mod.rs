@@ -4,11 +4,12 @@
 // Each test file uses a part of it, and clippy knows tests by #[test] only.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod proxy;
 pub mod world;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use linkerd2_proxy_api::identity::identity_client::IdentityClient;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, ServerName};
 use steadfast_api::{KeyId, UnixTime};
+use steadfast_api_grpc::fleet_client::FleetClient;
 use steadfast_api_grpc::trust_client::TrustClient;
 use steadfast_identity::app::{App, Platform};
 use steadfast_identity::authority::{Authority, Founding, found};
@@ -27,7 +29,7 @@ use steadfast_identity::issuance_log::LogConfig;
 use steadfast_identity::limits::Rates;
 use steadfast_identity::own::server_config;
 use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
-use steadfast_platform::store::{Event, TRUST_DOMAIN_KEY};
+use steadfast_platform::store::{Event, ISSUER_REQUESTS_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{
     Entry, ReviewedToken, Revision, Store, StoreError, TokenRefusal, TokenReview,
 };
@@ -61,6 +63,10 @@ pub struct MemoryStore {
     inner: Arc<Mutex<Inner>>,
     changed: watch::Sender<u64>,
     pub down: AtomicBool,
+    /// Of clients; a test writes by itself.
+    pub refuse_writes: AtomicBool,
+    /// How often requests for issuers were listed.
+    pub lists: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -70,30 +76,42 @@ struct Inner {
     revision: u64,
 }
 
+impl Inner {
+    fn write(&mut self, key: &str, value: Option<Bytes>) -> Revision {
+        self.revision += 1;
+        let (key, revision) = (key.to_owned(), Revision(self.revision));
+        self.history.push(match value {
+            Some(value) => {
+                let entry = Entry { key: key.clone(), value, revision };
+                self.entries.insert(key, entry.clone());
+                Event::Put(entry)
+            }
+            None => {
+                self.entries.remove(&key);
+                Event::Deleted { key, revision }
+            }
+        });
+        revision
+    }
+}
+
 impl MemoryStore {
     pub fn new() -> Arc<Self> {
         let (changed, _) = watch::channel(0);
-        Arc::new(Self { inner: Arc::default(), changed, down: AtomicBool::new(false) })
+        let (down, refuse_writes) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (inner, lists) = (Arc::default(), AtomicUsize::new(0));
+        Arc::new(Self { inner, changed, down, refuse_writes, lists })
     }
 
     pub fn put(&self, key: &str, value: impl Into<Bytes>) -> Revision {
-        let mut inner = self.inner.lock().unwrap();
-        inner.revision += 1;
-        let revision = Revision(inner.revision);
-        let entry = Entry { key: key.to_owned(), value: value.into(), revision };
-        inner.entries.insert(key.to_owned(), entry.clone());
-        inner.history.push(Event::Put(entry));
-        self.changed.send_replace(inner.revision);
+        let revision = self.inner.lock().unwrap().write(key, Some(value.into()));
+        self.changed.send_replace(revision.0);
         revision
     }
 
     pub fn delete(&self, key: &str) {
-        let mut inner = self.inner.lock().unwrap();
-        inner.revision += 1;
-        let revision = Revision(inner.revision);
-        inner.entries.remove(key);
-        inner.history.push(Event::Deleted { key: key.to_owned(), revision });
-        self.changed.send_replace(inner.revision);
+        let revision = self.inner.lock().unwrap().write(key, None);
+        self.changed.send_replace(revision.0);
     }
 
     /// Puts an entry under a revision that was there before: a backup put back.
@@ -124,6 +142,9 @@ impl Store for MemoryStore {
 
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError> {
         self.check()?;
+        if prefix == ISSUER_REQUESTS_PREFIX {
+            self.lists.fetch_add(1, Ordering::SeqCst);
+        }
         let inner = self.inner.lock().unwrap();
         let entries = inner.entries.values().filter(|e| e.key.starts_with(prefix));
         Ok((entries.cloned().collect(), Revision(inner.revision)))
@@ -132,11 +153,21 @@ impl Store for MemoryStore {
     async fn compare_and_swap(
         &self,
         key: &str,
-        _: Option<Revision>,
+        expected: Option<Revision>,
         value: Option<Bytes>,
     ) -> Result<Revision, StoreError> {
         self.check()?;
-        Ok(self.put(key, value.unwrap_or_default()))
+        if self.refuse_writes.load(Ordering::SeqCst) {
+            return Err(StoreError::WriteFailed("the test has filled the disk".to_owned()));
+        }
+        let mut inner = self.inner.lock().unwrap();
+        let actual = inner.entries.get(key).map(|entry| entry.revision);
+        if actual != expected {
+            return Err(StoreError::Conflict { key: key.to_owned(), expected, actual });
+        }
+        let revision = inner.write(key, value);
+        self.changed.send_replace(revision.0);
+        Ok(revision)
     }
 
     async fn watch(
@@ -211,6 +242,13 @@ pub struct Mesh {
     running: tokio::task::JoinSet<()>,
 }
 
+/// Another replica.
+pub struct Beside {
+    pub app: App,
+    _dir: tempfile::TempDir,
+    _running: tokio::task::JoinSet<()>,
+}
+
 pub fn rates(n: u32) -> Rates {
     let rate = std::num::NonZeroU32::new(n).unwrap();
     Rates { common_per_second: rate, renewals_per_second: rate, workload_per_minute: rate }
@@ -271,9 +309,11 @@ impl Mesh {
         store.put_state(&founding.state);
         store.put("tokens/jwks", "{\"keys\":[]}");
         let tokens = Arc::new(TestTokens::default());
-        for (token, reviewed) in
-            [("web", token_of("demo", "web", "web-1")), ("api", token_of("demo", "api", "api-1"))]
-        {
+        for (token, reviewed) in [
+            ("web", token_of("demo", "web", "web-1")),
+            ("api", token_of("demo", "api", "api-1")),
+            ("controller", token_of("steadfast", "steadfast-rotation", "rotation-1")),
+        ] {
             tokens.known.lock().unwrap().insert(token.into(), Ok(reviewed));
         }
         let clock = Arc::new(TestClock::default());
@@ -322,6 +362,35 @@ impl Mesh {
         }
     }
 
+    /// Another replica of the same mesh, which serves no port.
+    pub async fn beside(&self) -> Beside {
+        self.beside_with(config()).await
+    }
+
+    pub async fn beside_with(&self, config: Config) -> Beside {
+        let dir = tempfile::tempdir().unwrap();
+        let offset = Arc::clone(&self.clock_offset_ms);
+        let platform = Platform {
+            store: self.store.clone(),
+            keys: Arc::new(FileKeys::open(self.dir.path().join("keys/issuers")).unwrap()),
+            tokens: self.tokens.clone(),
+            clock: self.clock.clone(),
+            clock_offset_ms: Box::new(move || Some(offset.load(Ordering::SeqCst))),
+        };
+        let directory = dir.path().to_owned();
+        let log = LogConfig { directory, file_bytes_max: 1 << 20, files_kept: 2 };
+        let (mut tasks, drain) = (Tasks::new(), Drain::new());
+        let mut registry = prometheus_client::registry::Registry::default();
+        let app = App::start(&config, platform, log, &mut registry, &mut tasks, &drain).unwrap();
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(async move {
+            let never = std::future::pending();
+            let _ = tasks.run_until(never, &drain, Duration::ZERO).await;
+        });
+        self.wait(|| app.readiness.report().ready, "a second replica ready").await;
+        Beside { app, _dir: dir, _running: running }
+    }
+
     /// A gRPC channel over real TLS, which trusts the mesh's anchors and expects its name.
     pub async fn channel(&self) -> Channel {
         let anchors = [&self.founding.active, &self.founding.standby];
@@ -330,6 +399,10 @@ impl Mesh {
 
     pub async fn trust(&self) -> TrustClient<Channel> {
         TrustClient::new(self.channel().await)
+    }
+
+    pub async fn fleet(&self) -> FleetClient<Channel> {
+        FleetClient::new(self.channel().await)
     }
 
     pub async fn linkerd(&self) -> IdentityClient<Channel> {

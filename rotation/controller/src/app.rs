@@ -81,6 +81,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         clock_offset_ms: Box::new(move || offset.clock_offset_millis()),
         timings: config.timings,
         anchor_lifetime: config.anchor_lifetime,
+        control_namespace: config.control_namespace.clone(),
     });
     let (status, standing) = (identity.status(), shell.standing());
     let pages = Admin::new(Arc::new(registry), readiness)

@@ -178,7 +178,7 @@ fn rpc(status: tonic::Status) -> AskError {
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer takes a round trip; whoever has not answered by then is asked again with the next.
-const LOOKS_MAX: u32 = 10;
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOKS_MAX: u32 = 3;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A batch of 256 members is some 100 KiB.
 const REPORT_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -1,28 +1,34 @@
 //! Who must be asked, by the platform: every pod that carries our proxy, and our own processes.
 
 use k8s_openapi::api::core::v1::Pod;
+use steadfast_identity::own::SERVICE_ACCOUNT;
 use steadfast_platform::names::parse_resource_key;
 use steadfast_platform::store::RESOURCES_PREFIX;
 use steadfast_platform::{Entry, Store, StoreError};
 use steadfast_rotation_protocol::census::{Listed, ProxyStatus};
 
-/// The list, read from the store itself: what was taken before a fence does not count.
+/// The list, read from the store itself: what was taken before a fence does not count. The replicas
+/// of identity are not in it: they are asked themselves.
 ///
 /// # Errors
 /// The store's.
-pub async fn list(store: &dyn Store) -> Result<Vec<Listed>, StoreError> {
+pub async fn list(store: &dyn Store, control_namespace: &str) -> Result<Vec<Listed>, StoreError> {
     let (entries, _) = store.list(&format!("{RESOURCES_PREFIX}Pod/")).await?;
-    Ok(entries.iter().filter_map(listed).collect())
+    Ok(entries.iter().filter_map(|entry| listed(entry, control_namespace)).collect())
 }
 
 /// A pod, as the census asks for it. One that does not parse may run all the same: it is asked for
 /// by the name of its key, and nobody can answer for it until it is mended.
-fn listed(entry: &Entry) -> Option<Listed> {
+fn listed(entry: &Entry, control_namespace: &str) -> Option<Listed> {
     let (_, name) = parse_resource_key(&entry.key)?;
     let Ok(pod) = serde_json::from_slice::<Pod>(&entry.value) else {
         let name = name.to_string();
         return Some(Listed { pod_uid: name.clone(), name, proxy: ProxyStatus::Running });
     };
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+    if name.namespace == control_namespace && account == Some(SERVICE_ACCOUNT) {
+        return None;
+    }
     let annotations = pod.metadata.annotations.as_ref();
     let inject = annotations.and_then(|annotations| annotations.get(INJECT));
     if inject.is_some_and(|inject| inject == "disabled") {
@@ -58,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_pod_is_asked_for_unless_it_has_ended_or_has_no_proxy() {
-        let status = |value: &str| listed(&entry(value)).map(|listed| listed.proxy);
+        let status = |value: &str| listed(&entry(value), "steadfast").map(|listed| listed.proxy);
         assert_eq!(status(r#"{"metadata":{"uid":"u"}}"#), Some(ProxyStatus::Running));
         for (phase, expected) in [
             ("Running", ProxyStatus::Running),
@@ -76,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_does_not_parse_is_a_debtor_by_its_name() {
-        let listed = listed(&entry("no pod")).unwrap();
+        let listed = listed(&entry("no pod"), "steadfast").unwrap();
         assert_eq!((listed.name.as_str(), listed.proxy), ("demo/web-0", ProxyStatus::Running));
     }
 }

@@ -50,6 +50,8 @@ pub struct Parts {
     pub timings: Timings,
     /// How long a new anchor lives.
     pub anchor_lifetime: Duration,
+    /// The namespace of the control plane.
+    pub control_namespace: String,
 }
 
 /// How things stand, for displays.
@@ -177,7 +179,7 @@ impl Shell {
 
     async fn round(&mut self, nonce: u64) -> Result<Round, LookError> {
         let replicas = self.parts.fleet.ask(nonce).await;
-        let listed = listing::list(&*self.parts.store).await?;
+        let listed = listing::list(&*self.parts.store, &self.parts.control_namespace).await?;
         let (state, _) = self.state().await?;
         let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
         let kept = lives.unwrap_or_default() + self.parts.timings.skew;
@@ -302,4 +304,4 @@ fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> 
     serde_json::from_slice(&entry.value).map_err(|error| LookError::State(entry.key.clone(), error))
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_millis(500);

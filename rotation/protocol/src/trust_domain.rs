@@ -226,16 +226,17 @@ pub struct WantedIssuer {
     pub number: u64,
 }
 
-/// What identity posts for a wish: the key is made, and here is the proof of it.
+/// The answer to a [`WantedIssuer`]: identity has made the key and keeps it. It is an object of its
+/// own, under its number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuerRequest {
     /// Of the wish.
     pub number: u64,
-    /// The anchor that is to sign.
+    /// Of the wish.
     pub anchor_id: KeyId,
-    /// Of the new key.
+    /// SHA-256 of the new key's SPKI.
     pub key_id: KeyId,
-    /// PKCS#10, DER in hex.
+    /// PKCS#10, DER in hex: its signature shows that identity holds the key.
     #[serde(with = "hex_bytes")]
     pub csr: Vec<u8>,
 }

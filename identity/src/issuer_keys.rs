@@ -1,0 +1,257 @@
+//! The keys of issuers: made when the state asks for an issuer, destroyed when none may use them.
+//!
+//! The state's wish is answered with a key that is kept first and a request that is posted then, so
+//! that no request can ever be signed whose key is gone. Every replica tries, and the first to post
+//! wins. The key of a replica that lost is destroyed where it is certain that nobody was told of
+//! it. A request whose wish is over is deleted.
+//!
+//! A key is destroyed once our view has said for longer than the read lease, without a gap, that
+//! nobody may use it. So every other replica's view says so too; and whoever made a key for a wish
+//! that our view does not show yet has made it within the lease.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_platform::keys::{KeyStore, KeyStoreError};
+use steadfast_platform::store::ISSUER_REQUESTS_PREFIX;
+use steadfast_platform::{Entry, Store, StoreError};
+use steadfast_process::{Clock, ErrorChain};
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::{IssuerRequest, WantedIssuer};
+
+use crate::authority::{SKEW, issuer_csr};
+use crate::key::AuthorityKey;
+use crate::replica::{LEASE, Replica, View};
+
+/// Makes them.
+pub struct IssuerKeys {
+    replica: Arc<Replica>,
+    store: Arc<dyn Store>,
+    keys: Arc<dyn KeyStore>,
+    /// The request that this replica wants to post, or has.
+    made: Option<Made>,
+    /// Since when keys have been of no use, on the boot clock.
+    useless: BTreeMap<KeyId, Duration>,
+    clock: Arc<dyn Clock>,
+    /// What was told last, so that what lasts is told once.
+    told: Option<String>,
+}
+
+/// A request whose key is kept.
+struct Made {
+    request: IssuerRequest,
+    posted: Posted,
+}
+
+/// Whether a request is in the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Posted {
+    /// The store has not said. Somebody may have read it.
+    Maybe,
+    /// It was never sent.
+    No,
+    /// It was, or another's was there first: nothing is left to do.
+    Over,
+}
+
+/// Why a wish was not answered.
+#[derive(Debug, thiserror::Error)]
+enum IssuerKeyError {
+    /// No key, or no request for it.
+    #[error("no key could be made for a new issuer: {0}")]
+    Key(String),
+    /// The key store.
+    #[error("the keys of issuers cannot be kept")]
+    Keys(#[from] KeyStoreError),
+    /// The store.
+    #[error("requests for issuers cannot be read or posted")]
+    Store(#[from] StoreError),
+}
+
+impl IssuerKeys {
+    /// For the wishes in this replica's view.
+    pub fn new(
+        replica: Arc<Replica>,
+        store: Arc<dyn Store>,
+        keys: Arc<dyn KeyStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { replica, store, keys, made: None, useless: BTreeMap::new(), clock, told: None }
+    }
+
+    /// Follows the view for ever.
+    ///
+    /// # Errors
+    /// None: what fails is told and tried again.
+    pub async fn run(mut self) -> Result<(), Infallible> {
+        let mut views = self.replica.subscribe();
+        loop {
+            let done = self.look().await.map_err(|error| ErrorChain(&error).to_string()).err();
+            if let Some(error) = done.as_ref().filter(|_| done != self.told) {
+                tracing::warn!(%error, "the keys of issuers cannot be looked after");
+            }
+            self.told = done;
+            let looked = tokio::time::timeout(LOOK_EVERY, views.changed()).await;
+            if matches!(looked, Ok(Err(_))) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), IssuerKeyError> {
+        let Ok(view) = self.replica.current() else {
+            self.useless.clear();
+            return Ok(());
+        };
+        let (requests, _) = self.store.list(ISSUER_REQUESTS_PREFIX).await?;
+        self.delete_old(&view, &requests).await?;
+        if let Some(wish) = view.state.wanted_issuer {
+            self.answer(&view, wish, &requests).await?;
+        }
+        self.destroy_useless(&view, &requests).await
+    }
+
+    /// Deletes requests whose wish is over. A number is the revision of the state that the wish was
+    /// made in: one from our view's own on is of a wish that the view does not show yet.
+    async fn delete_old(&self, view: &View, requests: &[Entry]) -> Result<(), IssuerKeyError> {
+        let wish = view.state.wanted_issuer.map(|wish| wish.number);
+        for entry in requests {
+            let Some(number) = number_of(&entry.key) else { continue };
+            if number >= view.revision.0 || wish == Some(number) {
+                continue;
+            }
+            match self.store.compare_and_swap(&entry.key, Some(entry.revision), None).await {
+                Ok(_) => tracing::info!(request = entry.key, "deleted: its wish is over"),
+                // Another replica was faster.
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer(
+        &mut self,
+        view: &View,
+        wish: WantedIssuer,
+        requests: &[Entry],
+    ) -> Result<(), IssuerKeyError> {
+        let key = format!("{ISSUER_REQUESTS_PREFIX}{}", wish.number);
+        let posted = requests.iter().any(|entry| entry.key == key);
+        // One that was posted and is not there any more has been deleted: the wish still stands.
+        let current = |made: &Made| {
+            made.request.number == wish.number && (posted || made.posted != Posted::Over)
+        };
+        let mut made = match self.made.take().filter(current) {
+            Some(made) => made,
+            None if posted => return Ok(()),
+            None => Made { request: self.make(view, wish).await?, posted: Posted::No },
+        };
+        let outcome = self.post(&key, &mut made).await;
+        self.made = Some(made);
+        outcome
+    }
+
+    /// A key that is kept, and the request for it. One that is lost to a crash before it is posted
+    /// is nobody's: it is found and destroyed as such.
+    async fn make(&self, view: &View, wish: WantedIssuer) -> Result<IssuerRequest, IssuerKeyError> {
+        let no_key =
+            |error: &dyn std::error::Error| IssuerKeyError::Key(ErrorChain(error).to_string());
+        let (key, pkcs8) = AuthorityKey::generate().map_err(|error| no_key(&error))?;
+        let csr = issuer_csr(&view.state.trust_domain, &key).map_err(|error| no_key(&error))?;
+        let WantedIssuer { anchor_id, number } = wish;
+        self.keys.put_new(key.id(), pkcs8).await?;
+        Ok(IssuerRequest { number, anchor_id, key_id: key.id(), csr })
+    }
+
+    async fn post(&self, key: &str, made: &mut Made) -> Result<(), IssuerKeyError> {
+        if made.posted == Posted::Over {
+            return Ok(());
+        }
+        let value = serde_json::to_vec(&made.request)
+            .map_err(|error| IssuerKeyError::Key(error.to_string()))?;
+        let known = std::mem::replace(&mut made.posted, Posted::Maybe) == Posted::Maybe;
+        let key_id = made.request.key_id;
+        match self.store.compare_and_swap(key, None, Some(Bytes::from(value))).await {
+            Ok(_) => {
+                tracing::info!(request = key, key = %key_id, "an issuer is asked for");
+                made.posted = Posted::Over;
+            }
+            Err(StoreError::Conflict { .. }) => {
+                made.posted = Posted::Over;
+                // The one that was there first may be our own, whose first reply was lost.
+                if !known && self.winner(key).await? != Some(key_id) {
+                    tracing::info!(request = key, key = %key_id, "another replica was first");
+                    self.keys.destroy(key_id).await?;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    async fn destroy_useless(
+        &mut self,
+        view: &View,
+        requests: &[Entry],
+    ) -> Result<(), IssuerKeyError> {
+        let kept = self.keys.list().await?;
+        let asked_for: BTreeSet<_> =
+            requests.iter().filter_map(|entry| request(entry)).map(|r| r.key_id).collect();
+        let (wall, boot) = (self.clock.now(), self.clock.since_boot());
+        let useless = kept.into_iter().filter(|id| is_useless(&view.state, &asked_for, *id, wall));
+        // Whatever was of use in between begins anew.
+        let since = |id| (id, self.useless.get(&id).copied().unwrap_or(boot));
+        self.useless = useless.map(since).collect();
+        let due = self.useless.iter().filter(|(_, since)| boot.saturating_sub(**since) > LEASE);
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.keys.destroy(id).await?;
+            tracing::info!(key = %id, denied = view.state.denies(id), "an issuer's key is destroyed");
+            self.useless.remove(&id);
+        }
+        Ok(())
+    }
+
+    async fn winner(&self, key: &str) -> Result<Option<KeyId>, IssuerKeyError> {
+        let entry = self.store.get(key).await?;
+        Ok(entry.as_ref().and_then(request).map(|request| request.key_id))
+    }
+}
+
+/// Whether nobody may use a key any more, by this state. A key that is denied is useless whoever
+/// names it. The active issuer's key is kept past its end: that an issuer has expired is the word
+/// of a clock alone, and a clock that is wrong must not cost the mesh its last issuer. While a
+/// person is to look, or a wish is open, nothing that the state does not name is touched: it may be
+/// of the state that is put back, or made a moment ago.
+fn is_useless(
+    state: &TrustDomainState,
+    asked_for: &BTreeSet<KeyId>,
+    id: KeyId,
+    now: UnixTime,
+) -> bool {
+    if state.halted.is_some() {
+        return false;
+    }
+    if state.denies(id) {
+        return true;
+    }
+    match state.issuer(id) {
+        Some(issuer) => id != state.active_issuer && now > issuer.not_after + SKEW,
+        None => state.wanted_issuer.is_none() && !asked_for.contains(&id),
+    }
+}
+
+fn request(entry: &Entry) -> Option<IssuerRequest> {
+    serde_json::from_slice(&entry.value).ok()
+}
+
+fn number_of(key: &str) -> Option<u64> {
+    key.strip_prefix(ISSUER_REQUESTS_PREFIX)?.parse().ok()
+}
+
+/// A wish wakes us; what could not be done is tried again this often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -1,0 +1,88 @@
+//! No SVID outlives what the state promises of its anchor.
+
+#![allow(clippy::unwrap_used)] // A test may: clippy knows it of #[test] functions only.
+
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use steadfast_identity::app::App;
+use steadfast_identity::certify::Request;
+use steadfast_identity::config::Config;
+use steadfast_platform::Store as _;
+use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_rotation_protocol::TrustDomainState;
+use support::{Mesh, plain_csr};
+
+/// The life of the SVID that a replica issues now.
+async fn life(app: &App) -> Duration {
+    let csr = plain_csr();
+    let request =
+        Request { api: "steadfast", identity: None, token: b"web", csr: &csr, peer: None };
+    let issued = app.certifier.certify(request).await.unwrap().issued;
+    issued.not_after.since(issued.issued_at)
+}
+
+async fn stored(mesh: &Mesh) -> serde_json::Value {
+    let entry = mesh.store.get(TRUST_DOMAIN_KEY).await.unwrap().unwrap();
+    serde_json::from_slice(&entry.value).unwrap()
+}
+
+async fn lives(mesh: &Mesh) -> Vec<Duration> {
+    let state: TrustDomainState = serde_json::from_value(stored(mesh).await).unwrap();
+    state.anchors.iter().map(|anchor| anchor.svid_life_max).collect()
+}
+
+fn longer() -> Config {
+    Config { svid_ttl: DAY * 3, ..support::config() }
+}
+
+#[tokio::test]
+async fn a_longer_life_is_promised_of_every_anchor_before_it_is_issued() {
+    let mesh = Mesh::start().await;
+    // Until the store takes it, SVIDs live as long as was promised before.
+    mesh.store.refuse_writes.store(true, Ordering::SeqCst);
+    let mut state = mesh.founding.state.clone();
+    state.anchors[1].svid_life_max = DAY * 5;
+    let mut written = serde_json::to_value(&state).unwrap();
+    written["of a newer version"] = 7.into();
+    mesh.store.put(TRUST_DOMAIN_KEY, serde_json::to_vec(&written).unwrap());
+    let replica = mesh.beside_with(longer()).await;
+    assert!(life(&replica.app).await <= DAY);
+    assert_eq!(lives(&mesh).await, [DAY, DAY * 5]);
+    mesh.store.refuse_writes.store(false, Ordering::SeqCst);
+    let promised = || {
+        let view = replica.app.certifier.replica.newest().unwrap();
+        view.state.anchors[0].svid_life_max == DAY * 3
+    };
+    mesh.wait(promised, "promised").await;
+    assert_eq!(lives(&mesh).await, [DAY * 3, DAY * 5], "raised, and what is longer stays");
+    assert_eq!(stored(&mesh).await["of a newer version"], 7, "nothing else is touched");
+    let lived = life(&replica.app).await;
+    assert!(lived > DAY * 3 - SECOND && lived <= DAY * 3, "{lived:?}");
+    // The one that is told to issue shorter ones goes on doing so, and lowers nothing.
+    assert!(life(&mesh.app).await <= Duration::from_secs(3600));
+    assert_eq!(lives(&mesh).await, [DAY * 3, DAY * 5]);
+}
+
+#[tokio::test]
+async fn an_anchor_that_comes_with_a_shorter_promise_is_raised_too() {
+    let mesh = Mesh::start_with(longer()).await;
+    let promised = async |mesh: &Mesh| {
+        let all = async {
+            while lives(mesh).await != [DAY * 3, DAY * 3] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(support::WAIT, all).await.unwrap();
+    };
+    promised(&mesh).await;
+    let mut state: TrustDomainState = serde_json::from_value(stored(&mesh).await).unwrap();
+    state.anchors[1].svid_life_max = SECOND;
+    mesh.store.put_state(&state);
+    promised(&mesh).await;
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+const SECOND: Duration = Duration::from_secs(1);
