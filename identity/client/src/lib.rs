@@ -19,6 +19,7 @@ mod connector;
 mod context;
 mod incoming;
 mod metrics;
+mod standing;
 mod status;
 
 mod ack;
@@ -41,6 +42,7 @@ pub use metrics::Refusals;
 pub use mounted::{BootstrapBundle, MountedError};
 pub use observed::{Follower, Observed};
 pub use refusal::{Direction, Facts, PeerFacts, Refusal};
+pub use standing::{End, Footing, Standing};
 pub use status::Status;
 pub use stream::{LateRefusal, Negotiated, TlsStream};
 pub use svid::{Candidate, Issued, Lapse, OwnSvid, SvidRefused};
