@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::SinkExt as _;
 use futures::channel::mpsc;
-use futures::{SinkExt as _, StreamExt as _};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -135,11 +135,17 @@ async fn echo(stream: &mut TcpStream) {
 struct InFlight {
     sender: SendRequest<Upload>,
     connection: JoinHandle<hyper::Result<()>>,
-    upload: mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>,
+    parts: mpsc::Sender<Part>,
     answer: Incoming,
 }
 
-type Upload = StreamBody<mpsc::Receiver<Result<Frame<Bytes>, std::io::Error>>>;
+type Part = Result<Frame<Bytes>, std::io::Error>;
+type Upload = StreamBody<mpsc::Receiver<Part>>;
+
+/// A request whose body comes back.
+fn upload(parts: mpsc::Receiver<Part>) -> Request<Upload> {
+    Request::post("http://api.demo/echo").body(StreamBody::new(parts)).unwrap()
+}
 
 impl InFlight {
     async fn begin(peer: &Peer) -> Self {
@@ -147,12 +153,10 @@ impl InFlight {
         let shaken = http2::handshake::<_, _, Upload>(TokioExecutor::new(), stream).await;
         let (mut sender, connection) = shaken.unwrap();
         let connection = tokio::spawn(connection);
-        let (upload, body) = mpsc::channel(4);
-        let uri = format!("http://api.demo:{}/echo", peer.port);
-        let request = Request::post(uri).body(StreamBody::new(body)).unwrap();
-        let response = sender.send_request(request).await.unwrap();
+        let (parts, body) = mpsc::channel(4);
+        let response = sender.send_request(upload(body)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        let mut in_flight = Self { sender, connection, upload, answer: response.into_body() };
+        let mut in_flight = Self { sender, connection, parts, answer: response.into_body() };
         in_flight.send("before").await;
         let frame = in_flight.answer.frame().await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), "before");
@@ -162,7 +166,7 @@ impl InFlight {
     /// Sends a part of the body.
     async fn send(&mut self, part: &'static str) {
         let frame = Frame::data(Bytes::from_static(part.as_bytes()));
-        self.upload.send(Ok(frame)).await.unwrap();
+        self.parts.send(Ok(frame)).await.unwrap();
     }
 }
 
@@ -269,14 +273,23 @@ async fn a_withdrawn_anchor_ends_requests_in_good_order_and_bytes_at_the_deadlin
     let named = ["SFT-TLS-013", ops, &pair.api.spec.spiffe_id(), "deadline"];
     pair.api.proxy.logged(&named, DEADLINE).await;
 
-    // GOAWAY: the client takes no further request, and the one that runs goes on to its end.
-    let told = timeout(DEADLINE, &mut in_flight.connection).await.expect("it is told to go");
-    told.unwrap().expect("in good order");
-    assert!(in_flight.sender.is_closed());
+    // GOAWAY: no further request is taken, and the one that runs goes on to its end.
+    until("the client was told to go", DEADLINE, || {
+        let mut sender = in_flight.sender.clone();
+        async move {
+            match sender.send_request(upload(mpsc::channel(1).1)).await {
+                Ok(response) => Err(format!("a request was taken: {}", response.status())),
+                Err(_) => Ok(()),
+            }
+        }
+    })
+    .await;
     in_flight.send("after").await;
-    drop(in_flight.upload);
+    drop(in_flight.parts);
     let rest = timeout(DEADLINE, in_flight.answer.collect()).await.expect("it ends");
     assert_eq!(rest.expect("no request fails").to_bytes(), "after");
+    let ended = timeout(DEADLINE, in_flight.connection).await.expect("it ends");
+    ended.unwrap().expect("in good order");
 
     let cut = timeout(DEADLINE, bytes.read_u8()).await.expect("it is cut");
     assert!(cut.is_err(), "{cut:?}");
@@ -332,11 +345,12 @@ async fn a_sidecar_cuts_what_its_own_denied_svid_made_and_requests_go_on_anew() 
     };
     let (report, ()) = tokio::join!(load.run(), denying);
     assert_eq!(report.failed, 0, "{report:#?}");
+    let mut cut = 0.0;
     for pod in [&pair.web, &pair.api] {
-        let cut = refusals(pod, "issuer_denied").await + refusals(pod, "own_issuer_denied").await;
-        // The other sidecar may have been quicker.
-        assert!(cut <= 2.0, "{} cut {cut} connections", pod.spec.name);
+        cut += refusals(pod, "issuer_denied").await + refusals(pod, "own_issuer_denied").await;
     }
+    // Whichever sidecar is quicker cuts; both may, each on its side.
+    assert!((2.0..=4.0).contains(&cut), "{cut} connections were cut");
 }
 
 /// Long enough for a withdrawal to be installed in the middle of it.
