@@ -151,9 +151,10 @@ impl Held {
             io.abort();
             (self.direction, self.addr, self.refusal())
         });
-        for waker in self.waiting.borrow_mut().iter_mut().filter_map(Option::take) {
-            waker.wake();
-        }
+        // They stay where they are: a place that looked free would be given to somebody else, and
+        // its owner, who still waits for worse, would never be woken.
+        let waiting: Vec<_> = self.waiting.borrow().iter().flatten().cloned().collect();
+        waiting.into_iter().for_each(Waker::wake);
         if denied {
             let waiting = [&self.reader, &self.writer];
             waiting.into_iter().filter_map(RefCell::take).for_each(Waker::wake);
@@ -168,7 +169,7 @@ impl Held {
             Standing::Withdrawn(_, anchor) => ("withdrawn anchor", anchor),
             Standing::Denied(_, issuer) => ("denied issuer", issuer),
         };
-        let name = |id: Option<&_>| id.map_or("nobody".to_owned(), ToString::to_string);
+        let name = |id: Option<&_>| id.map_or_else(|| "nobody".to_owned(), ToString::to_string);
         let detail = format!(
             "we: {}, peer: {}, {what}: {}",
             name(self.footing.own_id()),
@@ -444,6 +445,31 @@ mod tests {
             assert_eq!(standings.len(), 1);
             drop(stand);
             assert_eq!(standings.len(), 0);
+        });
+    }
+
+    #[test]
+    fn who_comes_between_two_bundles_takes_nobodys_place() {
+        on_worker(async {
+            let (standings, _guarded, stand, _theirs) = connection(KeyId::of_spki(b"gone"));
+            let (go, gone) = tokio::sync::oneshot::channel();
+            let late = tokio::task::spawn_local({
+                let stand = stand.clone();
+                async move {
+                    gone.await.unwrap();
+                    stand.cut().await;
+                }
+            });
+            let early = tokio::task::spawn_local(async move { stand.cut().await });
+            tokio::task::yield_now().await;
+            // The late one runs before the early one looks again.
+            go.send(()).unwrap();
+            standings.judge(&trust(None));
+            tokio::task::yield_now().await;
+            standings.judge(&trust(Some(issuer())));
+            let both = async { tokio::join!(early, late) };
+            let waited = tokio::time::timeout(std::time::Duration::from_secs(1), both).await;
+            assert!(waited.is_ok(), "one of them was never woken");
         });
     }
 

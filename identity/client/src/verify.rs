@@ -264,7 +264,7 @@ fn accepted(svid: &Svid, path: &VerifiedPath<'_>, trust: &Trust) -> Option<Path>
         not_before: svid.not_before,
         not_after: svid.not_after,
         anchor: anchor.id(),
-        issuer: issuers.first().copied().unwrap_or(anchor.id()),
+        issuer: issuers.first().copied().unwrap_or_else(|| anchor.id()),
         issuers,
     };
     Some(Path { peer: Arc::new(peer), valid_from, valid_to })
