@@ -22,7 +22,7 @@ use steadfast_test_rig::process::free_addr;
 use steadfast_test_rig::{Load, Mesh, MeshConfig, Pod, PodSpec, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
@@ -134,7 +134,7 @@ async fn echo(stream: &mut TcpStream) {
 /// A request of HTTP/2 whose body is still being sent, and the connection under it.
 struct InFlight {
     sender: SendRequest<Upload>,
-    connection: JoinHandle<hyper::Result<()>>,
+    connection: JoinSet<hyper::Result<()>>,
     parts: mpsc::Sender<Part>,
     answer: Incoming,
 }
@@ -152,7 +152,7 @@ impl InFlight {
         let stream = TokioIo::new(peer.open(Session::Http2).await.unwrap());
         let shaken = http2::handshake::<_, _, Upload>(TokioExecutor::new(), stream).await;
         let (mut sender, connection) = shaken.unwrap();
-        let connection = tokio::spawn(connection);
+        let connection = JoinSet::from_iter([connection]);
         let (parts, body) = mpsc::channel(4);
         let response = sender.send_request(upload(body)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
@@ -288,8 +288,8 @@ async fn a_withdrawn_anchor_ends_requests_in_good_order_and_bytes_at_the_deadlin
     drop(in_flight.parts);
     let rest = timeout(DEADLINE, in_flight.answer.collect()).await.expect("it ends");
     assert_eq!(rest.expect("no request fails").to_bytes(), "after");
-    let ended = timeout(DEADLINE, in_flight.connection).await.expect("it ends");
-    ended.unwrap().expect("in good order");
+    let ended = timeout(DEADLINE, in_flight.connection.join_next()).await.expect("it ends");
+    ended.unwrap().unwrap().expect("in good order");
 
     let cut = timeout(DEADLINE, bytes.read_u8()).await.expect("it is cut");
     assert!(cut.is_err(), "{cut:?}");
