@@ -307,6 +307,10 @@ codes! {
         "The peer's certificate or handshake is malformed"
         "The bytes are no certificate, or break the TLS protocol."
         "Find out what answers or dials there.";
+    PEER_ANCHOR_WITHDRAWN "SFT-TLS-013" "anchor_withdrawn"
+        "The peer's trust anchor has been withdrawn"
+        "The connection was made while the bundle held the anchor that the peer's chain ends in. Requests end in good order; opaque connections and tunnels may go on until STEADFAST_PROXY_WITHDRAWN_TCP_DEADLINE and are cut then."
+        "Nothing, if the peer comes back by itself. Otherwise have the application open a new connection, and see why the peer's SVID is still of the old anchor.";
 
     // TRU: the workload's own trust.
     SVID_EXPIRED "SFT-TRU-001" "svid_expired"
@@ -333,6 +337,14 @@ codes! {
         "The workload has no SVID yet"
         "It has started and not been issued its first SVID, so it can neither dial nor accept as a member of the mesh."
         "See /ready and the log of the proxy for what it waits for: the token file, the mounted bundle, or the identity service.";
+    SVID_ISSUER_DENIED "SFT-TRU-007" "own_issuer_denied"
+        "The issuer of the workload's own SVID has been denied"
+        "The key of the issuer that signed our SVID is considered stolen. Connections that were made with that SVID are cut at once, since nobody can tell us from the thief."
+        "Nothing: a new SVID is asked for at once, and applications connect again. If it lasts, the proxy's log has the reason why it gets none.";
+    SVID_ANCHOR_WITHDRAWN "SFT-TRU-008" "own_anchor_withdrawn"
+        "The trust anchor of the workload's own SVID has been withdrawn"
+        "The connection was made with an SVID whose anchor is no longer in the bundle. Requests end in good order; opaque connections and tunnels may go on until STEADFAST_PROXY_WITHDRAWN_TCP_DEADLINE and are cut then."
+        "Nothing, if the SVID has been renewed since: new connections use the new one. Otherwise the proxy's log has the reason why it was not.";
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub fn of_refusal(refusal: &Refusal) -> ProxyError {
             (StatusCode::GATEWAY_TIMEOUT, Grpc::Unavailable)
         }
         Refusal::Closed { .. }
+        | Refusal::Distrusted { .. }
         | Refusal::Gone(_)
         | Refusal::Header(_)
         | Refusal::Peer { .. }

@@ -53,6 +53,8 @@ pub struct Config {
     pub grace: Duration,
     /// How long opaque and upgraded connections by mutual TLS may go on, where they may not forever.
     pub connection_age_max: Option<Duration>,
+    /// How long those may go on whose anchor was withdrawn.
+    pub withdrawn_deadline: Duration,
     /// The variables that were set, for `/env.json`.
     pub seen: BTreeMap<&'static str, String>,
 }
@@ -173,6 +175,8 @@ impl Config {
         let grace = read.with(SHUTDOWN_GRACE_PERIOD, GRACE_DEFAULT, parse_duration);
         let connection_age_max =
             read.with(CONNECTION_AGE_MAX, None, |text| parse_age(text).map(Some));
+        let withdrawn_deadline =
+            read.with(WITHDRAWN_TCP_DEADLINE, WITHDRAWN_DEADLINE_DEFAULT, parse_duration);
         let seen = VARIABLES.iter().filter_map(|v| Some((v.name, vars.var(v.name)?))).collect();
         match (identity, reader.errors.is_empty()) {
             (Some(identity), true) => Ok(Self {
@@ -187,6 +191,7 @@ impl Config {
                 log_format,
                 grace,
                 connection_age_max,
+                withdrawn_deadline,
                 seen,
             }),
             _ => Err(reader.errors),
@@ -487,6 +492,8 @@ variables! {
         "plain or json";
     CONNECTION_AGE_MAX "STEADFAST_PROXY_CONNECTION_AGE_MAX" "none"
         "how long opaque TCP, WebSocket and CONNECT by mutual TLS may go on, as 12h; requests have their own ends";
+    WITHDRAWN_TCP_DEADLINE "STEADFAST_PROXY_WITHDRAWN_TCP_DEADLINE" "24h"
+        "how long those may go on whose trust anchor, or their peer's, was withdrawn";
     SHUTDOWN_GRACE_PERIOD "LINKERD2_PROXY_SHUTDOWN_GRACE_PERIOD" "120s"
         "how long open connections may go on after SIGTERM";
 }
@@ -495,6 +502,8 @@ const CORES_MAX: usize = 1024;
 /// Linkerd's.
 const CLUSTER_NETWORKS_DEFAULT: &str =
     "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8";
+/// Long enough for most to end by themselves in between.
+const WITHDRAWN_DEADLINE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const GRACE_DEFAULT: Duration = Duration::from_secs(120);
 
 #[cfg(test)]

@@ -29,8 +29,10 @@ use crate::discovery::Endpoint;
 use crate::http::{Body, SendErrorKind};
 use crate::identity::{Tls, expires_at, retire_at};
 use crate::io::{BoxIo, Counted};
+use crate::lifetime::Bounds;
 use crate::metrics::{Direction, Labels, Metrics};
 use crate::refusal::{Refusal, Reporter};
+use crate::standing;
 use crate::transport::{self, Header, Session};
 use crate::worker::Shared;
 pub use tunnel::tunnel;
@@ -83,8 +85,8 @@ pub struct Server {
     pub generation: u64,
     /// From then on nothing new is begun on it.
     pub retire_at: Option<UnixTime>,
-    /// Then one of both SVIDs ends.
-    pub expires_at: Option<UnixTime>,
+    /// What bounds it, if it was made with an SVID.
+    pub bounds: Bounds,
 }
 
 /// Why a request got no response.
@@ -184,7 +186,8 @@ impl Connect {
         let io = self.dial.dial(addr, Listener::Server).await?;
         let io = Box::new(Counted::new(io, self.metrics.tcp(labels)));
         let generation = 0;
-        Ok(Server { io, peer: None, late: None, generation, retire_at: None, expires_at: None })
+        let bounds = Bounds::default();
+        Ok(Server { io, peer: None, late: None, generation, retire_at: None, bounds })
     }
 
     /// A connection to an endpoint: by mutual TLS if it is meshed, else in plaintext.
@@ -214,10 +217,14 @@ impl Connect {
             };
             written.await.map_err(|error| refused_late(&late, addr, error))?;
         }
+        let place = (Direction::Outbound, addr);
+        let (stream, stand) =
+            self.tls.hold(&context, Some(peer.clone()), place, Box::new(stream))?;
+        let expires_at = expires_at(&context, Some(&peer));
         Ok(Server {
             generation: context.generation,
             retire_at: retire_at(&context, Some(&peer), self.clock.now()),
-            expires_at: expires_at(&context, Some(&peer)),
+            bounds: Bounds { expires_at, stand: Some(stand) },
             io: Box::new(Counted::new(stream, self.metrics.tcp(labels))),
             peer: Some(peer),
             late: Some(late),
@@ -233,6 +240,9 @@ impl Connect {
         spoke: bool,
         error: &io::Error,
     ) {
+        if standing::is_cut(error) {
+            return;
+        }
         let source = error.kind().into();
         let refusal = match late {
             Some(late) if !spoke || late.get().is_some() => refused_late(late, addr, source),

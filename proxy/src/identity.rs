@@ -2,15 +2,22 @@
 //! each worker's own copy of what it publishes.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::UnixTime;
-use steadfast_identity_client::{BootstrapBundle, Config, Follower, TlsContext, VerifiedPeer};
+use steadfast_identity_client::{
+    BootstrapBundle, Config, Follower, Footing, TlsContext, VerifiedPeer,
+};
 use tokio::sync::watch;
 
 use crate::config::{Anchors, Identity};
+use crate::io::BoxIo;
+use crate::metrics::Direction;
+use crate::refusal::Refusal;
+use crate::standing::{Cut, Guarded, Stand, Standings};
 
 /// The identity client's configuration.
 pub fn client_config(identity: &Identity) -> Config {
@@ -35,6 +42,8 @@ pub struct Tls {
     generation: Rc<watch::Sender<u64>>,
     /// Says which snapshot this worker uses: an ack waits for it.
     follower: Rc<Follower>,
+    /// The worker's connections by mutual TLS.
+    standings: Standings,
 }
 
 impl Tls {
@@ -43,7 +52,8 @@ impl Tls {
         let context = contexts.borrow_and_update().clone();
         let generation = Rc::new(watch::Sender::new(context.generation));
         let follower = Rc::new(context.follower());
-        Self { current: Rc::new(RefCell::new(context)), generation, follower }
+        let (current, standings) = (Rc::new(RefCell::new(context)), Standings::default());
+        Self { current, generation, follower, standings }
     }
 
     /// The snapshot of now.
@@ -56,12 +66,32 @@ impl Tls {
         self.generation.subscribe()
     }
 
-    /// Copies each new snapshot until the publisher is gone.
-    pub async fn follow(&self, mut contexts: watch::Receiver<Arc<TlsContext>>) {
+    /// Takes a connection that was made with a snapshot: from now on it obeys each new bundle.
+    ///
+    /// # Errors
+    /// [`Refusal::Distrusted`]: the bundle has changed since its handshake began.
+    pub fn hold(
+        &self,
+        made_with: &TlsContext,
+        peer: Option<Arc<VerifiedPeer>>,
+        place: (Direction, SocketAddr),
+        io: BoxIo,
+    ) -> Result<(Guarded, Stand), Refusal> {
+        let (footing, now) = (Footing::new(made_with, peer), self.now());
+        self.standings.hold(footing, now.bundle.as_deref(), place, io)
+    }
+
+    /// Copies each new snapshot until the publisher is gone. `told` is called with each connection
+    /// that a new bundle cuts.
+    pub async fn follow(&self, mut contexts: watch::Receiver<Arc<TlsContext>>, told: impl Fn(Cut)) {
         loop {
             let context = contexts.borrow_and_update().clone();
             let generation = context.generation;
-            self.current.replace(context);
+            self.current.replace(context.clone());
+            // Before the word that it is used: who acks a bundle obeys it on open connections too.
+            if let Some(trust) = &context.bundle {
+                self.standings.judge(trust).into_iter().for_each(&told);
+            }
             self.follower.uses(generation);
             self.generation
                 .send_if_modified(|old| std::mem::replace(old, generation) != generation);
@@ -114,6 +144,7 @@ mod tests {
     use steadfast_process::SystemClock;
 
     use super::*;
+    use crate::fakes::ANCHOR;
 
     #[tokio::test]
     async fn a_worker_says_which_snapshot_it_uses() {
@@ -126,26 +157,12 @@ mod tests {
         assert!(!contexts.observed().all_use(generation), "its copy is the one before");
         let mut newest = tls.generation();
         tokio::select! {
-            () = tls.follow(contexts.subscribe()) => panic!("the publisher is there"),
+            () = tls.follow(contexts.subscribe(), drop) => panic!("the publisher is there"),
             seen = newest.wait_for(|&seen| seen == generation) => drop(seen.unwrap()),
         }
         assert!(contexts.observed().all_use(generation));
         drop(tls);
     }
-
-    /// Of nobody; until 2126.
-    const ANCHOR: &str = "-----BEGIN CERTIFICATE-----
-MIIBijCCAS+gAwIBAgIUIAGTS3CVVeKfP2zGwIJfyexsLdMwCgYIKoZIzj0EAwIw
-ETEPMA0GA1UEAwwGYW5jaG9yMCAXDTI2MTEyMTE3MDcyNFoYDzIxMjYxMDI4MTcw
-NzI0WjARMQ8wDQYDVQQDDAZhbmNob3IwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
-AAR6P4pFGwrY4C56xATLFLubQLun9qVwLQz90RQnigswoaN2H40IGGPDekz3C2KO
-fj2vagjkvRcIuE9kF/+SYpv8o2MwYTAdBgNVHQ4EFgQUiS8R6cKPJSTiO4iTYeNd
-sDZbYhkwHwYDVR0jBBgwFoAUiS8R6cKPJSTiO4iTYeNdsDZbYhkwDwYDVR0TAQH/
-BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAQYwCgYIKoZIzj0EAwIDSQAwRgIhAIz9si0n
-6EuNXKqTE3gMcSvpo8jBMN7Jf47uQ/G8tRa3AiEA6XPLYcQYYk238g9mc3+FZywC
-DHn93GBLmqNJFMrxOp8=
------END CERTIFICATE-----
-";
 
     fn lives() -> impl Iterator<Item = (UnixTime, UnixTime)> + Clone {
         let life = |from, secs| {

@@ -26,8 +26,8 @@ use crate::forward::{self, Scratch};
 use crate::http::{Peer, Worker, http1, http2};
 use crate::identity::{Tls, expires_at, retire_at};
 use crate::io::{BoxIo, Counted, Io, Lent, Prefixed, linger};
-use crate::lifetime::{Ages, Lifetime};
-use crate::metrics::{Authz, Metrics};
+use crate::lifetime::{Ages, Bounds, Lifetime};
+use crate::metrics::{Authz, Direction, Metrics};
 use crate::policy::{Policies, Ports};
 use crate::refusal::{Refusal, Reporter};
 use crate::transport::{self, HeaderError, Session};
@@ -102,7 +102,7 @@ impl Inbound {
             tls,
             clock: shared.clock.clone(),
             drain: shared.drain.clone(),
-            ages: shared.ages(),
+            ages: shared.ages(reporter.clone()),
             metrics: shared.metrics.clone(),
             reporter,
             connect,
@@ -179,6 +179,9 @@ impl Inbound {
         };
         drop(back);
         let announced = stream.alpn() == Some(transport::ALPN);
+        let place = (Direction::Inbound, ends.client);
+        let held = self.tls.hold(&context, peer.clone(), place, Box::new(stream));
+        let (stream, stand) = held?;
         let mut io = Prefixed::new(Box::new(stream) as BoxIo);
         let (target, session) = if announced {
             let header = detect::header(&mut io).await?;
@@ -192,7 +195,10 @@ impl Inbound {
             target,
             named: session.is_some(),
             retire_at: retire_at(&context, peer.as_deref(), self.clock.now()),
-            expires_at: expires_at(&context, peer.as_deref()),
+            bounds: Bounds {
+                expires_at: expires_at(&context, peer.as_deref()),
+                stand: Some(stand),
+            },
             peer,
         };
         Ok(Identified { facts: Rc::new(facts), session, io })
@@ -332,14 +338,21 @@ impl Inbound {
         };
         let mut io = Counted::new(conn.io, self.metrics.tcp(conn.facts.client_labels()));
         let copying = forward::opaque(&mut io, &mut server, &self.scratch);
-        let copied = self.ages.limit(conn.facts.expires_at, copying).await;
-        copied.unwrap_or(Ok(())).map_err(|error| Refusal::Gone(error.source))
+        let copied = self.ages.limit(&conn.facts.bounds, copying).await;
+        let Some(copied) = copied else {
+            // An end would tell both that they have got everything.
+            io.abort();
+            server.abort();
+            return Ok(());
+        };
+        copied.map_err(|error| Refusal::Gone(error.source))
     }
 
     /// Serves requests until the client leaves, or the connection's life is over.
     async fn http(self: &Rc<Self>, conn: Identified, proto: Proto) -> Result<(), Refusal> {
         let facts = conn.facts;
-        let life = Lifetime::new(self.clock.clone(), self.drain.clone(), facts.retire_at);
+        let (clock, drain) = (self.clock.clone(), self.drain.clone());
+        let life = Lifetime::new(clock, drain, facts.retire_at, facts.bounds.stand.clone());
         let io = Counted::new(conn.io, self.metrics.tcp(facts.client_labels()));
         let peer = if facts.peer.is_some() { Peer::Mesh } else { Peer::Application };
         let serving = Serving::new(self.clone(), facts);

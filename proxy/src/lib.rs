@@ -26,6 +26,7 @@ pub mod io;
 pub mod lifetime;
 pub mod policy;
 pub mod refusal;
+pub mod standing;
 pub mod transport;
 
 pub mod http;

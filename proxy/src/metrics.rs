@@ -38,6 +38,8 @@ pub struct Metrics {
     waiting: [Arc<Gauge>; 2],
     /// Connections that outlive an SVID they were made with.
     pub outliving: Arc<Gauge>,
+    /// Opaque connections and tunnels that outlive a withdrawn anchor.
+    pub withdrawn: Arc<Gauge>,
     /// Tasks of connections that panicked.
     pub panics: Arc<Counter>,
 }
@@ -123,6 +125,7 @@ impl Metrics {
             retries: Table::new("retries"),
             waiting: Default::default(),
             outliving: Arc::default(),
+            withdrawn: Arc::default(),
             panics: Arc::default(),
         };
         registry

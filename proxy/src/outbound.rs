@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use steadfast_api::{Code, UnixTime};
+use steadfast_api::Code;
 use steadfast_identity_client::LateRefusal;
 use steadfast_process::{Clock, Drain};
 
@@ -23,7 +23,7 @@ use crate::detect::{self, First, Proto};
 use crate::forward::{self, Scratch};
 use crate::http::{Peer, Worker, http1, http2};
 use crate::io::{BoxIo, Counted, Io, Prefixed};
-use crate::lifetime::{Ages, Lifetime};
+use crate::lifetime::{Ages, Bounds, Lifetime};
 use crate::metrics::{Direction, Labels, Metrics};
 use crate::refusal::{Refusal, Reporter};
 use crate::target::Target;
@@ -58,8 +58,8 @@ struct Known {
     addr: SocketAddr,
     /// Holds the peer's refusal of us, if it comes with a later read.
     late: Option<LateRefusal>,
-    /// Then one of both SVIDs ends.
-    expires_at: Option<UnixTime>,
+    /// What bounds it, if it was made with an SVID.
+    bounds: Bounds,
     /// Counts it as pending at its endpoint.
     chosen: Chosen,
 }
@@ -77,7 +77,7 @@ impl Outbound {
             mode: shared.config.mode,
             clock: shared.clock.clone(),
             drain: shared.drain.clone(),
-            ages: shared.ages(),
+            ages: shared.ages(reporter.clone()),
             metrics: shared.metrics.clone(),
             reporter,
             connect,
@@ -181,8 +181,16 @@ impl Outbound {
         let labels = Labels::new([("direction", "outbound"), ("peer", "src")]);
         let mut io = Counted::new(io, self.metrics.tcp(labels));
         let copying = forward::opaque(&mut io, &mut server, &self.scratch);
-        let copied = self.ages.limit(known.expires_at, copying).await;
-        let Some(Err(error)) = copied else { return Ok(()) };
+        let error = match self.ages.limit(&known.bounds, copying).await {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) => error,
+            None => {
+                // An end would tell both that they have got everything.
+                io.abort();
+                server.abort();
+                return Ok(());
+            }
+        };
         // Whether the server would have spoken is not known where the client went first.
         let spoke = error.server_spoke || error.side == "client";
         self.connect.report_broken(known.addr, known.late.as_ref(), spoke, &error.source);
@@ -197,7 +205,7 @@ impl Outbound {
         route: Option<Route>,
         proto: Proto,
     ) -> Result<(), Refusal> {
-        let life = Lifetime::new(self.clock.clone(), self.drain.clone(), None);
+        let life = Lifetime::new(self.clock.clone(), self.drain.clone(), None, None);
         let labels = Labels::new([("direction", "outbound"), ("peer", "src")]);
         let io = Counted::new(io, self.metrics.tcp(labels));
         let http = self.http.clone();
@@ -223,9 +231,9 @@ impl Outbound {
             let endpoint = chosen.endpoint().clone();
             let labels = route.labels(&endpoint).with("peer", "dst");
             let refusal = match self.connect.endpoint(&endpoint, Session::Opaque, labels).await {
-                Ok(Server { io, late, expires_at, .. }) => {
+                Ok(Server { io, late, bounds, .. }) => {
                     chosen.connected();
-                    let known = Known { addr: endpoint.addr, late, expires_at, chosen };
+                    let known = Known { addr: endpoint.addr, late, bounds, chosen };
                     return Ok(Dialled { io, known });
                 }
                 Err(refusal) => refusal,

@@ -16,6 +16,7 @@ use steadfast_policy::Name;
 use steadfast_process::ErrorChain;
 
 use crate::metrics::{Direction, Metrics};
+use crate::standing::Stand;
 use crate::transport::HeaderError;
 
 /// Why a connection or request goes no further.
@@ -36,6 +37,14 @@ pub enum Refusal {
         /// Plaintext, or not authorised, or without a certificate.
         code: Code,
         /// The policy, the port and the peer.
+        detail: String,
+    },
+    /// The trust bundle of now does not vouch for an open connection any more.
+    #[error("{code} {}: {} ({detail})", code.label(), code.title())]
+    Distrusted {
+        /// What has become of whose anchor or issuer.
+        code: Code,
+        /// Both ends and the key.
         detail: String,
     },
     /// The peer broke the connection off: its business.
@@ -93,9 +102,10 @@ impl Refusal {
     pub fn code(&self) -> Option<Code> {
         Some(match self {
             Self::Closed { .. } => Code::PEER_CLOSED,
-            Self::Denied { code, .. } | Self::Peer { code, .. } | Self::Unknown { code, .. } => {
-                *code
-            }
+            Self::Denied { code, .. }
+            | Self::Distrusted { code, .. }
+            | Self::Peer { code, .. }
+            | Self::Unknown { code, .. } => *code,
             Self::Gone(_) => return None,
             Self::Header(_) => Code::TRANSPORT_HEADER,
             Self::Loop(_) => Code::LOOP_REFUSED,
@@ -120,6 +130,7 @@ pub struct Reporter {
     handshakes: Refusals,
     lines: Cell<Lines>,
     audits: Cell<Lines>,
+    withdrawals: Cell<Lines>,
 }
 
 /// A bucket of log lines.
@@ -134,7 +145,8 @@ impl Reporter {
     /// Counts in these metrics.
     pub fn new(metrics: Metrics, handshakes: Refusals) -> Self {
         let lines = Lines { left: LINES_MAX, refilled: Duration::ZERO, withheld: 0 };
-        Self { metrics, handshakes, lines: Cell::new(lines), audits: Cell::new(lines) }
+        let [lines, audits, withdrawals] = [0; 3].map(|_| Cell::new(lines));
+        Self { metrics, handshakes, lines, audits, withdrawals }
     }
 
     /// Counts a refusal, and logs it if the last second had few. `now` is since boot.
@@ -156,6 +168,19 @@ impl Reporter {
                 withheld, "{}", ErrorChain(refusal)
             );
         }
+    }
+
+    /// Logs that a connection outlives an anchor that it stands on, for so long at most. `false`:
+    /// there were too many such lines just now, so that this one has to wait for its turn.
+    pub fn withdrawn(&self, now: Duration, stand: &Stand, deadline: Duration) -> bool {
+        let Some(_) = take(&self.withdrawals, now) else { return false };
+        let ((direction, peer), refusal) = (stand.place(), stand.refusal());
+        let code = refusal.code().map_or("", Code::as_str);
+        tracing::warn!(
+            direction = direction.label(), %peer, code, reason = refusal.label(),
+            deadline_secs = deadline.as_secs(), "{refusal}; it is cut at the deadline"
+        );
+        true
     }
 
     /// Logs, under a limit of its own, who was let in to a port only because its policy is being

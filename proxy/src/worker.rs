@@ -26,11 +26,12 @@ use crate::forward::Scratch;
 use crate::http;
 use crate::identity::Tls;
 use crate::inbound::Inbound;
-use crate::lifetime::Ages;
+use crate::lifetime::{Ages, Distrust};
 use crate::metrics::{Direction, Metrics};
 use crate::outbound::Outbound;
 use crate::policy::DefaultPolicies;
 use crate::refusal::{Refusal, Reporter};
+use crate::standing::Cut;
 use crate::target::Target;
 use crate::tasks::Tasks;
 
@@ -59,9 +60,12 @@ pub struct Shared {
 
 impl Shared {
     /// How long bytes are copied.
-    pub fn ages(&self) -> Ages {
+    pub fn ages(&self, reporter: Rc<Reporter>) -> Ages {
         let (clock, outliving) = (self.clock.clone(), self.metrics.outliving.clone());
-        Ages::new(clock, outliving, self.config.connection_age_max)
+        let (withdrawn, deadline) =
+            (self.metrics.withdrawn.clone(), self.config.withdrawn_deadline);
+        let distrust = Distrust { withdrawn, deadline, reporter };
+        Ages::new(clock, outliving, self.config.connection_age_max, distrust)
     }
 
     /// No task yet.
@@ -103,9 +107,13 @@ async fn serve(shared: Shared, listeners: Listeners, shares: Shares) -> io::Resu
         tasks.finished().await;
         Ok(())
     };
+    let told = |(direction, addr, refusal): Cut| {
+        let now = shared.clock.since_boot();
+        worker.reporter.report(now, direction, addr, &refusal);
+    };
     tokio::select! {
         result = work => result,
-        () = tls.follow(contexts) => std::future::pending().await,
+        () = tls.follow(contexts, told) => std::future::pending().await,
         () = worker.keep_house(&tls) => std::future::pending().await,
     }
 }

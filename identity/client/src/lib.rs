@@ -19,6 +19,7 @@ mod connector;
 mod context;
 mod incoming;
 mod metrics;
+mod standing;
 mod status;
 
 mod ack;
@@ -43,6 +44,7 @@ pub use mounted::{BootstrapBundle, MountedError};
 pub use observed::{Follower, Observed};
 pub use refusal::{Direction, Facts, PeerFacts, Refusal};
 pub use replicas::Replicas;
+pub use standing::{End, Footing, Standing};
 pub use status::Status;
 pub use stream::{LateRefusal, Negotiated, TlsStream};
 pub use svid::{Candidate, Issued, Lapse, OwnSvid, SvidRefused};

@@ -3,6 +3,8 @@
 //! An [`OwnSvid`] exists only after everything about it was checked against what we believe: the
 //! key is ours, the identity is ours, the chain verifies, and its life is not over.
 
+use std::sync::Arc;
+
 use rustls_pki_types::CertificateDer;
 use steadfast_api::svid::SvidError;
 use steadfast_api::{KeyId, SpiffeId, Svid, UnixTime};
@@ -10,14 +12,13 @@ use steadfast_api::{KeyId, SpiffeId, Svid, UnixTime};
 use crate::key::SvidKey;
 use crate::observed::server_time;
 use crate::trust::Trust;
-use crate::verify::{PeerRefused, Role, check_chain, spki_id};
+use crate::verify::{PeerRefused, Role, VerifiedPeer, check_chain, spki_id};
 
 /// A checked SVID of our own.
 #[derive(Clone, Debug)]
 pub struct OwnSvid {
     candidate: Candidate,
-    anchor: KeyId,
-    issuer: KeyId,
+    verified: Arc<VerifiedPeer>,
 }
 
 /// What an issuer sent for our key and in our name; whether the chain holds is not known yet,
@@ -122,8 +123,8 @@ impl Candidate {
         // It must serve in both roles: whatever refuses it here, a peer would refuse later.
         let check = |role| check_chain(role, leaf, intermediates, trust, now, None);
         check(Role::Client).map_err(SvidRefused::Chain)?;
-        let peer = check(Role::Server).map_err(SvidRefused::Chain)?;
-        Ok(OwnSvid { candidate: self.clone(), anchor: peer.anchor, issuer: peer.issuer })
+        let verified = check(Role::Server).map_err(SvidRefused::Chain)?;
+        Ok(OwnSvid { candidate: self.clone(), verified })
     }
 }
 
@@ -169,12 +170,17 @@ impl OwnSvid {
 
     /// The anchor that its chain ends in.
     pub fn anchor(&self) -> KeyId {
-        self.anchor
+        self.verified.anchor
     }
 
     /// The key that signed it.
     pub fn issuer(&self) -> KeyId {
-        self.issuer
+        self.verified.issuer
+    }
+
+    /// How a peer that believes what we believe sees it.
+    pub fn verified(&self) -> &Arc<VerifiedPeer> {
+        &self.verified
     }
 
     /// Whether it is of no use when our clock says `now` and is off by so much. The one rule for

@@ -46,6 +46,8 @@ pub struct VerifiedPeer {
     pub anchor: KeyId,
     /// The key that signed its SVID.
     pub issuer: KeyId,
+    /// The keys of all issuers between its SVID and the anchor, its own one first.
+    pub issuers: Vec<KeyId>,
 }
 
 /// Why a presented chain is not accepted.
@@ -253,7 +255,7 @@ fn accepted(svid: &Svid, path: &VerifiedPath<'_>, trust: &Trust) -> Option<Path>
         valid_from = valid_from.max(UnixTime::from_secs(validity.not_before.timestamp()));
         valid_to = valid_to.min(UnixTime::from_secs(validity.not_after.timestamp()));
     }
-    let issuer = path.intermediate_certificates().next().map_or_else(|| anchor.id(), id_of);
+    let issuers: Vec<_> = path.intermediate_certificates().map(id_of).collect();
     let dns = svid.dns_names.first().and_then(|name| name.parse::<DnsIdentity>().ok());
     let peer = VerifiedPeer {
         id: svid.spiffe_id.clone(),
@@ -262,7 +264,8 @@ fn accepted(svid: &Svid, path: &VerifiedPath<'_>, trust: &Trust) -> Option<Path>
         not_before: svid.not_before,
         not_after: svid.not_after,
         anchor: anchor.id(),
-        issuer,
+        issuer: issuers.first().copied().unwrap_or_else(|| anchor.id()),
+        issuers,
     };
     Some(Path { peer: Arc::new(peer), valid_from, valid_to })
 }

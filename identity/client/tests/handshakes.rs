@@ -146,6 +146,29 @@ async fn a_client_with_a_session_cache_gets_nothing_to_put_in_it() {
     }
 }
 
+#[tokio::test]
+async fn a_client_of_ours_that_is_offered_tickets_shakes_hands_in_full_again() {
+    let mesh = Mesh::new();
+    let client = mesh.workload("client");
+    // rustls sends two tickets after each handshake unless it is told not to.
+    let mut config = (*stranger_server(&mesh.issuer, &Leaf::of(&name("server")))).clone();
+    config.alpn_protocols = vec![b"transport.l5d.io/v1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    for _ in 0..2 {
+        let (near, far) = duplex(64 * 1024);
+        let alpn: Option<&'static [u8]> = Some(b"transport.l5d.io/v1");
+        let server = expected("server");
+        let (connected, accepted) =
+            tokio::join!(client.connect(near, &server, alpn), acceptor.accept(far));
+        let ((mut near, _), mut far) = (connected.unwrap(), accepted.unwrap());
+        assert_eq!(far.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        // The tickets come before this.
+        far.write_all(b"x").await.unwrap();
+        far.flush().await.unwrap();
+        near.read_exact(&mut [0; 1]).await.unwrap();
+    }
+}
+
 /// Each row: what is wrong with a peer, its leaf, and the code it gets.
 fn bad_leaves() -> Vec<(&'static str, Leaf, Code)> {
     let good = |sa: &str| Leaf::of(&name(sa));

@@ -152,7 +152,13 @@ impl Connect {
                 None => self.begin(connections, generation, wanted),
             };
             match attempt.opened.await {
-                Ok(Ok(pooled)) if pooled.client.has_room() => return Ok(Some(pooled)),
+                // One that began before a new snapshot is not for requests that came after it.
+                Ok(Ok(pooled))
+                    if pooled.client.has_room()
+                        && pooled.is_usable(now, self.tls.now().generation) =>
+                {
+                    return Ok(Some(pooled));
+                }
                 // Others were quicker.
                 Ok(Ok(_)) => {}
                 Ok(Err(refusal)) if connections.open.borrow().is_empty() => return Err(refusal),

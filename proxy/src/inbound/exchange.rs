@@ -155,7 +155,7 @@ impl Exchange for Serving {
                     response.headers_mut().remove(L5D_PROXY_ERROR);
                 }
                 if begins_tunnel(&method, &response) {
-                    response = self.inbound.ages.tunnel(self.facts.expires_at, response);
+                    response = self.inbound.ages.tunnel(&self.facts.bounds, response);
                 }
                 response
             }

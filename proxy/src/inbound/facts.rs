@@ -7,6 +7,7 @@ use steadfast_api::UnixTime;
 use steadfast_identity_client::VerifiedPeer;
 use steadfast_policy::{Permit, Policy};
 
+use crate::lifetime::Bounds;
 use crate::metrics::Labels;
 use crate::policy;
 use crate::refusal::Refusal;
@@ -24,8 +25,8 @@ pub(super) struct Facts {
     pub(super) named: bool,
     /// From then on it takes no new request.
     pub(super) retire_at: Option<UnixTime>,
-    /// Then one of both SVIDs ends.
-    pub(super) expires_at: Option<UnixTime>,
+    /// What bounds it, if it was made with an SVID.
+    pub(super) bounds: Bounds,
 }
 
 impl Facts {
@@ -38,7 +39,7 @@ impl Facts {
             target,
             named: false,
             retire_at: None,
-            expires_at: None,
+            bounds: Bounds::default(),
         }
     }
 

@@ -254,6 +254,11 @@ impl Collector for Collected {
                 self.metrics.outliving.value(),
             ),
             (
+                "tcp_withdrawn_anchor_connections",
+                "Open connections whose anchor, or their peer's, has been withdrawn since",
+                self.metrics.withdrawn.value(),
+            ),
+            (
                 "inbound_connections_waiting",
                 "Accepted connections of peers that wait for a slot",
                 self.metrics.waiting(Direction::Inbound).value(),

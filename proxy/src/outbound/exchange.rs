@@ -76,13 +76,13 @@ impl Serving {
         let Dialled { io, known } = dialled.map_err(|refusal| self.tell(refusal, None))?;
         let meter = self.outbound.routes.meter(route, known.chosen.endpoint());
         meter.request();
-        let Known { addr, late, expires_at, chosen } = known;
+        let Known { addr, late, bounds, chosen } = known;
         let connect = self.outbound.connect.clone();
         let broken = move |spoke, error: &io::Error| {
             connect.report_broken(addr, late.as_ref(), spoke, error);
         };
         let response = tunnel(io, request.into_body(), &self.outbound.http, broken);
-        let response = self.outbound.ages.tunnel(expires_at, response);
+        let response = self.outbound.ages.tunnel(&bounds, response);
         Ok((holding(response, chosen), meter))
     }
 
@@ -150,13 +150,13 @@ impl Serving {
             return match connect.endpoint(endpoint, Session::Http1, labels()).await {
                 Ok(server) => {
                     chosen.connected();
-                    let (method, expires_at) = (request.method().clone(), server.expires_at);
+                    let (method, bounds) = (request.method().clone(), server.bounds.clone());
                     let addr = endpoint.addr;
                     let response = connect.send_alone(direction, addr, server, request).await?;
                     if !begins_tunnel(&method, &response) {
                         return Ok(response);
                     }
-                    Ok(self.outbound.ages.tunnel(expires_at, response))
+                    Ok(self.outbound.ages.tunnel(&bounds, response))
                 }
                 Err(refusal) => {
                     connect.report(direction, endpoint.addr, &refusal);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use steadfast_platform::standalone;
-use steadfast_platform::store::{Store as _, TRUST_DOMAIN_KEY};
+use steadfast_platform::store::{Revision, Store as _, TRUST_DOMAIN_KEY};
 use steadfast_rotation_protocol::TrustDomainState;
 use tempfile::TempDir;
 
@@ -233,11 +233,33 @@ impl Mesh {
 
     /// The certificate of the active issuer, in DER: the second of what a workload shows.
     pub async fn issuer_der(&self) -> Vec<u8> {
-        let store = standalone::Client::new(&standalone::Directory::new(self.dir()));
-        let entry = store.get(TRUST_DOMAIN_KEY).await.expect("the store answers");
+        self.trust_domain().await.0.active_issuer().expect("an active issuer").der.clone()
+    }
+
+    /// The stored state of the trust domain, and its revision.
+    pub async fn trust_domain(&self) -> (TrustDomainState, Revision) {
+        let entry = self.client().get(TRUST_DOMAIN_KEY).await.expect("the store answers");
         let entry = entry.expect("a trust domain");
-        let state: TrustDomainState = serde_json::from_slice(&entry.value).expect("its state");
-        state.active_issuer().expect("an active issuer").der.clone()
+        (serde_json::from_slice(&entry.value).expect("its state"), entry.revision)
+    }
+
+    /// Changes the state of the trust domain, as its controller would: by compare-and-swap.
+    /// Returns what was written.
+    pub async fn change_trust(
+        &self,
+        change: impl FnOnce(&mut TrustDomainState),
+    ) -> TrustDomainState {
+        let (mut state, revision) = self.trust_domain().await;
+        change(&mut state);
+        let value = serde_json::to_vec(&state).expect("a state is JSON");
+        let (client, value) = (self.client(), Some(value.into()));
+        let written = client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), value).await;
+        written.expect("nobody else writes it");
+        state
+    }
+
+    fn client(&self) -> standalone::Client {
+        standalone::Client::new(&standalone::Directory::new(self.dir()))
     }
 
     /// Where the logs are.

@@ -3,8 +3,10 @@
 //!
 //! Each prints one line that begins with `through` or `refused`, and ends.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,9 +24,12 @@ use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
 };
 use serde::{Deserialize, Serialize};
+use steadfast_identity::authority::{ISSUER_LIFETIME, make_issuer};
+use steadfast_rotation_protocol::trust_domain::{AnchorRecord, IssuerRecord};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::mesh::{Mesh, NAMESPACE, TRUST_DOMAIN};
@@ -43,6 +48,15 @@ pub struct Peer {
     pub chain: Vec<String>,
     /// The key of the first, PKCS#8 in hex.
     pub key: String,
+}
+
+/// What is spoken behind a transport header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session {
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// Anything: bytes.
+    Opaque,
 }
 
 /// What a leaf certificate says; the default of each field is that of a good one.
@@ -82,7 +96,30 @@ impl TestIssuer {
         let keys = dir.join("keys").join("issuers");
         let file = fs::read_dir(keys).expect("the issuers' keys").next().expect("one").expect("it");
         let key = fs::read(file.path()).expect("the issuer's key");
-        let key = PrivatePkcs8KeyDer::from(key);
+        Self::of_key(&key, der)
+    }
+
+    /// A new issuer under an anchor of a mesh, made as the mesh would make it, with its record for
+    /// the mesh's state and its key where identity looks for it.
+    pub fn under_anchor(dir: &Path, anchor: &AnchorRecord) -> (Self, IssuerRecord) {
+        let anchor_key = fs::read(dir.join(&anchor.key_ref)).expect("the anchor's key");
+        #[allow(clippy::disallowed_methods)] // An issuer that is valid at the real time.
+        let now = std::time::SystemTime::now().into();
+        let trust_domain = TRUST_DOMAIN.parse().expect("a trust domain");
+        let made = make_issuer(&trust_domain, &anchor.der, &anchor_key, now, ISSUER_LIFETIME);
+        let made = made.expect("an issuer");
+        let record = made.as_issuer(anchor.id);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(dir.join(&record.key_ref));
+        file.expect("its key's file").write_all(&made.pkcs8).expect("its key is written");
+        (Self::of_key(&made.pkcs8, &made.der), record)
+    }
+
+    fn of_key(pkcs8: &[u8], der: &[u8]) -> Self {
+        let key = PrivatePkcs8KeyDer::from(pkcs8.to_vec());
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ECDSA_P256_SHA256);
         let certificate = CertificateDer::from(der.to_vec());
         let issuer =
@@ -156,6 +193,18 @@ impl Peer {
     }
 
     async fn ping(&self) -> std::io::Result<String> {
+        let mut stream = self.open(Session::Opaque).await?;
+        stream.write_all(b"ping").await?;
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// A connection to a sidecar, up to where the application's protocol begins.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or breaks off.
+    pub async fn open(&self, session: Session) -> std::io::Result<TlsStream<TcpStream>> {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(std::io::Error::other)?
@@ -171,11 +220,9 @@ impl Peer {
         let name = ServerName::try_from(self.server_name.clone()).map_err(std::io::Error::other)?;
         let stream = TcpStream::connect(self.addr).await?;
         let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-        stream.write_all(&self.header()).await?;
-        stream.write_all(b"ping").await?;
-        let mut answer = [0; 4];
-        stream.read_exact(&mut answer).await?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+        stream.write_all(&self.header(session)).await?;
+        stream.flush().await?;
+        Ok(stream)
     }
 
     /// Accepts one connection, skips its transport header, and answers `pong` to its first bytes.
@@ -208,8 +255,8 @@ impl Peer {
         (chain, PrivateKeyDer::Pkcs8(unhex(&self.key).into()))
     }
 
-    /// `Header { port }`, as LINKERD's proxy sends it.
-    fn header(&self) -> Vec<u8> {
+    /// `Header { port, protocol }`, as LINKERD's proxy sends it.
+    fn header(&self, session: Session) -> Vec<u8> {
         let mut body = vec![0x08];
         let mut port = u32::from(self.port);
         while port >= 0x80 {
@@ -217,6 +264,9 @@ impl Peer {
             port >>= 7;
         }
         body.push(port as u8);
+        if session == Session::Http2 {
+            body.extend_from_slice(&[0x1a, 2, 0x12, 0]);
+        }
         let length = (body.len() as u32).to_be_bytes();
         [PREFACE, &length, &body].concat()
     }
