@@ -201,7 +201,7 @@ impl IssuerKeys {
     ) -> Result<(), IssuerKeyError> {
         let kept = self.keys.list().await?;
         let asked_for: BTreeSet<_> =
-            requests.iter().filter_map(|entry| request(entry)).map(|r| r.key_id).collect();
+            requests.iter().filter_map(request).map(|r| r.key_id).collect();
         let (wall, boot) = (self.clock.now(), self.clock.since_boot());
         let useless = kept.into_iter().filter(|id| is_useless(&view.state, &asked_for, *id, wall));
         // Whatever was of use in between begins anew.
