@@ -3,7 +3,8 @@
 //! Two certificates and two keys, never one: the anchor signs issuers and is kept away from the
 //! process that talks to workloads; the issuer (pathLen 0) signs SVIDs. No name constraints:
 //! rustls-webpki refuses every chain that has them for URIs, so the trust domain is for the
-//! verifier to check. `steadfast trust init` and the tests call this; the identity service never.
+//! verifier to check. `steadfast trust init` and the tests call this; the identity service makes
+//! requests for issuers alone ([`issuer_csr`]).
 
 use std::time::Duration;
 

@@ -15,8 +15,9 @@ use crate::limits::Rates;
 /// Issues the SVIDs of a mesh: to every workload its own, for a token that proves it.
 ///
 /// It needs the state directory that steadfast-store serves and `steadfast trust init` has filled:
-/// it reads DIR/keys/issuers, appends to DIR/log, talks to DIR/store.sock, and shuts itself out of
-/// everything else (above all the keys of anchors) where the kernel has Landlock.
+/// it keeps the keys of issuers in DIR/keys/issuers, appends to DIR/log, talks to DIR/store.sock,
+/// and shuts itself out of everything else (above all the keys of anchors) where the kernel has
+/// Landlock.
 ///
 /// GET /ready on the admin port says what it waits for, GET /metrics what it counts. To loopback
 /// only, GET /identity.json tells its own SVID and GET /members who has a trust stream here; POST

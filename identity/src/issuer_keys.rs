@@ -201,7 +201,7 @@ impl IssuerKeys {
     ) -> Result<(), IssuerKeyError> {
         let kept = self.keys.list().await?;
         let asked_for: BTreeSet<_> =
-            requests.iter().filter_map(|entry| request(entry)).map(|r| r.key_id).collect();
+            requests.iter().filter_map(request).map(|r| r.key_id).collect();
         let (wall, boot) = (self.clock.now(), self.clock.since_boot());
         let useless = kept.into_iter().filter(|id| is_useless(&view.state, &asked_for, *id, wall));
         // Whatever was of use in between begins anew.
@@ -222,11 +222,10 @@ impl IssuerKeys {
     }
 }
 
-/// Whether nobody may use a key any more, by this state. A key that is denied is useless whoever
-/// names it. The active issuer's key is kept past its end: that an issuer has expired is the word
-/// of a clock alone, and a clock that is wrong must not cost the mesh its last issuer. While a
-/// person is to look, or a wish is open, nothing that the state does not name is touched: it may be
-/// of the state that is put back, or made a moment ago.
+/// Whether nobody may use a key any more, by this state. The active issuer's key is kept past its
+/// end: that an issuer has expired is the word of a clock alone, and a clock that is wrong must not
+/// cost the mesh its last issuer. While a wish is open, a key that nothing names may have been made
+/// for it a moment ago; while a person is to look, it may be of the state that is then put back.
 fn is_useless(
     state: &TrustDomainState,
     asked_for: &BTreeSet<KeyId>,

@@ -13,6 +13,7 @@ use steadfast_identity::authority::{Authority, ISSUER_LIFETIME, make_issuer};
 use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::issuer::{Activated, IssuerPhase, IssuerRotation};
 use steadfast_rotation_protocol::rotation::{Canary, Goal, Next, Phase, Rotation};
 use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, DeniedIssuer, Halt, Selector,
@@ -184,4 +185,32 @@ async fn a_halted_trust_domain_issues_nothing_and_still_serves_its_bundle() {
     put(&mesh, &mesh.founding.state).await;
     mesh.ready().await;
     mesh.trust().await.certify(request()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_issuer_stands_in_unless_its_own_key_is_stolen() {
+    let mesh = Mesh::start().await;
+    let next = issuer(&mesh, &mesh.founding.active, ISSUER_LIFETIME).await;
+    keys(&mesh).destroy(next.id).await.unwrap();
+    let mut state = mesh.founding.state.clone();
+    state.issuers.push(next.as_issuer(mesh.founding.active.id));
+    state.active_issuer = next.id;
+    let now = mesh.clock.now();
+    let mut rotation = IssuerRotation {
+        old: mesh.founding.issuer.id,
+        by: "test".into(),
+        started: now,
+        since: now,
+        urgent: None,
+        phase: IssuerPhase::Activated(Activated),
+    };
+    state.issuer_rotation = Some(rotation.clone());
+    put(&mesh, &state).await;
+    assert_eq!(signed_by(&mesh, "web").await, mesh.founding.issuer.der);
+    rotation.urgent = Some(Duration::from_secs(60));
+    state.issuer_rotation = Some(rotation);
+    put(&mesh, &state).await;
+    let request = CertifyRequest { token: b"web".to_vec(), csr: plain_csr() };
+    let status = mesh.trust().await.certify(request).await.unwrap_err();
+    assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-022", "{status}");
 }
