@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test what cannot be had is a failure")]
 
-#[allow(dead_code, reason = "shared with the other tests")]
 mod support;
 
 use rustls_pki_types::CertificateDer;

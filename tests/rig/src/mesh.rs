@@ -26,14 +26,16 @@ pub struct MeshConfig {
     pub ip: Ipv4Addr,
     /// The namespace that the control plane runs in.
     pub netns: Option<String>,
+    /// Whether the controller of rotations runs: without it nobody but the test changes the state.
+    pub rotation: bool,
 }
 
 /// A running mesh.
 #[derive(Debug)]
 pub struct Mesh {
     // In the order in which they end: the workloads of a test are dropped before.
-    /// `steadfast-rotation`.
-    pub rotation: Process,
+    /// `steadfast-rotation`, if the test wants it.
+    pub rotation: Option<Process>,
     /// `steadfast-control`.
     pub control: Process,
     /// `steadfast-identity`.
@@ -94,7 +96,12 @@ pub struct Pod {
 
 impl Default for MeshConfig {
     fn default() -> Self {
-        Self { svid_ttl: Duration::from_secs(24 * 3600), ip: Ipv4Addr::LOCALHOST, netns: None }
+        Self {
+            svid_ttl: Duration::from_secs(24 * 3600),
+            ip: Ipv4Addr::LOCALHOST,
+            netns: None,
+            rotation: false,
+        }
     }
 }
 
@@ -200,12 +207,12 @@ impl Mesh {
                 .args(["--listen", &control_addr.to_string()])
                 .args(["--identity-addr", &identity_addr.to_string()]),
         );
-        let rotation = Process::start(
-            &logs,
-            spec("steadfast-rotation", rotation_admin)
+        let rotation = config.rotation.then(|| {
+            let spec = spec("steadfast-rotation", rotation_admin)
                 .args(["--identity-addr", &identity_addr.to_string()])
-                .args(["--renew-window", "1s"]),
-        );
+                .args(["--renew-window", "1s"]);
+            Process::start(&logs, spec)
+        });
         let mesh = Self {
             rotation,
             rotation_admin,

@@ -37,7 +37,8 @@ impl Redirected {
         let web_ns = network.join(&format!("{tag}-web"), WEB_IP, CONTROL_IP);
         let api_ns = network.join(&format!("{tag}-api"), API_IP, CONTROL_IP);
         let netns = Some(network.name().to_owned());
-        let mesh = Mesh::start(MeshConfig { svid_ttl, ip: CONTROL_IP, netns }).await;
+        let mesh =
+            Mesh::start(MeshConfig { svid_ttl, ip: CONTROL_IP, netns, rotation: false }).await;
         // The sidecars run as root here, the applications do not: the rules tell them apart.
         redirect(&web_ns, 0);
         redirect(&api_ns, 0);
