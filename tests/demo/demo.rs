@@ -86,7 +86,8 @@ fn a_port_that_was_taken_meanwhile_is_answered_by_another_attempt() {
     let (scratch, programs) = (scratch(), tempfile::tempdir().unwrap());
     let (own, beside) = (&binary_path("steadfast"), programs.path());
     fs::copy(own, beside.join("steadfast")).unwrap();
-    for program in ["steadfast-store", "steadfast-control", "steadfast-proxy"] {
+    for program in ["steadfast-store", "steadfast-control", "steadfast-rotation", "steadfast-proxy"]
+    {
         symlink(own.with_file_name(program), beside.join(program)).unwrap();
     }
     let script = format!(
