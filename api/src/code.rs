@@ -180,7 +180,7 @@ codes! {
     HALTED "SFT-ID-026" "halted"
         "Nothing is issued until a person has looked"
         "A workload holds a bundle that the stored trust domain has never published: the store was put back from a backup, or emptied. SVIDs issued now could be refused by whoever holds the newer bundle, so issuing has stopped. Bundles are still served, and SVIDs that are held stay valid."
-        "Put the newer state of the store back if there is one. Otherwise run `steadfast trust recover`.";
+        "Put the newest copy of the store's file back. The log of steadfast-rotation names the sequence number that a workload has seen.";
     ACK_FOREIGN "SFT-ID-030" "ack_foreign"
         "An ack names another workload than the stream's token"
         "A workload may only speak for itself: a forged ack would break every census. The stream was closed."

@@ -189,7 +189,8 @@ mod tests {
             "--maintenance-window=25:00+4h",
             "--renew-window=soon",
         ];
-        let error = check(&flags).unwrap_err().to_string();
+        let args = Args::parse_from(["steadfast-rotation"].iter().chain(&flags));
+        let error = args.check().unwrap_err().to_string();
         for flag in flags {
             let (name, _) = flag.split_once('=').unwrap();
             assert!(error.contains(name), "{name} is not in {error}");

@@ -223,7 +223,7 @@ impl Shell {
             store.compare_and_swap(TRUST_DOMAIN_KEY, expected, Some(value.into())).await?;
         self.controller.persisted(self.now(), revision.0);
         let phase = state.rotation.as_ref().map(|rotation| rotation.phase.name());
-        tracing::info!(?change, ?phase, seq = state.seq, revision = revision.0, "state changed");
+        tracing::info!(?change, ?phase, halted = ?state.halted, seq = state.seq, revision = revision.0, "state changed");
         Ok(())
     }
 
