@@ -5,6 +5,7 @@ use std::time::Duration;
 use steadfast_api::trust::v1::{CertifyRequest, CertifyResponse};
 use steadfast_api::{SpiffeId, UnixTime};
 use steadfast_api_grpc::trust_client::TrustClient;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::dial::{DialError, Dialer};
@@ -90,8 +91,17 @@ async fn ask(dialer: &Dialer, request: Request) -> Result<Reply, CertifyError> {
         .max_decoding_message_size(REPLY_BYTES_MAX)
         .certify(message)
         .await
-        .map_err(|status| CertifyError::Rpc(Box::new(status)))?;
+        .map_err(|status| failed(status, request.timeout))?;
     read(reply.into_inner(), key, &request.local)
+}
+
+/// Whoever of the three that keep the same deadline notices first, it is one: we, our transport,
+/// or the service.
+fn failed(status: tonic::Status, timeout: Duration) -> CertifyError {
+    match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded => CertifyError::TimedOut(timeout),
+        _ => CertifyError::Rpc(Box::new(status)),
+    }
 }
 
 fn read(reply: CertifyResponse, key: SvidKey, local: &SpiffeId) -> Result<Reply, CertifyError> {
