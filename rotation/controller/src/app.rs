@@ -24,13 +24,15 @@ use steadfast_process::readiness::Component;
 use steadfast_process::tasks::TaskError;
 use steadfast_process::{Clock, Drain, ErrorChain, Readiness, SystemClock, Tasks};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::census::Round;
+use steadfast_rotation_protocol::controller::Standing;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::anchors::Anchors;
 use crate::config::Config;
 use crate::fleet::Network;
-use crate::shell::{Parts, Shell, Standing};
+use crate::shell::{Parts, Shell};
 
 /// Why the controller ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -83,9 +85,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
     });
-    let (status, standing) = (identity.status(), shell.standing());
+    let (status, standing, round) = (identity.status(), shell.standing(), shell.newest_round());
     let pages = Admin::new(Arc::new(registry), readiness)
-        .with_routes(move |request| page(request, &status, &standing));
+        .with_routes(move |request| page(request, &status, &standing, &round));
     let mut tasks = Tasks::new();
     tasks.spawn("identity", identity.run(drain.clone()));
     tasks.spawn("rotation", until(drain.clone(), shell.run(state)));
@@ -140,11 +142,13 @@ fn page(
     request: &Request<Bytes>,
     status: &watch::Receiver<Status>,
     standing: &watch::Receiver<Standing>,
+    round: &watch::Receiver<Option<Arc<Round>>>,
 ) -> Option<Response<String>> {
     // Strings and numbers alone: serialising them cannot fail.
     let body = match (request.method(), request.uri().path()) {
         (&Method::GET, "/identity.json") => serde_json::to_string_pretty(&*status.borrow()),
         (&Method::GET, "/rotation.json") => serde_json::to_string_pretty(&*standing.borrow()),
+        (&Method::GET, "/round.json") => serde_json::to_string_pretty(&round.borrow().as_deref()),
         _ => return None,
     };
     let mut response = Response::new(body.unwrap_or_default() + "\n");

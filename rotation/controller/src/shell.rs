@@ -8,7 +8,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_platform::store::{ISSUER_REQUESTS_PREFIX, LEDGER_KEY, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Entry, Revision, Store, StoreError};
@@ -17,7 +16,7 @@ use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Replica, Round};
 use steadfast_rotation_protocol::controller::{
-    Controller, Effect, Made, Now, Observation, Persist, Signed, Timings, Wait,
+    Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait,
 };
 use steadfast_rotation_protocol::trust_domain::{IssuerRequest, Label, WantedIssuer};
 use tokio::sync::watch;
@@ -54,22 +53,14 @@ pub struct Parts {
     pub control_namespace: String,
 }
 
-/// How things stand, for displays.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Standing {
-    /// The state as it was seen last.
-    pub state: Option<TrustDomainState>,
-    /// What is waited for.
-    pub waiting: Option<Wait>,
-    /// Why the last look came to nothing, if it did.
-    pub trouble: Option<String>,
-}
-
 /// The shell, between two looks.
 pub struct Shell {
     parts: Parts,
     controller: Controller,
     standing: watch::Sender<Standing>,
+    /// The newest round, and when it was asked on the boot clock.
+    round: watch::Sender<Option<Arc<Round>>>,
+    asked: Duration,
     /// The query to ask with the next look.
     query: Option<u64>,
     made: Option<Made>,
@@ -107,13 +98,21 @@ impl Shell {
     /// A shell that has seen nothing.
     pub fn new(parts: Parts) -> Self {
         let controller = Controller::new(parts.timings);
-        let standing = watch::Sender::default();
-        Self { parts, controller, standing, query: None, made: None, signed: None, ledger: None }
+        let standing =
+            watch::Sender::new(Standing { timings: Some(parts.timings), ..Standing::default() });
+        let (round, asked) = (watch::Sender::default(), Duration::ZERO);
+        let (query, made, signed, ledger) = (None, None, None, None);
+        Self { parts, controller, standing, round, asked, query, made, signed, ledger }
     }
 
     /// Follows how things stand.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
+    }
+
+    /// Follows what everybody answered last.
+    pub fn newest_round(&self) -> watch::Receiver<Option<Arc<Round>>> {
+        self.round.subscribe()
     }
 
     /// What it waited for when it looked last.
@@ -127,7 +126,7 @@ impl Shell {
     /// [`LookError`]; nothing is lost by it, the next look begins anew.
     pub async fn look(&mut self) -> Result<Looked, LookError> {
         // 1. Ask everybody, and list who that is.
-        let round = match self.query.take() {
+        let round = match self.query.take().or_else(|| self.idle_query()) {
             Some(nonce) => Some(self.round(nonce).await?),
             None => None,
         };
@@ -143,6 +142,9 @@ impl Shell {
             state,
             revision: revision.0,
         };
+        if let Some(round) = &seen.round {
+            self.round.send_replace(Some(Arc::new(round.clone())));
+        }
         // 3. Decide.
         let effects = self.controller.handle(self.now(), &seen);
         // 4. Do, the write first.
@@ -177,7 +179,15 @@ impl Shell {
         Ok((parse(&entry)?, entry.revision))
     }
 
+    /// When nothing is waited for, everybody is asked all the same, now and then: whoever holds a
+    /// bundle that this store never published shows that it was put back from a backup.
+    fn idle_query(&self) -> Option<u64> {
+        let due = self.parts.clock.since_boot() >= self.asked + IDLE_ROUND_EVERY;
+        due.then(|| self.wall().as_millis().saturating_mul(1000))
+    }
+
     async fn round(&mut self, nonce: u64) -> Result<Round, LookError> {
+        self.asked = self.parts.clock.since_boot();
         let replicas = self.parts.fleet.ask(nonce).await;
         let listed = listing::list(&*self.parts.store, &self.parts.control_namespace).await?;
         let (state, _) = self.state().await?;
@@ -272,8 +282,13 @@ impl Shell {
     fn tell(&self, looked: Result<Looked, LookError>, ready: &Component) {
         let trouble = match looked {
             Ok(Looked { state, .. }) => {
-                let waiting = Some(self.controller.waiting().clone());
-                self.standing.send_replace(Standing { state: Some(state), waiting, trouble: None });
+                self.standing.send_replace(Standing {
+                    state: Some(state),
+                    seen_at: self.wall(),
+                    waiting: Some(self.controller.waiting().clone()),
+                    trouble: None,
+                    timings: Some(self.parts.timings),
+                });
                 return ready.ready();
             }
             Err(LookError::Store(StoreError::Conflict { .. })) => return,
@@ -305,3 +320,4 @@ fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> 
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const IDLE_ROUND_EVERY: Duration = Duration::from_secs(10);

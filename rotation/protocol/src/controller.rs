@@ -188,6 +188,22 @@ pub enum Wait {
     Until(UnixTime),
 }
 
+/// How things stand, for displays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standing {
+    /// The state as it was seen last.
+    pub state: Option<TrustDomainState>,
+    /// When that was.
+    pub seen_at: UnixTime,
+    /// What is waited for.
+    pub waiting: Option<Wait>,
+    /// Why the last look came to nothing, if it did.
+    pub trouble: Option<String>,
+    /// How long things take.
+    pub timings: Option<Timings>,
+}
+
 /// The controller: its timings, and the fence that it has begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Controller {
@@ -377,8 +393,13 @@ impl Controller {
             return Some((SCHEDULE.to_owned(), Goal::Standby { replaces: None }));
         };
         if let Some(request) = &state.requested {
-            let next = request.anchor.map_or(Next::Standby(standby.id), Next::Given);
-            let goal = Goal::Successor { next, canary: request.canary.clone() };
+            let goal = match request.replaces {
+                Some(standby) => Goal::Standby { replaces: Some(standby) },
+                None => Goal::Successor {
+                    next: request.anchor.map_or(Next::Standby(standby.id), Next::Given),
+                    canary: request.canary.clone(),
+                },
+            };
             return Some((request.by.clone(), goal));
         }
         // It must live for a period when its turn comes.

@@ -149,6 +149,9 @@ pub struct Request {
     pub anchor: Option<KeyId>,
     /// Who goes first.
     pub canary: Option<CanaryPlan>,
+    /// The standby that goes, for a fresh one; the active anchor stays.
+    #[serde(default)]
+    pub replaces: Option<KeyId>,
 }
 
 /// Who gets SVIDs under the next anchor before all others, and for how long.
