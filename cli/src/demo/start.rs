@@ -248,7 +248,11 @@ fn control(plan: &Plan, directory: &Directory, programs: &Programs) -> Spec {
 }
 
 fn rotation(plan: &Plan, directory: &Directory, programs: &Programs) -> Spec {
+    // SVIDs of half a minute need not be given ten to renew.
+    let window = (plan.svid_ttl / 2).as_secs().max(1);
     let args = [
+        ("--renew-window", format!("{window}s")),
+        ("--emergency-renew-window", format!("{}s", window.min(5))),
         ("--dir", shown(directory.path())),
         ("--admin", plan.rotation_admin.to_string()),
         ("--identity-addr", plan.identity.to_string()),
