@@ -246,7 +246,7 @@ impl Shell {
 
     async fn generate(&mut self, state: &TrustDomainState, label: Label) -> Result<(), LookError> {
         let (now, lifetime) = (self.wall(), self.parts.anchor_lifetime);
-        let anchor = self.parts.anchors.make(&state.trust_domain, label, now, lifetime).await?;
+        let anchor = self.parts.anchors.make(state, label, now, lifetime).await?;
         self.made = Some(Made { label, anchor });
         Ok(())
     }
