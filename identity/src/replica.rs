@@ -1,8 +1,8 @@
 //! This replica's copy of the trust domain, and the lease under which it may act on it.
 //!
-//! The copy comes from reads of the store. A read that was answered confirms it for [`LEASE`],
-//! counted on the boot clock from the moment the read was *sent*; a watch event is no read, it
-//! only makes the next one come at once. Past the lease nothing is issued and no bundle is served:
+//! The copy comes from reads of the store. A read that was answered confirms it for [`LEASE`], or
+//! for as long as the state itself says if that is less, counted on the boot clock from the moment
+//! the read was *sent*; a watch event is no read, it only makes the next one come at once. Past the lease nothing is issued and no bundle is served:
 //! a rotation counts on that when it waits out a fence. Nor is anything while our wall clock and
 //! the store's are too far apart, or while the store shows an older state than it has shown before.
 
@@ -22,7 +22,7 @@ use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::Clock;
 use steadfast_process::readiness::Component;
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::trust_domain::Halt;
+use steadfast_rotation_protocol::trust_domain::{Halt, READ_LEASE};
 use tokio::sync::{Notify, watch};
 
 use crate::authority::SKEW;
@@ -80,9 +80,10 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A read that was sent at this time has been answered.
-    pub fn confirm(&self, sent: Duration) {
-        let ends = sent.saturating_add(LEASE);
+    /// A read that was sent at this time has been answered; what it showed may be acted on for so
+    /// long.
+    pub fn confirm(&self, sent: Duration, lease: Duration) {
+        let ends = sent.saturating_add(lease);
         self.ends_ms.fetch_max(u64::try_from(ends.as_millis()).unwrap_or(0), Ordering::AcqRel);
     }
 
@@ -138,6 +139,11 @@ impl View {
             }
             None => Ok(()),
         }
+    }
+
+    /// How long a read of this state may be acted on.
+    fn lease(&self) -> Duration {
+        self.state.read_lease.min(LEASE)
     }
 
     /// Why nothing is issued, or soon cannot be.
@@ -214,7 +220,10 @@ impl Replica {
         loop {
             let read = self.read(sources).await;
             self.report(read, leased, issuer);
-            let pause = if self.current().is_ok() { READ_EVERY } else { READ_EVERY_UNLEASED };
+            let pause = match self.current() {
+                Ok(view) => view.lease().mul_f32(READ_EVERY),
+                Err(_) => READ_EVERY_UNLEASED,
+            };
             tokio::select! {
                 () = changed.notified() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -228,14 +237,16 @@ impl Replica {
     /// What stands in the way.
     pub async fn read(&self, sources: &Sources) -> Result<(), Refusal> {
         let sent = self.clock.since_boot();
-        let read = tokio::time::timeout(READ_TIMEOUT, sources.store.get(TRUST_DOMAIN_KEY)).await;
+        let lease = self.newest().map_or(LEASE, |view| view.lease());
+        let patience = lease.mul_f32(READ_TIMEOUT);
+        let read = tokio::time::timeout(patience, sources.store.get(TRUST_DOMAIN_KEY)).await;
         let refuse = |what: String| Refusal::new(Code::LEASE_EXPIRED, what);
         let entry = match read {
             Ok(Ok(Some(entry))) => entry,
             Ok(Ok(None)) => return Err(refuse(NO_TRUST_DOMAIN.to_owned())),
             Ok(Err(error)) => return Err(refuse(error.to_string())),
             Err(_) => {
-                return Err(refuse(format!("the store has not answered in {READ_TIMEOUT:?}")));
+                return Err(refuse(format!("the store has not answered in {patience:?}")));
             }
         };
         let offset_ms = (sources.clock_offset_ms)();
@@ -246,7 +257,7 @@ impl Replica {
         check_clock(offset_ms)?;
         self.install(&entry, sources).await.map_err(refuse)?;
         let held = self.lease.holds(self.clock.since_boot());
-        self.lease.confirm(sent);
+        self.lease.confirm(sent, self.newest().map_or(Duration::ZERO, |view| view.lease()));
         if !held {
             // Whoever waits for a lease waits on the views.
             self.views.send_modify(|_| {});
@@ -320,7 +331,8 @@ impl Replica {
     fn report(&self, read: Result<(), Refusal>, leased: &Component, issuer: &Component) {
         let failed = read.is_err();
         let refusal = read.err().unwrap_or_else(|| {
-            let what = format!("the store has confirmed nothing for {LEASE:?}");
+            let lease = self.newest().map_or(LEASE, |view| view.lease());
+            let what = format!("the store has confirmed nothing for {lease:?}");
             Refusal::new(Code::LEASE_EXPIRED, what)
         });
         {
@@ -418,11 +430,12 @@ fn message(state: &TrustDomainState, bundle: &TrustBundle) -> v1::Bundle {
     }
 }
 
-/// Tc of the rotation protocol.
-pub const LEASE: Duration = Duration::from_secs(15);
-/// Several tries fit into a lease.
-const READ_EVERY: Duration = Duration::from_secs(2);
+/// Tc of the rotation protocol, unless a trust domain was founded with a shorter one.
+pub const LEASE: Duration = READ_LEASE;
+/// In leases: several tries fit into one.
+const READ_EVERY: f32 = 2.0 / 15.0;
 const READ_EVERY_UNLEASED: Duration = Duration::from_millis(250);
-const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// In leases.
+const READ_TIMEOUT: f32 = 0.2;
 const NO_TRUST_DOMAIN: &str =
     "the store holds no trust domain yet: run `steadfast trust init --dir DIR`";

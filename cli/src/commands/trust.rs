@@ -51,6 +51,11 @@ struct InitArgs {
     /// changed later [default: cluster.local]
     #[arg(long, value_name = "NAME")]
     trust_domain: Option<TrustDomain>,
+    /// How long the identity service acts on what the store has said last: 3s to 15s. Each phase
+    /// of a rotation lasts at least as long; without the store nothing is issued after it. It
+    /// cannot be changed later
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = init::read_lease)]
+    read_lease: std::time::Duration,
 }
 
 /// Show the anchors and issuers, and how long each has left
@@ -91,7 +96,8 @@ pub(crate) enum TrustError {
 pub(super) async fn run(args: Args) -> Result<(), Problem> {
     match args.command {
         Command::Init(args) => {
-            let outcome = init::run(&args.dir.dir, args.trust_domain.as_ref()).await;
+            let outcome =
+                init::run(&args.dir.dir, args.trust_domain.as_ref(), args.read_lease).await;
             output::print(&outcome.map_err(TrustError::from)?.to_string())?;
         }
         Command::Status(args) => {

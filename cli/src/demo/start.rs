@@ -10,6 +10,7 @@ use std::time::Duration;
 use steadfast_platform::names::NameError;
 use steadfast_platform::standalone::Directory;
 use steadfast_process::ErrorChain;
+use steadfast_rotation_protocol::trust_domain::READ_LEASE;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
@@ -73,7 +74,7 @@ impl Starter<'_> {
         reached("store", "keeps state, reads manifests, issues tokens");
 
         // A mesh that is there keeps its trust domain.
-        let trust = init::run(directory.path(), None).await?;
+        let trust = init::run(directory.path(), None, READ_LEASE).await?;
         self.plan.join(&trust.state.trust_domain)?;
         reached("trust", &trust.in_short());
 

@@ -1,8 +1,10 @@
 //! The anchors that a rotation makes, and the issuers that they sign.
 //!
 //! A key is kept before anything names it, and its name is kept by what it was made for, so that a
-//! controller that is killed in between finds it again and makes no second one. Two controllers
-//! that make one at the same time end with one: the store's compare-and-swap says whose.
+//! controller that is killed in between finds it again and makes no second one: also one that was
+//! killed before it could name it, since a key that nothing names is taken before another is made.
+//! Two controllers that make one at the same time end with one: the store's compare-and-swap says
+//! whose.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use steadfast_identity::key::{AuthorityKey, KeyError};
 use steadfast_platform::keys::{KeyStore, KeyStoreError};
 use steadfast_platform::store::ANCHOR_KEYS_PREFIX;
 use steadfast_platform::{Revision, Store, StoreError};
+use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorRecord, AnchorState, Condemned, IssuerRecord, Label,
 };
@@ -57,7 +60,7 @@ impl Anchors {
     /// [`AnchorsError`]
     pub async fn make(
         &self,
-        trust_domain: &TrustDomain,
+        state: &TrustDomainState,
         label: Label,
         now: UnixTime,
         lifetime: Duration,
@@ -66,10 +69,10 @@ impl Anchors {
         let (known, revision) = self.named(&name).await?;
         let id = match known {
             Some(id) if self.keys.exists(id).await? => id,
-            _ => self.make_key(&name, revision).await?,
+            _ => self.make_key(&name, revision, state).await?,
         };
         let pkcs8 = self.keys.load(id).await?;
-        let anchor = make_anchor_of(trust_domain, pkcs8, now, lifetime)?;
+        let anchor = make_anchor_of(&state.trust_domain, pkcs8, now, lifetime)?;
         Ok(anchor.as_anchor(AnchorState::Generated))
     }
 
@@ -137,15 +140,38 @@ impl Anchors {
         Ok((Some(id), Some(entry.revision)))
     }
 
+    /// A key that was made and never named, so that nothing was ever signed with it. None that an
+    /// anchor has or had: what was withdrawn stays so.
+    async fn unnamed(&self, state: &TrustDomainState) -> Result<Option<KeyId>, AnchorsError> {
+        let (entries, _) = self.store.list(ANCHOR_KEYS_PREFIX).await?;
+        let named = entries.iter().map(|entry| {
+            let id = serde_json::from_slice(&entry.value);
+            id.map_err(|_| AnchorsError::Name(entry.key.clone()))
+        });
+        let named = named.collect::<Result<Vec<KeyId>, _>>()?;
+        let kept = self.keys.list().await?;
+        Ok(kept.into_iter().find(|id| {
+            let condemned = state.condemned.contains(&Condemned::Anchor(*id));
+            let known = state.anchor(*id).is_some() || state.tombstones.contains(id);
+            !named.contains(id) && !known && !condemned
+        }))
+    }
+
     /// Makes a key and gives it this name; if somebody else was faster, his is taken.
     async fn make_key(
         &self,
         name: &str,
         revision: Option<Revision>,
+        state: &TrustDomainState,
     ) -> Result<KeyId, AnchorsError> {
-        let (key, pkcs8) = AuthorityKey::generate()?;
-        let id = key.id();
-        self.keys.put_new(id, pkcs8).await?;
+        let id = match self.unnamed(state).await? {
+            Some(id) => id,
+            None => {
+                let (key, pkcs8) = AuthorityKey::generate()?;
+                self.keys.put_new(key.id(), pkcs8).await?;
+                key.id()
+            }
+        };
         let value = format!("\"{id}\"").into_bytes().into();
         match self.store.compare_and_swap(name, revision, Some(value)).await {
             Ok(_) => {
@@ -153,9 +179,12 @@ impl Anchors {
                 Ok(id)
             }
             Err(StoreError::Conflict { .. }) => {
-                self.keys.destroy(id).await?;
                 let (winner, _) = self.named(name).await?;
-                winner.ok_or_else(|| AnchorsError::Name(name.to_owned()))
+                let winner = winner.ok_or_else(|| AnchorsError::Name(name.to_owned()))?;
+                if winner != id {
+                    self.keys.destroy(id).await?;
+                }
+                Ok(winner)
             }
             // The name may have been written: the key stays, and the next look finds out.
             Err(error) => Err(error.into()),

@@ -74,6 +74,17 @@ pub enum LookError {
     /// Keys or certificates.
     #[error(transparent)]
     Anchors(#[from] AnchorsError),
+    /// Another trust domain than the one we were started for.
+    #[error(
+        "the stored trust domain has a read lease of {stored:?}, and this process was started with \
+         one of {ours:?}: restart it"
+    )]
+    Lease {
+        /// Of the stored state.
+        stored: Duration,
+        /// Of this process.
+        ours: Duration,
+    },
     /// There is no trust domain.
     #[error("the store holds no trust domain yet: run `steadfast trust init`")]
     NoTrustDomain,
@@ -176,7 +187,13 @@ impl Shell {
     async fn state(&self) -> Result<(TrustDomainState, Revision), LookError> {
         let entry = self.parts.store.get(TRUST_DOMAIN_KEY).await?;
         let entry = entry.ok_or(LookError::NoTrustDomain)?;
-        Ok((parse(&entry)?, entry.revision))
+        let state: TrustDomainState = parse(&entry)?;
+        // Replicas go by what is stored: a fence that is shorter would be none.
+        let (stored, ours) = (state.read_lease, self.parts.timings.lease);
+        if stored != ours {
+            return Err(LookError::Lease { stored, ours });
+        }
+        Ok((state, entry.revision))
     }
 
     /// When nothing is waited for, everybody is asked all the same, now and then: whoever holds a
@@ -239,7 +256,7 @@ impl Shell {
 
     async fn generate(&mut self, state: &TrustDomainState, label: Label) -> Result<(), LookError> {
         let (now, lifetime) = (self.wall(), self.parts.anchor_lifetime);
-        let anchor = self.parts.anchors.make(&state.trust_domain, label, now, lifetime).await?;
+        let anchor = self.parts.anchors.make(state, label, now, lifetime).await?;
         self.made = Some(Made { label, anchor });
         Ok(())
     }

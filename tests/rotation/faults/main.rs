@@ -1,0 +1,10 @@
+//! Rotations survive what happens to the processes around them, with real processes and under load.
+//!
+//! Most of the time they wait for a fence, so all of them run at once.
+
+mod aborted;
+mod frozen;
+mod killed;
+mod replica;
+mod stolen;
+mod support;
