@@ -10,6 +10,7 @@ mod parts;
 mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
@@ -76,7 +77,8 @@ pub(crate) enum Order {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct World {
-    pub(crate) state: TrustDomainState,
+    /// Shared by all worlds in which it is the same: most actions leave it alone.
+    pub(crate) state: Arc<TrustDomainState>,
     pub(crate) revision: u64,
     /// The keys of anchors that there are, by what they were made for.
     keys: BTreeMap<Label, KeyId>,
@@ -85,7 +87,7 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     orders: usize,
     faults: Faults,
-    backup: Option<Box<(TrustDomainState, u64)>>,
+    backup: Option<(Arc<TrustDomainState>, u64)>,
     /// Anchors whose addition the census has settled.
     settled: BTreeSet<KeyId>,
     /// What went wrong, if something did.
@@ -238,9 +240,9 @@ impl World {
             backup: None,
             settled: [a, b].into(),
             broken: None,
-            state,
+            state: Arc::new(state),
         }
-        .normal()
+        .normal(true)
     }
 
     pub(crate) fn actions(&self, config: &Config) -> Vec<Action> {
@@ -307,7 +309,8 @@ impl World {
         let mut next = self.clone();
         next.act(config, action)?;
         next.check();
-        let next = next.normal();
+        let stored = !Arc::ptr_eq(&next.state, &self.state) || config.slow_writes;
+        let next = next.normal(stored);
         (next != *self).then_some(next)
     }
 
@@ -402,7 +405,7 @@ impl World {
                 (proxy.listed, proxy.connected) = (false, false);
                 self.close(i);
             }
-            Action::Backup => self.backup = Some(Box::new((self.state.clone(), self.revision))),
+            Action::Backup => self.backup = Some((self.state.clone(), self.revision)),
             Action::Restore => {
                 self.faults.restores -= 1;
                 self.state = self.backup.take()?.0;
@@ -414,7 +417,7 @@ impl World {
                 let tombstones: BTreeSet<_> =
                     proxies().flat_map(|p| p.tombstones.clone()).collect();
                 let tombstones: Vec<_> = tombstones.into_iter().collect();
-                self.state.recover(seq, &tombstones);
+                Arc::make_mut(&mut self.state).recover(seq, &tombstones);
                 self.revision += 1;
             }
         }

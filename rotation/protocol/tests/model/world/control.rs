@@ -1,5 +1,6 @@
 //! The controllers of a world: what they see, what they decide, and what becomes of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
@@ -96,7 +97,7 @@ impl World {
             self.controllers[i].fence = None;
             return Some(());
         }
-        self.state = pending.state;
+        self.state = Arc::new(pending.state);
         self.revision += 1;
         let acked = self.state.anchors.iter().filter(|anchor| anchor.state.acked());
         self.settled.extend(acked.map(|anchor| anchor.id));
@@ -123,7 +124,7 @@ impl World {
         let undestroyed = self.state.condemned.iter().filter(|condemned| self.exists(**condemned));
         Observation {
             round,
-            state: self.state.clone(),
+            state: TrustDomainState::clone(&self.state),
             revision: self.revision,
             clock_offset_ms: None,
             made,
@@ -190,8 +191,9 @@ impl World {
         let other = [AnchorState::Retiring, AnchorState::Standby]
             .into_iter()
             .find_map(|state| self.state.in_state(state).find(|a| a.taint.is_none()).map(|a| a.id));
+        let state = Arc::make_mut(&mut self.state);
         let taken = match order {
-            Order::Abort => self.state.abort(),
+            Order::Abort => state.abort(),
             Order::ExemptMissing => {
                 let missing = self
                     .nodes
@@ -199,15 +201,15 @@ impl World {
                     .position(|node| node.proxy.as_ref().is_some_and(|proxy| !proxy.connected))?;
                 let started_at = started(self.nodes[missing].proxy.as_ref()?.started);
                 let instance = Instance { pod_uid: uid(missing), started_at };
-                self.state.exempt(instance, String::new(), String::new());
+                state.exempt(instance, String::new(), String::new());
                 Ok(())
             }
-            Order::Rotate => self.state.request(request(None)),
-            Order::RotateGiven => self.state.request(request(Some(key(9)))),
-            Order::RotateIssuer => self.state.rotate_issuer(String::new(), None, now),
-            Order::IssuerStolen => self.state.rotate_issuer(String::new(), Some(deadline), now),
-            Order::TaintActive => self.state.taint(active?, String::new(), deadline),
-            Order::TaintOther => self.state.taint(other?, String::new(), deadline),
+            Order::Rotate => state.request(request(None)),
+            Order::RotateGiven => state.request(request(Some(key(9)))),
+            Order::RotateIssuer => state.rotate_issuer(String::new(), None, now),
+            Order::IssuerStolen => state.rotate_issuer(String::new(), Some(deadline), now),
+            Order::TaintActive => state.taint(active?, String::new(), deadline),
+            Order::TaintOther => state.taint(other?, String::new(), deadline),
         };
         taken.ok()?;
         self.revision += 1;

@@ -1,6 +1,7 @@
 //! Time, and what makes two worlds one: dates relative to now, numbers by their order only.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::UnixTime;
@@ -13,9 +14,9 @@ use super::{EXPIRED, NOW, OLDEST, TICK, World};
 impl World {
     /// Everything that has a time is one tick older.
     pub(super) fn tick(&mut self, skew: u64) {
-        older(&mut self.state);
+        older(Arc::make_mut(&mut self.state));
         if let Some(backup) = &mut self.backup {
-            older(&mut backup.0);
+            older(Arc::make_mut(&mut backup.0));
         }
         for controller in &mut self.controllers {
             if let Some(fence) = &mut controller.fence {
@@ -49,12 +50,14 @@ impl World {
     }
 
     /// The same world as whoever cannot tell more apart would see it.
-    pub(super) fn normal(mut self) -> Self {
+    pub(super) fn normal(mut self, stored: bool) -> Self {
         self.order_revisions();
         self.order_nonces();
-        forget_dates(&mut self.state);
+        if stored {
+            forget_dates(Arc::make_mut(&mut self.state));
+        }
         if let Some(backup) = &mut self.backup {
-            forget_dates(&mut backup.0);
+            forget_dates(Arc::make_mut(&mut backup.0));
         }
         for controller in &mut self.controllers {
             if let Some(pending) = &mut controller.pending {
