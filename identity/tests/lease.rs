@@ -12,7 +12,7 @@ use std::time::Duration;
 use steadfast_api::trust::v1::CertifyRequest;
 use steadfast_identity::authority::{ISSUER_LIFETIME, found, make_issuer};
 use steadfast_identity::replica::{LEASE, Lease};
-use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
+use steadfast_platform::keys::{FileKeys, Zeroizing};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_process::{Clock as _, SystemClock};
 use support::{Mesh, plain_csr};

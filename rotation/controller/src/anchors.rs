@@ -11,14 +11,12 @@ use std::time::Duration;
 
 use steadfast_api::{KeyId, TrustDomain, UnixTime};
 use steadfast_identity::authority::{AuthorityError, make_anchor_of, sign_issuer};
-use steadfast_identity::key::{AuthorityKey, KeyError};
-use steadfast_platform::keys::{KeyStore, KeyStoreError};
+use steadfast_identity::key::AuthorityKey;
+use steadfast_platform::keys::{KeyStore, KeyStoreError, self_test};
 use steadfast_platform::store::ANCHOR_KEYS_PREFIX;
 use steadfast_platform::{Revision, Store, StoreError};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Condemned, IssuerRecord, Label,
-};
+use steadfast_rotation_protocol::trust_domain::{AnchorRecord, Condemned, IssuerRecord, Label};
 
 /// The keys of anchors.
 #[derive(Clone)]
@@ -33,9 +31,9 @@ pub enum AnchorsError {
     /// The certificate.
     #[error("no certificate could be made")]
     Authority(#[from] AuthorityError),
-    /// The key itself.
-    #[error("no key could be made")]
-    Key(#[from] KeyError),
+    /// A panic.
+    #[error("the work with a key ended early: {0}")]
+    Died(String),
     /// The place where keys are.
     #[error("the keys of anchors cannot be used")]
     Keys(#[from] KeyStoreError),
@@ -71,9 +69,9 @@ impl Anchors {
             Some(id) if self.keys.exists(id).await? => id,
             _ => self.make_key(&name, revision, state).await?,
         };
-        let pkcs8 = self.keys.load(id).await?;
-        let anchor = make_anchor_of(&state.trust_domain, pkcs8, now, lifetime)?;
-        Ok(anchor.as_anchor(AnchorState::Generated))
+        let (domain, place) = (state.trust_domain.clone(), self.keys.place_of(id));
+        let make = move |key: AuthorityKey| make_anchor_of(&domain, &key, place, now, lifetime);
+        self.with_key(id, make).await
     }
 
     /// Signs an issuer under this anchor for a request of identity's.
@@ -88,8 +86,24 @@ impl Anchors {
         now: UnixTime,
         lifetime: Duration,
     ) -> Result<IssuerRecord, AnchorsError> {
-        let pkcs8 = self.keys.load(anchor.id).await?;
-        Ok(sign_issuer(trust_domain, &anchor.der, &pkcs8, csr, now, lifetime)?)
+        let (domain, der, csr) = (trust_domain.clone(), anchor.der.clone(), csr.to_vec());
+        let sign = move |key: AuthorityKey| sign_issuer(&domain, &der, &key, &csr, now, lifetime);
+        self.with_key(anchor.id, sign).await
+    }
+
+    /// Works with a key that has just shown that it signs. A device may take its time over it, so
+    /// nobody waits on this thread.
+    async fn with_key<T: Send + 'static>(
+        &self,
+        id: KeyId,
+        work: impl FnOnce(AuthorityKey) -> Result<T, AuthorityError> + Send + 'static,
+    ) -> Result<T, AnchorsError> {
+        let key = self.keys.key(id).await?;
+        let worked = tokio::task::spawn_blocking(move || {
+            self_test(&*key)?;
+            Ok(work(AuthorityKey::of(key))?)
+        });
+        worked.await.unwrap_or_else(|error| Err(AnchorsError::Died(error.to_string())))
     }
 
     /// Which of these are still there.
@@ -166,11 +180,7 @@ impl Anchors {
     ) -> Result<KeyId, AnchorsError> {
         let id = match self.unnamed(state).await? {
             Some(id) => id,
-            None => {
-                let (key, pkcs8) = AuthorityKey::generate()?;
-                self.keys.put_new(key.id(), pkcs8).await?;
-                key.id()
-            }
+            None => self.keys.make().await?.id(),
         };
         let value = format!("\"{id}\"").into_bytes().into();
         match self.store.compare_and_swap(name, revision, Some(value)).await {

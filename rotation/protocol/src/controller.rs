@@ -148,7 +148,12 @@ impl Controller {
         let fence_passed = self.fenced(now);
         let fenced = fence_passed.is_some();
         let asks = match &state.rotation {
-            Some(rotation) => fenced && !matches!(rotation.phase, Phase::Generating(_)),
+            // That an issuer is loaded is asked without a fence.
+            Some(rotation) => match rotation.phase {
+                Phase::Generating(_) => false,
+                Phase::Preparing(_) => true,
+                _ => fenced,
+            },
             None => state.requested.is_some() || self.starts(state, now).is_some(),
         };
         let asks_issuer = state.issuer_rotation.is_some();

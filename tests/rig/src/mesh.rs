@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use http::StatusCode;
 use steadfast_identity::authority::Founding;
-use steadfast_platform::keys::{FileKeys, KeyStore as _};
+use steadfast_platform::keys::FileKeys;
 use steadfast_platform::standalone;
 use steadfast_platform::store::{Event, Revision, Store as _, StoreError, TRUST_DOMAIN_KEY};
 use steadfast_rotation_protocol::TrustDomainState;

@@ -26,7 +26,8 @@ async fn an_abort_in_each_phase_with_a_way_back_ends_in_idle_with_a_standby() {
             let canary = (name == PhaseName::Canary).then_some(plan);
             mesh.order(|state| {
                 let (by, at) = ("a test".to_owned(), state.activated_at);
-                let request = Request { by, at, anchor: None, canary: canary.clone() };
+                let request =
+                    Request { by, at, anchor: None, canary: canary.clone(), replaces: None };
                 state.request(request).expect("it is taken");
             })
             .await;

@@ -98,7 +98,9 @@ fn assert_well(report: &Report) {
 pub(crate) async fn rotate(mesh: &Mesh) {
     mesh.order(|state| {
         let (by, at) = ("a test".to_owned(), state.activated_at);
-        state.request(Request { by, at, anchor: None, canary: None }).expect("it is taken");
+        state
+            .request(Request { by, at, anchor: None, canary: None, replaces: None })
+            .expect("it is taken");
     })
     .await;
 }
