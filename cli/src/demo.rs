@@ -75,7 +75,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = svid_ttl)]
     svid_ttl: Duration,
     /// Rotate the issuer, then the trust anchor, then undo a rotation after its activation, then
-    /// rotate in an emergency, while requests flow; takes some six minutes, and the load lasts
+    /// rotate in an emergency, while requests flow; takes some two minutes, and the load lasts
     /// until then
     #[arg(long)]
     rotate: bool,

@@ -216,7 +216,7 @@ fn started(pid: u32) -> Option<u64> {
 
 const ORDERED_BY: &str = "the demo";
 const DEADLINE: Duration = Duration::from_secs(120);
-/// A rotation takes four read leases of fifteen seconds, and one that is undone twice as long.
+/// A rotation takes four read leases, and one that is undone twice as long.
 const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// proc(5): the 22nd field, counted from the third.

@@ -10,7 +10,6 @@ use std::time::Duration;
 use steadfast_platform::names::NameError;
 use steadfast_platform::standalone::Directory;
 use steadfast_process::ErrorChain;
-use steadfast_rotation_protocol::trust_domain::READ_LEASE;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
@@ -74,7 +73,7 @@ impl Starter<'_> {
         reached("store", "keeps state, reads manifests, issues tokens");
 
         // A mesh that is there keeps its trust domain.
-        let trust = init::run(directory.path(), None, READ_LEASE).await?;
+        let trust = init::run(directory.path(), None, DEMO_READ_LEASE).await?;
         self.plan.join(&trust.state.trust_domain)?;
         reached("trust", &trust.in_short());
 
@@ -359,6 +358,8 @@ fn shown(path: &Path) -> String {
 
 const CONTROL_PLANE: &str = init::MANIFEST;
 const SERVICES: &str = "demo.yaml";
+/// A third of the usual: each phase of a rotation lasts as long, and a person looks on.
+const DEMO_READ_LEASE: Duration = Duration::from_secs(5);
 /// A debug build on a loaded machine of two cores takes its time.
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{KeyId, TrustDomain};
 use steadfast_identity::authority::{AuthorityError, Founding, found};
-use steadfast_platform::keys::{FileKeys, KeyStore as _, KeyStoreError};
+use steadfast_platform::keys::{FileKeys, KeyStoreError};
 use steadfast_platform::standalone::{Client, Directory};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_platform::{Store as _, StoreError};
