@@ -17,6 +17,8 @@ use crate::output::{self, Format, Paint, table};
 use crate::problem::Problem;
 use crate::store::{self, DirArg, StoreProblem};
 
+use super::{trust_backup, trust_recover};
+
 pub(crate) mod init;
 
 /// Make and look at the trust of a mesh: anchors, issuers, the bundle
@@ -31,6 +33,8 @@ enum Command {
     Init(InitArgs),
     Status(StatusArgs),
     Bundle(BundleArgs),
+    Backup(trust_backup::BackupArgs),
+    Recover(trust_recover::RecoverArgs),
 }
 
 /// Make the trust anchors and the first issuer of a new mesh
@@ -86,12 +90,16 @@ struct BundleArgs {
 /// Why the trust of a mesh cannot be made or shown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
+    #[error(transparent)]
+    Backup(#[from] trust_backup::BackupError),
     #[error("the stored state of the trust domain makes no bundle")]
     Bundle(#[from] steadfast_api::bundle::BundleError),
     #[error(transparent)]
     Init(#[from] init::InitError),
     #[error("the store holds no trust domain yet\n  Make one:  steadfast trust init --dir {}", .0.display())]
     NoTrustDomain(PathBuf),
+    #[error(transparent)]
+    Recover(#[from] trust_recover::RecoverError),
     #[error(
         "{TRUST_DOMAIN_KEY:?} in the store is no trust domain of ours (written by a newer version?)"
     )]
@@ -111,6 +119,8 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
             let status = Status::of(&state(&args.dir.dir).await?, SystemClock.now());
             args.output.print(&status, |status| status.table(Paint::stdout()))?;
         }
+        Command::Backup(args) => trust_backup::run(&args).await?,
+        Command::Recover(args) => trust_recover::run(args).await?,
         Command::Bundle(args) => {
             let bundle = state(&args.dir.dir).await?.bundle().map_err(TrustError::from)?;
             let ders = bundle.anchors().iter().map(|anchor| anchor.der());

@@ -76,6 +76,26 @@ impl Anchors {
         Ok(anchor.as_anchor(AnchorState::Generated))
     }
 
+    /// The anchor of a key that is there, with a new certificate for it; `None`: there is none. It
+    /// verifies whatever the old certificate did: a chain names its anchor by name and key.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn made(
+        &self,
+        trust_domain: &TrustDomain,
+        id: KeyId,
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<Option<AnchorRecord>, AnchorsError> {
+        if !self.keys.exists(id).await? {
+            return Ok(None);
+        }
+        let pkcs8 = self.keys.load(id).await?;
+        let anchor = make_anchor_of(trust_domain, pkcs8, now, lifetime)?;
+        Ok(Some(anchor.as_anchor(AnchorState::Generated)))
+    }
+
     /// Signs an issuer under this anchor for a request of identity's.
     ///
     /// # Errors

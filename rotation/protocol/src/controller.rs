@@ -13,8 +13,9 @@ use steadfast_api::{KeyId, UnixTime};
 
 use crate::census::{self, Bounds, Demand, FreeOf, Round, Tally};
 use crate::emergency;
-use crate::guard::{Fence, Fenced, Settled, loaded};
+use crate::guard::{Fence, Fenced, Loaded, Settled, loaded};
 use crate::issuer::{self, IssuerPhase, IssuerRotation};
+use crate::recover;
 use crate::rotation::{
     self, Drained, Generating, Goal, Next, Phase, Preparing, Rotation, Withdrawn,
 };
@@ -231,6 +232,8 @@ impl Controller {
         let offset = seen.clock_offset_ms.unwrap_or(0);
         let distance = Duration::from_millis(offset.unsigned_abs());
         now.wall = if offset < 0 { now.wall + distance } else { now.wall - distance };
+        // Revisions ascend: one before what was seen is of a store that was put back.
+        let went_back = self.fence.as_ref().is_some_and(|fence| seen.revision < fence.revision);
         if self.fence.as_ref().is_none_or(|fence| fence.revision != seen.revision) {
             self.fence = Some(Fence::new(seen.revision, now.boot));
         }
@@ -241,7 +244,7 @@ impl Controller {
             return Vec::new();
         }
         let mut state = seen.state.clone();
-        match self.look(&mut state, now, seen) {
+        match self.look(&mut state, now, seen, went_back) {
             Ok((change, settled)) => {
                 self.waiting = Wait::Nothing;
                 let expected = seen.revision;
@@ -255,11 +258,17 @@ impl Controller {
     }
 
     /// The first thing that is to be changed, in the order of importance.
-    fn look(&self, state: &mut TrustDomainState, now: Now, seen: &Observation) -> Step {
+    fn look(
+        &self,
+        state: &mut TrustDomainState,
+        now: Now,
+        seen: &Observation,
+        went_back: bool,
+    ) -> Step {
         if let Some(halt) = state.halted {
             return Err(Wait::Halted(halt));
         }
-        if let Some(seen_seq) = unknown_bundle(state, seen) {
+        if let Some(seen_seq) = recover::unknown_bundle(state, seen, went_back) {
             state.halted = Some(Halt::Restored { seen_seq });
             return Ok((Change::Halted, Vec::new()));
         }
@@ -411,7 +420,11 @@ impl Controller {
             Phase::Generating(phase) => {
                 let staged = phase.stage(state, made(state, &rotation, seen)?);
                 rotation.added = Some(staged.added);
-                (Some(Phase::Staged(staged)), Vec::new())
+                let next = match rotation.rescue {
+                    true => staged.unasked(state),
+                    false => Phase::Staged(staged),
+                };
+                (Some(next), Vec::new())
             }
             Phase::Staged(phase) => {
                 let fenced = self.fence_passed(now)?;
@@ -431,7 +444,10 @@ impl Controller {
                 else {
                     return wish(state, phase.to, seen.revision, urgent);
                 };
-                let loaded = loaded_by(seen, issuer, urgent)?;
+                let loaded = match state.cannot_issue(now.wall) {
+                    true => Loaded { issuer },
+                    false => loaded_by(seen, issuer, urgent)?,
+                };
                 match &rotation.goal {
                     Goal::Successor { canary: Some(plan), .. } if !rotation.turned_back => {
                         (Some(Phase::Canary(phase.canary(plan.clone(), loaded))), Vec::new())
@@ -513,7 +529,12 @@ impl Controller {
         let promised = promised.filter(|promise| retiring().any(|a| a.id == promise.anchor_id));
         let promised = promised.map(|promise| promise.not_after + skew).max();
         let life = retiring().map(|anchor| anchor.svid_life_max).max().unwrap_or_default();
-        let outlived = state.activated_at + lease + life + skew;
+        // Nothing outlives its anchor; who says so without a rescue may have a wrong clock.
+        let over = rotation.rescue && retiring().all(|anchor| anchor.not_after < now.wall);
+        let outlived = match over {
+            true => UnixTime::default(),
+            false => state.activated_at + lease + life + skew,
+        };
         let promise_over = promised.is_none_or(|until| now.wall > until);
         if now.wall > outlived && promise_over {
             return Ok((Drained::Expired, Vec::new()));
@@ -529,12 +550,14 @@ impl Controller {
     /// The rotation of the issuer.
     fn issuer_step(&self, state: &mut TrustDomainState, now: Now, seen: &Observation) -> Step {
         let changed = Ok((Change::Issuer, Vec::new()));
-        let Some(anchor) = state.active_anchor().map(|anchor| anchor.id) else {
-            return Err(Wait::Nothing);
-        };
+        // One that ends sooner than any SVID would signs nothing.
+        let active = state.active_anchor();
+        let active = active.filter(|active| recover::signs(active, now.wall, self.timings.skew));
+        let Some(anchor) = active.map(|anchor| anchor.id) else { return Err(Wait::Nothing) };
         let Some(mut rotation) = state.issuer_rotation.clone() else {
             let due = state.active_issuer().is_none_or(|issuer| {
                 issuer.not_after <= self.issuer_ends_after(state, anchor, now)
+                    || state.denies(issuer.id)
             });
             if !due {
                 return Err(Wait::Nothing);
@@ -563,7 +586,11 @@ impl Controller {
                 let Some(next) = state.issuer_of(anchor, ends_after).map(|issuer| issuer.id) else {
                     return wish(state, anchor, seen.revision, urgent.is_some());
                 };
-                let activated = phase.activate(state, loaded_by(seen, next, urgent.is_some())?);
+                let loaded = match state.cannot_issue(now.wall) {
+                    true => Loaded { issuer: next },
+                    false => loaded_by(seen, next, urgent.is_some())?,
+                };
+                let activated = phase.activate(state, loaded);
                 if urgent.is_none() {
                     state.issuer_rotation = None;
                     return changed;
@@ -691,17 +718,6 @@ impl Controller {
 /// Who has settled, as a guard and by name.
 type SettledBy = Result<(Settled, Vec<(String, crate::Instance)>), Wait>;
 
-/// Somebody holds a bundle that this state never published.
-fn unknown_bundle(state: &TrustDomainState, seen: &Observation) -> Option<u64> {
-    let digest = KeyId::from_slice(&state.digest());
-    let members = seen.round.iter().flat_map(|round| &round.replicas).flat_map(|r| &r.members);
-    let acks = members.filter(|member| member.open).filter_map(|member| member.ack.as_ref());
-    let unknown = acks.filter(|ack| {
-        ack.seq > state.seq || (ack.seq == state.seq && ack.seq > 0 && ack.digest != digest)
-    });
-    unknown.map(|ack| ack.seq).max()
-}
-
 /// Stores the issuer that was wished for and is signed.
 fn store_issuer(state: &mut TrustDomainState, seen: &Observation) -> bool {
     let signed = seen.signed.as_ref().filter(|signed| state.wanted_issuer == Some(signed.wanted));
@@ -721,11 +737,7 @@ fn wish(state: &mut TrustDomainState, anchor: KeyId, revision: u64, urgent: bool
     Err(Wait::Issuer(Vec::new()))
 }
 
-fn loaded_by(
-    seen: &Observation,
-    issuer: KeyId,
-    urgent: bool,
-) -> Result<crate::guard::Loaded, Wait> {
+fn loaded_by(seen: &Observation, issuer: KeyId, urgent: bool) -> Result<Loaded, Wait> {
     let Some(round) = &seen.round else { return Err(Wait::Round) };
     loaded(round, issuer, urgent).ok_or_else(|| {
         let without = round.replicas.iter().filter(|r| !r.reached || !r.loaded.contains(&issuer));

@@ -16,6 +16,7 @@ use steadfast_rotation_protocol::controller::{
 };
 use steadfast_rotation_protocol::guard::Fence;
 use steadfast_rotation_protocol::journal;
+use steadfast_rotation_protocol::recover::{Findings, Held};
 use steadfast_rotation_protocol::rotation::{Phase, PhaseName};
 use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
@@ -500,10 +501,14 @@ impl World {
             Action::Recover => {
                 let proxies = || self.nodes.iter().filter_map(|node| node.proxy.as_ref());
                 let seq = proxies().map(|proxy| proxy.seq).max().unwrap_or(0);
-                let tombstones: BTreeSet<_> =
-                    proxies().flat_map(|p| p.tombstones.clone()).collect();
-                let tombstones: Vec<_> = tombstones.into_iter().collect();
-                self.state.recover(seq, &tombstones);
+                let held = |ids: fn(&Proxy) -> &Vec<KeyId>| {
+                    let ids: BTreeSet<_> = proxies().flat_map(ids).copied().collect();
+                    ids.into_iter().map(|id| Held { id, by: 1 }).collect::<Vec<_>>()
+                };
+                let (tombstones, denied) = (held(|p| &p.tombstones), held(|p| &p.denied));
+                let found = Findings { seq, tombstones, denied, ..Findings::default() };
+                let now = UnixTime::from_millis(NOW * TICK);
+                self.state.recover(&found, "a person".to_owned(), now);
                 self.revision += 1;
             }
         }
@@ -975,6 +980,7 @@ impl Rec {
                 mounted: None,
                 svid,
                 clock_offset_ms: 0,
+                held: None,
             }),
         }
     }
