@@ -12,3 +12,4 @@ mod restored;
 mod resumed;
 mod stolen;
 mod support;
+mod tombstoned;
