@@ -14,6 +14,8 @@ pub(crate) mod identity;
 pub(crate) mod issuer;
 pub(crate) mod man;
 pub(crate) mod trust;
+pub(crate) mod trust_backup;
+pub(crate) mod trust_recover;
 pub(crate) mod version;
 
 /// Does what was typed.

@@ -123,13 +123,13 @@ impl OwnSvid {
             return true;
         }
         let Ok(view) = certifier.replica.current() else { return false };
-        view.signer()
+        view.own_signer()
             .is_ok_and(|signer| signer.id() != shown.issuer || signer.anchor_id() != shown.anchor)
     }
 
     async fn renew(&self, certifier: &Certifier) -> Result<(), Refusal> {
         let view = certifier.replica.current()?;
-        let signer = view.signer()?;
+        let signer = view.own_signer()?;
         let broken = |what: String| Refusal::new(Code::SELF_CHECK_FAILED, what);
         let control = &certifier.profile.control_namespace;
         let subject = Subject::new(&view.state.trust_domain, control, control, SERVICE_ACCOUNT)

@@ -141,6 +141,15 @@ impl View {
         }
     }
 
+    /// As [`View::signer`], for this service's own SVID: halted or not, bundles are served, and
+    /// what workloads hold is asked.
+    ///
+    /// # Errors
+    /// As [`View::signer`], but for the halt.
+    pub fn own_signer(&self) -> Result<&Arc<Signer>, Refusal> {
+        Ok(self.signers.active(&self.state)?)
+    }
+
     /// How long a read of this state may be acted on.
     fn lease(&self) -> Duration {
         self.state.read_lease.min(LEASE)
@@ -277,21 +286,47 @@ impl Replica {
                 return Ok(());
             }
             if revision < known {
-                return Err(format!("the store went back from revision {known} to {revision}"));
+                self.went_back(held, entry, sources).await?;
             }
         }
         let state: TrustDomainState = serde_json::from_slice(&entry.value)
             .map_err(|error| format!("{TRUST_DOMAIN_KEY} in the store does not parse: {error}"))?;
+        // A state that is halted may be older: nothing is issued by it, and its bundle is refused
+        // by whoever holds a newer one.
         if let Some(held) = &held
             && state.seq < held.state.seq
+            && state.halted.is_none()
         {
             return Err(format!("seq fell from {} to {}", held.state.seq, state.seq));
         }
+        tell_put_back(&state);
         let view = self.view(state, entry.revision, held.as_deref(), sources).await?;
         let (seq, revision) = (view.state.seq, view.revision.0);
         tracing::info!(seq, revision, issuer = %view.state.active_issuer, "trust domain installed");
         self.views.send_replace(Some(Arc::new(view)));
         Ok(())
+    }
+
+    /// The store was put back: what it says is taken when a person has recovered it, since its seq
+    /// is above every one that was seen, or when it says itself that it is halted. Else it is made
+    /// to say so, as nobody but us may have seen it.
+    async fn went_back(&self, held: &View, entry: &Entry, sources: &Sources) -> Result<(), String> {
+        let (revision, known) = (entry.revision.0, held.revision.0);
+        let parsed = serde_json::from_slice::<TrustDomainState>(&entry.value);
+        let mut state = parsed
+            .map_err(|error| format!("{TRUST_DOMAIN_KEY} in the store does not parse: {error}"))?;
+        if state.halted.is_some() || state.seq > held.state.seq {
+            return Ok(());
+        }
+        state.halted = Some(Halt::Restored { seen_seq: held.state.seq });
+        let halted = serde_json::to_vec(&state).map_err(|error| error.to_string())?;
+        let (store, expected) = (&sources.store, Some(entry.revision));
+        match store.compare_and_swap(TRUST_DOMAIN_KEY, expected, Some(halted.into())).await {
+            Ok(_) => tracing::error!(code = %Code::HALTED, known, revision,
+                "the store was put back: nothing is issued before `steadfast trust recover`"),
+            Err(error) => tracing::debug!(%error, "the trust domain could not be halted"),
+        }
+        Err(format!("the store went back from revision {known} to {revision}"))
     }
 
     async fn view(
@@ -367,6 +402,16 @@ fn signer_trouble(view: &View, now: UnixTime) -> Option<SignerError> {
         return Some(error.clone());
     }
     view.signers.active(&view.state).and_then(|signer| signer.window(now, SKEW).map(drop)).err()
+}
+
+/// An anchor that was withdrawn for ever and stands in the state as if it were not.
+fn tell_put_back(state: &TrustDomainState) {
+    for anchor in state.anchors.iter().filter(|anchor| anchor.state.published()) {
+        if state.tombstones.contains(&anchor.id) {
+            tracing::warn!(code = %Code::ANCHOR_PUT_BACK, anchor = %anchor.id, origin = "the store",
+                "an anchor was put back that is withdrawn for ever: it is not believed");
+        }
+    }
 }
 
 /// Every event is a reason to read now.

@@ -312,7 +312,11 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, port: u16) -> KnownPod {
-        KnownPod { name: name.to_owned(), admin: Some(([127, 0, 0, 1], port).into()), account: None }
+        KnownPod {
+            name: name.to_owned(),
+            admin: Some(([127, 0, 0, 1], port).into()),
+            account: None,
+        }
     }
 
     #[test]

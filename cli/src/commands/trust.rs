@@ -11,8 +11,10 @@ use steadfast_rotation_protocol::TrustDomainState;
 
 use crate::output::{self, Format, Paint, table};
 use crate::problem::Problem;
-use crate::store::DirArg;
+use crate::store::{DirArg, StoreProblem};
 use crate::trust_domain::{self, TrustDomainError};
+
+use super::{trust_backup, trust_recover};
 
 mod history;
 pub(crate) mod init;
@@ -30,6 +32,8 @@ enum Command {
     Status(StatusArgs),
     Bundle(BundleArgs),
     History(history::Args),
+    Backup(trust_backup::BackupArgs),
+    Recover(trust_recover::RecoverArgs),
 }
 
 /// Make the trust anchors and the first issuer of a new mesh
@@ -90,6 +94,14 @@ pub(crate) enum TrustError {
     #[error(transparent)]
     Init(#[from] init::InitError),
     #[error(transparent)]
+    Backup(#[from] trust_backup::BackupError),
+    #[error(transparent)]
+    Recover(#[from] trust_recover::RecoverError),
+    #[error("what is stored, or was backed up, is not ours (written by a newer version?)")]
+    State(#[from] serde_json::Error),
+    #[error(transparent)]
+    Store(#[from] StoreProblem),
+    #[error(transparent)]
     TrustDomain(#[from] TrustDomainError),
 }
 
@@ -114,6 +126,8 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
                 false => output::print(&(bundle.to_jwks() + "\n"))?,
             }
         }
+        Command::Backup(args) => trust_backup::run(&args).await?,
+        Command::Recover(args) => trust_recover::run(args).await?,
         Command::History(args) => history::run(&args).await?,
     }
     Ok(())

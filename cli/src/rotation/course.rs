@@ -309,6 +309,7 @@ mod tests {
             deadline: None,
             abort: false,
             turned_back: false,
+            rescue: false,
             phase: Phase::Staged(Staged { added: standby }),
             steps: vec![step],
         });

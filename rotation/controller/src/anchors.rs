@@ -69,7 +69,35 @@ impl Anchors {
             Some(id) if self.keys.exists(id).await? => id,
             _ => self.make_key(&name, revision, state).await?,
         };
-        let (domain, place) = (state.trust_domain.clone(), self.keys.place_of(id));
+        self.certified(&state.trust_domain, id, now, lifetime).await
+    }
+
+    /// The anchor of a key that is there, with a new certificate for it; `None`: there is none. It
+    /// verifies whatever the old certificate did: a chain names its anchor by name and key.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn made(
+        &self,
+        trust_domain: &TrustDomain,
+        id: KeyId,
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<Option<AnchorRecord>, AnchorsError> {
+        if !self.keys.exists(id).await? {
+            return Ok(None);
+        }
+        self.certified(trust_domain, id, now, lifetime).await.map(Some)
+    }
+
+    async fn certified(
+        &self,
+        trust_domain: &TrustDomain,
+        id: KeyId,
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<AnchorRecord, AnchorsError> {
+        let (domain, place) = (trust_domain.clone(), self.keys.place_of(id));
         let make = move |key: AuthorityKey| make_anchor_of(&domain, &key, place, now, lifetime);
         self.with_key(id, make).await
     }

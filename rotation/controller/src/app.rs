@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{DnsIdentity, TrustDomain};
@@ -86,12 +87,17 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
     });
+    let halted = Gauge::<i64>::default();
+    let help = "1 while nothing is issued until a person has looked: `steadfast trust recover`";
+    registry.register("steadfast_rotation_halted", help, halted.clone());
     let (status, standing, round) = (identity.status(), shell.standing(), shell.newest_round());
+    let tell = tell_halted(standing.clone(), halted);
     let pages = Admin::new(Arc::new(registry), readiness)
         .with_routes(move |request| page(request, &status, &standing, &round));
     let mut tasks = Tasks::new();
     tasks.spawn("identity", identity.run(drain.clone()));
     tasks.spawn("rotation", until(drain.clone(), shell.run(state)));
+    tasks.spawn("halted", until(drain.clone(), tell));
     tasks.spawn("admin", pages.serve(listener, drain.clone()));
     tracing::info!(%trust_domain, "the controller of rotations has started");
     Ok(tasks.run(&drain, DRAIN_DEADLINE).await?)
@@ -137,6 +143,17 @@ fn identity(
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Ok(Identity::new(config, clock, readiness, registry)?)
+}
+
+/// Keeps the metric that an alert looks at.
+async fn tell_halted(mut standing: watch::Receiver<Standing>, halted: Gauge) -> Infallible {
+    loop {
+        let state = standing.borrow_and_update().state.as_ref().map(|state| state.halted.is_some());
+        halted.set(i64::from(state == Some(true)));
+        if standing.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// What the admin port tells beside what every process does.

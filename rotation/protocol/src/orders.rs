@@ -219,23 +219,6 @@ impl TrustDomainState {
         Ok(())
     }
 
-    /// After the store was put back from a backup: publishes what is stored under a sequence number
-    /// above every one that was seen, without what is known to be withdrawn.
-    pub fn recover(&mut self, seen_seq: u64, tombstones: &[KeyId]) {
-        self.seq = self.seq.max(seen_seq) + 1;
-        for id in
-            tombstones.iter().filter(|id| self.anchor(**id).is_some()).copied().collect::<Vec<_>>()
-        {
-            crate::rotation::withdraw(self, id);
-        }
-        for id in tombstones {
-            if !self.tombstones.contains(id) {
-                self.tombstones.push(*id);
-            }
-        }
-        self.halted = None;
-    }
-
     fn check_halt(&self) -> Result<(), OrderRefused> {
         match self.halted {
             Some(Halt::Restored { seen_seq }) => Err(OrderRefused::Halted { seen_seq }),

@@ -3,8 +3,13 @@
 //! Most of the time they wait for a fence, so all of them run at once.
 
 mod aborted;
+mod expired;
 mod frozen;
+mod issuer;
 mod killed;
 mod replica;
+mod restored;
+mod resumed;
 mod stolen;
 mod support;
+mod tombstoned;

@@ -6,6 +6,7 @@ use crate::controller::asked::{BUNDLE_AND_CLOCKS, DRAINED, WITHDRAWN, loaded_by,
 use crate::controller::issuer::wish;
 use crate::controller::turn_back::turn_back;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
+use crate::guard::Loaded;
 use crate::instance::Instance;
 use crate::rotation::{self, Drained, Goal, Next, Phase, Preparing, Rotation, Withdrawn};
 use crate::trust_domain::{AnchorRecord, AnchorState, Outcome, TrustDomainState};
@@ -72,7 +73,11 @@ impl Controller {
             Phase::Generating(phase) => {
                 let staged = phase.stage(state, made(state, &rotation, seen)?);
                 rotation.added = Some(staged.added);
-                (Some(Phase::Staged(staged)), Vec::new())
+                let next = match rotation.rescue {
+                    true => staged.unasked(state),
+                    false => Phase::Staged(staged),
+                };
+                (Some(next), Vec::new())
             }
             Phase::Staged(phase) => {
                 let fenced = self.fence_passed(now)?;
@@ -92,7 +97,10 @@ impl Controller {
                 else {
                     return wish(state, phase.to, seen.revision, urgent);
                 };
-                let loaded = loaded_by(seen, issuer, urgent)?;
+                let loaded = match state.cannot_issue(now.wall) {
+                    true => Loaded { issuer },
+                    false => loaded_by(seen, issuer, urgent)?,
+                };
                 match &rotation.goal {
                     Goal::Successor { canary: Some(plan), .. } if !rotation.turned_back => {
                         (Some(Phase::Canary(phase.canary(plan.clone(), loaded))), Vec::new())
@@ -174,7 +182,12 @@ impl Controller {
         let promised = promised.filter(|promise| retiring().any(|a| a.id == promise.anchor_id));
         let promised = promised.map(|promise| promise.not_after + skew).max();
         let life = retiring().map(|anchor| anchor.svid_life_max).max().unwrap_or_default();
-        let outlived = state.activated_at + lease + life + skew;
+        // Nothing outlives its anchor; who says so without a rescue may have a wrong clock.
+        let over = rotation.rescue && retiring().all(|anchor| anchor.not_after < now.wall);
+        let outlived = match over {
+            true => UnixTime::default(),
+            false => state.activated_at + lease + life + skew,
+        };
         let promise_over = promised.is_none_or(|until| now.wall > until);
         if now.wall > outlived && promise_over {
             return Ok((Drained::Expired, Vec::new()));

@@ -6,7 +6,9 @@ use crate::census::{Demand, FreeOf};
 use crate::controller::anchor::SCHEDULE;
 use crate::controller::asked::loaded_by;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
+use crate::guard::Loaded;
 use crate::issuer::{self, IssuerPhase, IssuerRotation};
+use crate::recover;
 use crate::trust_domain::TrustDomainState;
 
 impl Controller {
@@ -18,12 +20,14 @@ impl Controller {
         seen: &Observation,
     ) -> Step {
         let changed = Ok((Change::Issuer, Vec::new()));
-        let Some(anchor) = state.active_anchor().map(|anchor| anchor.id) else {
-            return Err(Wait::Nothing);
-        };
+        // One that ends sooner than any SVID would signs nothing.
+        let active = state.active_anchor();
+        let active = active.filter(|active| recover::signs(active, now.wall, self.timings.skew));
+        let Some(anchor) = active.map(|anchor| anchor.id) else { return Err(Wait::Nothing) };
         let Some(mut rotation) = state.issuer_rotation.clone() else {
             let due = state.active_issuer().is_none_or(|issuer| {
                 issuer.not_after <= self.issuer_ends_after(state, anchor, now)
+                    || state.denies(issuer.id)
             });
             if !due {
                 return Err(Wait::Nothing);
@@ -52,7 +56,11 @@ impl Controller {
                 let Some(next) = state.issuer_of(anchor, ends_after).map(|issuer| issuer.id) else {
                     return wish(state, anchor, seen.revision, urgent.is_some());
                 };
-                let activated = phase.activate(state, loaded_by(seen, next, urgent.is_some())?);
+                let loaded = match state.cannot_issue(now.wall) {
+                    true => Loaded { issuer: next },
+                    false => loaded_by(seen, next, urgent.is_some())?,
+                };
+                let activated = phase.activate(state, loaded);
                 if urgent.is_none() {
                     state.issuer_rotation = None;
                     return changed;

@@ -414,10 +414,14 @@ impl World {
             Action::Recover => {
                 let proxies = || self.nodes.iter().filter_map(|node| node.proxy.as_ref());
                 let seq = proxies().map(|proxy| proxy.seq).max().unwrap_or(0);
-                let tombstones: BTreeSet<_> =
-                    proxies().flat_map(|p| p.tombstones.clone()).collect();
-                let tombstones: Vec<_> = tombstones.into_iter().collect();
-                Arc::make_mut(&mut self.state).recover(seq, &tombstones);
+                let held = |ids: fn(&Proxy) -> &Vec<KeyId>| {
+                    let ids: BTreeSet<_> = proxies().flat_map(ids).copied().collect();
+                    ids.into_iter().map(|id| Held { id, by: 1 }).collect::<Vec<_>>()
+                };
+                let (tombstones, denied) = (held(|p| &p.tombstones), held(|p| &p.denied));
+                let found = Findings { seq, tombstones, denied, ..Findings::default() };
+                let now = UnixTime::from_millis(NOW * TICK);
+                Arc::make_mut(&mut self.state).recover(&found, "a person".to_owned(), now);
                 self.revision += 1;
             }
         }

@@ -164,6 +164,7 @@ impl Rec {
                 mounted: None,
                 svid,
                 clock_offset_ms: 0,
+                held: None,
             }),
         }
     }
