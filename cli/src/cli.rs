@@ -3,7 +3,9 @@
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, explain, identity, man, trust, version};
+use crate::commands::{
+    anchor_import, completions, explain, identity, issuer_import, man, trust, version,
+};
 use crate::demo;
 
 /// Mutual TLS for every service, and certificates that never take it down.
@@ -27,6 +29,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Demo(demo::Args),
     Identity(identity::Args),
+    Anchor(anchor_import::Args),
+    Issuer(issuer_import::Args),
     Trust(trust::Args),
     Explain(explain::Args),
     Version(version::Args),

@@ -6,9 +6,11 @@ use crate::cli::Command;
 use crate::demo;
 use crate::problem::Problem;
 
+pub(crate) mod anchor_import;
 pub(crate) mod completions;
 pub(crate) mod explain;
 pub(crate) mod identity;
+pub(crate) mod issuer_import;
 pub(crate) mod man;
 pub(crate) mod trust;
 pub(crate) mod version;
@@ -19,11 +21,13 @@ pub(crate) mod version;
 /// Why it was not done.
 pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
     match command {
+        Command::Anchor(anchor) => anchor_import::run(anchor.command).await?,
         Command::Completions(args) => completions::run(&args)?,
         Command::Demo(args) => return demo::run(args).await,
         Command::Explain(args) => explain::run(&args)?,
         Command::Identity(args) => identity::run(args).await?,
         Command::Internal(args) => demo::run_internal(args).await?,
+        Command::Issuer(issuer) => issuer_import::run(issuer.command).await?,
         Command::Man(args) => man::run(&args)?,
         Command::Trust(args) => trust::run(args).await?,
         Command::Version(args) => return version::run(args).await,

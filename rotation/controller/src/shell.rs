@@ -23,6 +23,7 @@ use steadfast_rotation_protocol::trust_domain::{IssuerRequest, Label, WantedIssu
 use tokio::sync::watch;
 
 use crate::anchors::{Anchors, AnchorsError};
+use crate::external::Told;
 use crate::ledger::Ledger;
 use crate::listing;
 
@@ -75,6 +76,7 @@ pub struct Shell {
     made: Option<Made>,
     signed: Option<Signed>,
     ledger: Option<(Ledger, Option<Revision>)>,
+    told: Told,
 }
 
 /// Why a look came to nothing.
@@ -108,7 +110,16 @@ impl Shell {
     pub fn new(parts: Parts) -> Self {
         let controller = Controller::new(parts.timings);
         let standing = watch::Sender::default();
-        Self { parts, controller, standing, query: None, made: None, signed: None, ledger: None }
+        Self {
+            parts,
+            controller,
+            standing,
+            query: None,
+            made: None,
+            signed: None,
+            ledger: None,
+            told: Told::default(),
+        }
     }
 
     /// Follows how things stand.
@@ -133,6 +144,7 @@ impl Shell {
         };
         // 2. Read the state, last: nothing that was answered is newer.
         let (state, revision) = self.state().await?;
+        self.told.tell(&state);
         let seen = Observation {
             made: self.made.clone(),
             signed: self.signed.clone(),

@@ -177,6 +177,12 @@ pub enum Wait {
     Nothing,
     /// A person has paused it.
     Paused,
+    /// An issuer under an external anchor: a person has the request signed that `steadfast issuer
+    /// request` prints, and imports the answer.
+    Signature {
+        /// The anchor.
+        anchor: KeyId,
+    },
     /// SVIDs of holders that cannot ack.
     Promised {
         /// The last of them ends.
@@ -184,7 +190,7 @@ pub enum Wait {
     },
     /// A first round of answers.
     Round,
-    /// The canaries' time.
+    /// The canaries' time, or that of an issuer whose beginning is not past on every clock.
     Until(UnixTime),
 }
 
@@ -427,11 +433,10 @@ impl Controller {
             Phase::Preparing(phase) => {
                 let urgent = rotation.urgent.is_some();
                 let ends_after = self.issuer_ends_after(state, phase.to, now);
-                let Some(issuer) = state.issuer_of(phase.to, ends_after).map(|issuer| issuer.id)
-                else {
+                let Some(issuer) = state.issuer_of(phase.to, ends_after) else {
                     return wish(state, phase.to, seen.revision, urgent);
                 };
-                let loaded = loaded_by(seen, issuer, urgent)?;
+                let loaded = loaded_by(seen, self.old_enough(issuer, now)?, urgent)?;
                 match &rotation.goal {
                     Goal::Successor { canary: Some(plan), .. } if !rotation.turned_back => {
                         (Some(Phase::Canary(phase.canary(plan.clone(), loaded))), Vec::new())
@@ -534,7 +539,7 @@ impl Controller {
         };
         let Some(mut rotation) = state.issuer_rotation.clone() else {
             let due = state.active_issuer().is_none_or(|issuer| {
-                issuer.not_after <= self.issuer_ends_after(state, anchor, now)
+                issuer.not_after <= self.issuer_due_before(state, issuer, now)
             });
             if !due {
                 return Err(Wait::Nothing);
@@ -560,9 +565,10 @@ impl Controller {
             }
             IssuerPhase::Preparing(phase) => {
                 let ends_after = self.issuer_ends_after(state, anchor, now);
-                let Some(next) = state.issuer_of(anchor, ends_after).map(|issuer| issuer.id) else {
+                let Some(next) = state.issuer_of(anchor, ends_after) else {
                     return wish(state, anchor, seen.revision, urgent.is_some());
                 };
+                let next = self.old_enough(next, now)?;
                 let activated = phase.activate(state, loaded_by(seen, next, urgent.is_some())?);
                 if urgent.is_none() {
                     state.issuer_rotation = None;
@@ -679,9 +685,34 @@ impl Controller {
         Bounds { skew: self.timings.skew, svid_life_max: lives.max().unwrap_or_default() }
     }
 
+    /// An issuer whose beginning is past on every clock: another CA's may begin when it was signed.
+    fn old_enough(&self, issuer: &IssuerRecord, now: Now) -> Result<KeyId, Wait> {
+        let from = issuer.not_before + self.timings.skew;
+        if now.wall < from { Err(Wait::Until(from)) } else { Ok(issuer.id) }
+    }
+
+    /// An issuer is replaced once it ends before this. A person has the whole time to sign one that
+    /// is external, and may have given the old one a life of any length.
+    fn issuer_due_before(
+        &self,
+        state: &TrustDomainState,
+        issuer: &IssuerRecord,
+        now: Now,
+    ) -> UnixTime {
+        if is_external(state, issuer.anchor_id) {
+            let third = issuer.not_after.since(issuer.not_before) / 3;
+            return now.wall + self.timings.issuer_left_min.min(third);
+        }
+        self.issuer_ends_after(state, issuer.anchor_id, now)
+    }
+
     /// An issuer is used only if it ends after this: near the end of its anchor, any end will do.
     fn issuer_ends_after(&self, state: &TrustDomainState, anchor: KeyId, now: Now) -> UnixTime {
         let Timings { skew, issuer_left_min, issuer_life, .. } = self.timings;
+        if let Some(anchor) = state.anchor(anchor).filter(|anchor| anchor.is_external()) {
+            // It lives as long as its own CA likes: what counts is that its SVIDs can live.
+            return now.wall + issuer_left_min.min(anchor.svid_life_max);
+        }
         let anchor_ends = state.anchor(anchor).map_or(now.wall, |anchor| anchor.not_after);
         let best = (now.wall + issuer_life).min(anchor_ends - skew);
         (now.wall + issuer_left_min).min(best - issuer_life / 10).max(now.wall)
@@ -718,7 +749,14 @@ fn wish(state: &mut TrustDomainState, anchor: KeyId, revision: u64, urgent: bool
     if state.want_issuer(anchor, revision, urgent) {
         return Ok((Change::IssuerStored, Vec::new()));
     }
-    Err(Wait::Issuer(Vec::new()))
+    match is_external(state, anchor) {
+        true => Err(Wait::Signature { anchor }),
+        false => Err(Wait::Issuer(Vec::new())),
+    }
+}
+
+fn is_external(state: &TrustDomainState, anchor: KeyId) -> bool {
+    state.anchor(anchor).is_some_and(AnchorRecord::is_external)
 }
 
 fn loaded_by(
@@ -798,7 +836,10 @@ fn turn_back(state: &mut TrustDomainState, rotation: &mut Rotation, now: UnixTim
             match (rotation.added, &rotation.goal) {
                 (Some(added), Goal::Successor { next: Next::Given(_), .. }) => {
                     state.set_state(added, AnchorState::Generated);
-                    state.issuers.retain(|issuer| issuer.anchor_id != added);
+                    // A person would have to have another one signed.
+                    if !is_external(state, added) {
+                        state.issuers.retain(|issuer| issuer.anchor_id != added);
+                    }
                     state.seq += 1;
                 }
                 (Some(added), _) => state.take_back(added),

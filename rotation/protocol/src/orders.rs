@@ -182,7 +182,7 @@ impl TrustDomainState {
         self.halted = None;
     }
 
-    fn check_halt(&self) -> Result<(), OrderRefused> {
+    pub(crate) fn check_halt(&self) -> Result<(), OrderRefused> {
         match self.halted {
             Some(Halt::Restored { seen_seq }) => Err(OrderRefused::Halted { seen_seq }),
             None => Ok(()),
