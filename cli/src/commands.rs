@@ -7,11 +7,13 @@ use crate::demo;
 use crate::problem::Problem;
 
 pub(crate) mod anchor;
+pub(crate) mod anchor_import;
 pub(crate) mod completions;
 pub(crate) mod consumer;
 pub(crate) mod explain;
 pub(crate) mod identity;
 pub(crate) mod issuer;
+pub(crate) mod issuer_import;
 pub(crate) mod man;
 pub(crate) mod trust;
 pub(crate) mod trust_backup;

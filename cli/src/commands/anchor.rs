@@ -20,6 +20,7 @@ use steadfast_rotation_protocol::trust_domain::{
 };
 use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
+use crate::commands::anchor_import::{self, ImportArgs};
 use crate::confirm::{OrderArgs, confirm};
 use crate::controller::{Controller, ControllerArg, ControllerError};
 use crate::output::{self, Format, Paint, table};
@@ -53,6 +54,7 @@ enum Command {
     Exempt(ExemptArgs),
     Unexempt(UnexemptArgs),
     List(ListArgs),
+    Import(ImportArgs),
     Withdraw(WithdrawArgs),
     Taint(TaintArgs),
 }
@@ -103,7 +105,8 @@ struct RotateArgs {
     /// In an emergency: who has not answered so long after the change is cut off
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, requires = "emergency")]
     deadline: Duration,
-    /// The anchor that becomes active, a certificate in PEM; the standby stays
+    /// The anchor that becomes active: a certificate in PEM, which is imported if it is not yet, or
+    /// the id of an imported one. The standby stays
     #[arg(long, value_name = "FILE")]
     anchor: Option<PathBuf>,
     /// Return as soon as the order is written
@@ -229,11 +232,6 @@ pub(crate) enum AnchorError {
     NoAnchor(String),
     #[error("{workload:?} is not exempt; exempt are: {}", .exempt.join(", "))]
     NotExempt { workload: String, exempt: Vec<String> },
-    #[error(
-        "{} holds anchor {id}, which is not imported yet\n  Import it:  steadfast anchor import {}",
-        .path.display(), .path.display()
-    )]
-    NotImported { path: PathBuf, id: KeyId },
     #[error("the active anchor is replaced, not withdrawn: `steadfast anchor rotate`")]
     Active,
     #[error("anchor {0} is on its way in or out already; `steadfast anchor status` shows it")]
@@ -256,6 +254,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
         Command::Exempt(args) => exempt(args).await?,
         Command::Unexempt(args) => unexempt(args).await?,
         Command::List(args) => list(&args).await?,
+        Command::Import(args) => anchor_import::import(args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -267,6 +266,11 @@ async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
         (true, Some(active)) => Intent::Emergency { anchor: active.id, deadline: args.deadline },
         _ => {
             let anchor = args.anchor.as_deref().map(|path| given(path, &state)).transpose()?;
+            if let (Some(path), Some(id), false) = (&args.anchor, anchor, args.dry_run)
+                && state.anchor(id).is_none()
+            {
+                anchor_import::import_files(dir, path, None).await?;
+            }
             let canary = args.canary.clone();
             let canary = canary.map(|selector| CanaryPlan { selector, window: args.canary_for });
             Intent::Rotate { anchor, canary }
@@ -285,8 +289,8 @@ async fn withdraw(args: WithdrawArgs) -> Result<ExitCode, Problem> {
         }
         Some(AnchorState::Generated) => {
             confirm(&format!("Forget anchor {id}?"), &args.order, args.mesh.output)?;
-            trust_domain::change(&args.mesh.dir.dir, |state| state.discard(id)).await?;
-            said(args.mesh.output, &format!("anchor {} is forgotten, with its key", id.short()))?;
+            anchor_import::forget(&args.mesh.dir.dir, id).await?;
+            said(args.mesh.output, &format!("anchor {} is forgotten", id.short()))?;
             Ok(ExitCode::SUCCESS)
         }
         Some(AnchorState::Active) => Err(AnchorError::Active.into()),
@@ -622,14 +626,16 @@ fn listing(anchors: &[AnchorView]) -> String {
     table(["ID", "STATE", "KEY", "ENDS", "LEFT"], &rows)
 }
 
-/// The anchor of a file, which must have been imported.
+/// The anchor of a file; or of an id, if there is no such file.
 fn given(path: &Path, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
+    if !path.exists() {
+        return find(&path.to_string_lossy(), state);
+    }
     let pem = std::fs::read(path).map_err(|error| AnchorError::File(path.to_owned(), error))?;
     let refused = |source| AnchorError::Certificate { path: path.to_owned(), source };
     let parsed = pem::parse(&pem).map_err(|error| refused(error.into()))?;
     let anchor = TrustAnchor::parse(parsed.contents()).map_err(|error| refused(error.into()))?;
-    let (id, path) = (anchor.id(), path.to_owned());
-    state.anchor(id).map(|anchor| anchor.id).ok_or(AnchorError::NotImported { path, id })
+    Ok(anchor.id())
 }
 
 /// The anchor whose id begins so.

@@ -9,6 +9,7 @@ use steadfast_api::{KeyId, UnixTime};
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 
+use crate::commands::issuer_import;
 use crate::confirm::{OrderArgs, confirm};
 use crate::controller::{Controller, ControllerArg};
 use crate::output::{Format, Paint, table};
@@ -29,6 +30,8 @@ pub(crate) struct Args {
 enum Command {
     Rotate(RotateArgs),
     Status(StatusArgs),
+    Request(issuer_import::RequestArgs),
+    Import(issuer_import::ImportArgs),
 }
 
 /// Replace the active issuer, under the same trust anchor
@@ -74,6 +77,14 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
     match args.command {
         Command::Rotate(args) => rotate(args).await,
         Command::Status(args) => status(args).await,
+        Command::Request(args) => {
+            issuer_import::request(args).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Import(args) => {
+            issuer_import::import(args).await?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -80,8 +80,19 @@ impl Waiting {
                 ..Self::default()
             },
             Wait::Round => guard("everybody is being asked".to_owned()),
+            Wait::Signature { anchor } => {
+                let id = anchor.short();
+                guard(format!(
+                    "the owner of external anchor {id} must sign an issuer: `steadfast issuer \
+                     request --anchor {id}`, then `steadfast issuer import FILE`"
+                ))
+            }
             Wait::Until(until) => Self {
-                guard: "the canaries: nothing may go wrong until their time is over".to_owned(),
+                guard: match state.rotation.as_ref().and_then(|rotation| rotation.canary()) {
+                    Some(_) => "the canaries: nothing may go wrong until their time is over",
+                    None => "the next issuer must be valid on every clock",
+                }
+                .to_owned(),
                 left_s: Some(until.since(now).as_secs()),
                 ..Self::default()
             },

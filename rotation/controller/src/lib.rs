@@ -13,6 +13,7 @@ pub mod listing;
 pub mod shell;
 
 pub mod anchors;
+pub mod external;
 
 pub use anchors::Anchors;
 pub use app::run;

@@ -25,6 +25,7 @@ use steadfast_rotation_protocol::trust_domain::{IssuerRequest, Label, WantedIssu
 use tokio::sync::watch;
 
 use crate::anchors::{Anchors, AnchorsError};
+use crate::external::Told;
 use crate::ledger::Ledger;
 use crate::listing;
 
@@ -71,6 +72,7 @@ pub struct Shell {
     halted: bool,
     /// What was found out last, while the state is halted.
     findings: Option<Findings>,
+    told: Told,
     /// The query to ask with the next look.
     query: Option<u64>,
     made: Option<Made>,
@@ -130,6 +132,7 @@ impl Shell {
             newest_nonce: 0,
             halted: false,
             findings: None,
+            told: Told::default(),
             query: None,
             made: None,
             signed: None,
@@ -165,6 +168,7 @@ impl Shell {
         };
         // 2. Read the state, last: nothing that was answered is newer.
         let (state, revision) = self.state().await?;
+        self.told.tell(&state);
         let seen = Observation {
             made: self.made.clone(),
             signed: self.signed.clone(),

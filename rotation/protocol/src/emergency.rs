@@ -137,9 +137,16 @@ fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -
     true
 }
 
-/// An anchor that everybody holds and whose key is ours alone.
+/// An anchor that everybody holds and whose key is in good hands. An emergency waits for no person
+/// to sign a first issuer: a fresh anchor of our own is faster.
 fn successor(domain: &TrustDomainState) -> Option<KeyId> {
-    let good = |state| domain.in_state(state).find(|anchor| anchor.taint.is_none()).map(|a| a.id);
+    let signs_at_once = |anchor: &AnchorRecord| {
+        !anchor.is_external() || domain.issuers.iter().any(|issuer| issuer.anchor_id == anchor.id)
+    };
+    let good = |state| {
+        let mut good = domain.in_state(state).filter(|anchor| anchor.taint.is_none());
+        good.find(|anchor| signs_at_once(anchor)).map(|anchor| anchor.id)
+    };
     let in_line = domain.rotation.as_ref().and_then(|rotation| match &rotation.goal {
         Goal::Successor { next: Next::Standby(id) | Next::Given(id), .. } => Some(*id),
         _ => None,
@@ -148,6 +155,7 @@ fn successor(domain: &TrustDomainState) -> Option<KeyId> {
         let anchor = domain.anchor(*id);
         anchor.is_some_and(|a| a.state == AnchorState::Standby && a.taint.is_none())
     });
+    let in_line = in_line.filter(|id| domain.anchor(*id).is_some_and(signs_at_once));
     good(AnchorState::Retiring).or(in_line).or_else(|| good(AnchorState::Standby))
 }
 

@@ -17,6 +17,7 @@ pub mod census;
 pub mod controller;
 mod emergency;
 pub mod guard;
+pub mod import;
 pub mod issuer;
 pub mod journal;
 pub mod orders;

@@ -7,7 +7,7 @@ use steadfast_api::{KeyId, UnixTime};
 
 use crate::instance::Instance;
 use crate::issuer::{IssuerPhase, IssuerRotation, Preparing};
-use crate::rotation::{Goal, Next, Phase};
+use crate::rotation::Phase;
 use crate::trust_domain::{
     AnchorState, Consumer, Exemption, Halt, Request, Taint, TrustDomainState,
 };
@@ -80,25 +80,6 @@ impl TrustDomainState {
             return Err(OrderRefused::NoStandby(id.to_string()));
         }
         self.requested = Some(request);
-        Ok(())
-    }
-
-    /// Forgets an anchor that was imported and never came into the bundle.
-    ///
-    /// # Errors
-    /// It is none, or a rotation has begun or been asked for with it.
-    pub fn discard(&mut self, id: KeyId) -> Result<(), OrderRefused> {
-        if self.anchor(id).is_none_or(|anchor| anchor.state != AnchorState::Generated) {
-            return Err(OrderRefused::NoAnchor(id.to_string()));
-        }
-        let given = |goal: &Goal| matches!(goal, Goal::Successor { next: Next::Given(given), .. } if *given == id);
-        if let Some(rotation) = self.rotation.as_ref().filter(|r| given(&r.goal)) {
-            return Err(OrderRefused::UnderWay(rotation.number));
-        }
-        if self.requested.as_ref().is_some_and(|request| request.anchor == Some(id)) {
-            return Err(OrderRefused::UnderWay(self.rotations + 1));
-        }
-        self.take_back(id);
         Ok(())
     }
 
@@ -219,7 +200,7 @@ impl TrustDomainState {
         Ok(())
     }
 
-    fn check_halt(&self) -> Result<(), OrderRefused> {
+    pub(crate) fn check_halt(&self) -> Result<(), OrderRefused> {
         match self.halted {
             Some(Halt::Restored { seen_seq }) => Err(OrderRefused::Halted { seen_seq }),
             None => Ok(()),

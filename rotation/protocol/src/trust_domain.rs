@@ -58,6 +58,10 @@ pub struct TrustDomainState {
     pub renew: Option<RenewOrder>,
     /// An issuer that identity is to make: its key and a CSR for it.
     pub wanted_issuer: Option<WantedIssuer>,
+    /// The same under external anchors, which persons sign: they take their time, and no issuer
+    /// under another anchor waits for them.
+    #[serde(default)]
+    pub wanted_external: Vec<WantedIssuer>,
     /// Keys to be destroyed: nothing names them any more.
     pub condemned: Vec<Condemned>,
     /// Why nothing is issued until a person has looked.
@@ -82,7 +86,7 @@ pub struct AnchorRecord {
     pub state: AnchorState,
     /// That its key is, or may be, in other hands.
     pub taint: Option<Taint>,
-    /// Where its key store keeps the key.
+    /// Where its key store keeps the key; [`EXTERNAL`]: we do not.
     pub key_ref: String,
     /// The longest life of an SVID that was ever promised under it: replicas raise it before they
     /// issue a longer one.
@@ -126,6 +130,10 @@ pub struct IssuerRecord {
     /// The certificate, DER in hex.
     #[serde(with = "hex_bytes")]
     pub der: Vec<u8>,
+    /// The certificates between it and the anchor, from its own signer up, DER in hex. Only an
+    /// external anchor has issuers with any.
+    #[serde(with = "hex_list", default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<Vec<u8>>,
     /// Its beginning.
     pub not_before: UnixTime,
     /// Its end.
@@ -308,6 +316,13 @@ pub enum Outcome {
     Done,
 }
 
+impl AnchorRecord {
+    /// Whether its key is elsewhere: a person has its issuers signed, and destroys it.
+    pub fn is_external(&self) -> bool {
+        self.key_ref == EXTERNAL
+    }
+}
+
 impl AnchorState {
     /// Whether an anchor in this state is in the published bundle.
     pub const fn published(self) -> bool {
@@ -347,6 +362,7 @@ impl TrustDomainState {
             consumers: Vec::new(),
             renew: None,
             wanted_issuer: None,
+            wanted_external: Vec::new(),
             condemned: Vec::new(),
             halted: None,
             rotations: 0,
@@ -442,6 +458,28 @@ fn read_lease_default() -> Duration {
 
 /// `Tc`: the read lease, unless a shorter one is chosen when the trust domain is founded.
 pub const READ_LEASE: Duration = Duration::from_secs(15);
+
+/// Where the key of an anchor is that is not ours to keep.
+pub const EXTERNAL: &str = "external";
+
+/// A list of bytes as hex in JSON.
+mod hex_list {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        list: &[Vec<u8>],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(list.iter().map(hex::encode))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Vec<u8>>, D::Error> {
+        let list = Vec::<String>::deserialize(deserializer)?;
+        list.iter().map(hex::decode).collect::<Result<_, _>>().map_err(serde::de::Error::custom)
+    }
+}
 
 /// Bytes as hex in JSON.
 mod hex_bytes {

@@ -93,10 +93,10 @@ impl Controller {
             Phase::Preparing(phase) => {
                 let urgent = rotation.urgent.is_some();
                 let ends_after = self.issuer_ends_after(state, phase.to, now);
-                let Some(issuer) = state.issuer_of(phase.to, ends_after).map(|issuer| issuer.id)
-                else {
+                let Some(issuer) = state.issuer_of(phase.to, ends_after) else {
                     return wish(state, phase.to, seen.revision, urgent);
                 };
+                let issuer = self.old_enough(issuer, now)?;
                 let loaded = match state.cannot_issue(now.wall) {
                     true => Loaded { issuer },
                     false => loaded_by(seen, issuer, urgent)?,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use steadfast_api::UnixTime;
+use steadfast_api::{KeyId, UnixTime};
 
 use super::seen::Timings;
 use crate::census::Tally;
@@ -94,6 +94,12 @@ pub enum Wait {
     Nothing,
     /// A person has paused it.
     Paused,
+    /// An issuer under an external anchor: a person has the request signed that `steadfast issuer
+    /// request` prints, and imports the answer.
+    Signature {
+        /// The anchor.
+        anchor: KeyId,
+    },
     /// SVIDs of holders that cannot ack.
     Promised {
         /// The last of them ends.
@@ -101,7 +107,7 @@ pub enum Wait {
     },
     /// A first round of answers.
     Round,
-    /// The canaries' time.
+    /// The canaries' time, or that of an issuer whose beginning is not past on every clock.
     Until(UnixTime),
 }
 

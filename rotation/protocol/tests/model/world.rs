@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::recover::{Findings, Held};
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState, IssuerRecord, Label};
 
@@ -497,11 +498,12 @@ fn anchor(config: &Config, id: KeyId, state: AnchorState) -> AnchorRecord {
     }
 }
 
-fn issuer(anchor_id: KeyId, number: u8) -> IssuerRecord {
+pub(crate) fn issuer(anchor_id: KeyId, number: u8) -> IssuerRecord {
     IssuerRecord {
         id: key(100 + anchor_id.as_bytes()[0] * 8 + number),
         anchor_id,
         der: Vec::new(),
+        chain: Vec::new(),
         not_before: UnixTime::default(),
         not_after: UnixTime::from_millis((1_000_000 + u64::from(number)) * TICK),
         key_ref: String::new(),
