@@ -38,7 +38,8 @@ Examples:
 pub(crate) struct RequestArgs {
     #[command(flatten)]
     dir: DirArg,
-    /// Which external anchor, by its id or the beginning of it [default: the only one]
+    /// Which external anchor, by its id or the beginning of it [default: the one that an issuer is
+    /// wanted for, or the only one]
     #[arg(long, value_name = "ID")]
     anchor: Option<String>,
     /// The form of the answer
@@ -169,10 +170,14 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The anchor that is meant: the named one, or the only external one.
+/// The anchor that is meant: the named one; or the only one that an issuer is wanted for, else the
+/// only external one.
 fn which(state: &TrustDomainState, named: Option<&str>) -> Result<KeyId, IssuerProblem> {
     if let Some(text) = named {
         return Ok(find(state, text)?);
+    }
+    if let [wanted] = state.wanted_external.as_slice() {
+        return Ok(wanted.anchor_id);
     }
     let usable = state.anchors.iter().filter(|anchor| {
         anchor.is_external()
