@@ -37,7 +37,7 @@ pub(crate) async fn read(dir: &Path) -> Result<TrustDomainState, TrustDomainErro
     Ok(read_revision(dir).await?.0)
 }
 
-/// Changes the state, and tells what it then is.
+/// Changes the state by an order, and tells what it then is.
 ///
 /// # Errors
 /// [`TrustDomainError`]; nothing has changed then.
@@ -45,19 +45,40 @@ pub(crate) async fn change(
     dir: &Path,
     order: impl Fn(&mut TrustDomainState) -> Result<(), OrderRefused>,
 ) -> Result<TrustDomainState, TrustDomainError> {
+    let ordered = |state: &mut TrustDomainState, _| Ok::<_, TrustDomainError>(order(state)?);
+    Ok(change_at(dir, ordered).await?.0)
+}
+
+/// The same for an order that needs to know the revision that it changes, has an answer, or has
+/// errors of its own.
+///
+/// # Errors
+/// Those of the order, and [`TrustDomainError`]; nothing has changed then.
+pub(crate) async fn change_at<T, E>(
+    dir: &Path,
+    mut order: impl FnMut(&mut TrustDomainState, Revision) -> Result<T, E>,
+) -> Result<(TrustDomainState, T), E>
+where
+    E: From<TrustDomainError>,
+{
+    let failed = |error| E::from(TrustDomainError::from(error));
+    let client = store::client(dir);
     for _ in 0..ATTEMPTS_MAX {
-        let (mut state, revision) = read_revision(dir).await?;
-        order(&mut state)?;
-        let value = serde_json::to_vec(&state)?.into();
-        let client = store::client(dir);
+        let (before, revision) = read_revision(dir).await?;
+        let mut state = before.clone();
+        let answer = order(&mut state, revision)?;
+        if state == before {
+            return Ok((state, answer));
+        }
+        let value = serde_json::to_vec(&state).map_err(TrustDomainError::from)?.into();
         match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
-            Ok(_) => return Ok(state),
+            Ok(_) => return Ok((state, answer)),
             // Somebody else was faster: what he wrote is looked at.
             Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(store::explain(dir, error).into()),
+            Err(error) => return Err(failed(store::explain(dir, error))),
         }
     }
-    Err(TrustDomainError::Busy)
+    Err(TrustDomainError::Busy.into())
 }
 
 async fn read_revision(dir: &Path) -> Result<(TrustDomainState, Revision), TrustDomainError> {

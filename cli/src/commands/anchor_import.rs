@@ -13,9 +13,7 @@ use serde::Serialize;
 use steadfast_api::KeyId;
 use steadfast_identity::import::{self, ImportError};
 use steadfast_platform::keys::{FileKeys, KeyStore as _, KeyStoreError, Zeroizing};
-use steadfast_platform::standalone::{Client, Directory};
-use steadfast_platform::store::TRUST_DOMAIN_KEY;
-use steadfast_platform::{Revision, Store as _, StoreError};
+use steadfast_platform::standalone::Directory;
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::import::ImportRefused;
@@ -23,7 +21,8 @@ use steadfast_rotation_protocol::trust_domain::AnchorRecord;
 
 use crate::output::Format;
 use crate::problem::Problem;
-use crate::store::{self, DirArg, StoreProblem};
+use crate::store::DirArg;
+use crate::trust_domain::{self, TrustDomainError, change_at};
 
 /// Bring a trust anchor of your own CA (openssl, Vault, cert-manager, an HSM)
 ///
@@ -73,18 +72,12 @@ pub(crate) enum ImportProblem {
         "no anchor, or more than one, has an id that begins with {0:?}; `steadfast trust status` lists them"
     )]
     NoSuchId(String),
-    #[error("the store holds no trust domain yet\n  Make one:  steadfast trust init --dir {}", .0.display())]
-    NoTrustDomain(PathBuf),
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
     #[error("{}: {refused}", file.display())]
     Refused { file: PathBuf, refused: ImportRefused },
-    #[error(
-        "{TRUST_DOMAIN_KEY:?} in the store is no trust domain of ours (written by a newer version?)"
-    )]
-    State(#[from] serde_json::Error),
     #[error(transparent)]
-    Store(#[from] StoreProblem),
+    TrustDomain(#[from] TrustDomainError),
 }
 
 /// What was imported.
@@ -126,8 +119,7 @@ pub(crate) async fn import_files(
         move |problem| ImportProblem::File { file, problem }
     };
     let pem = read(file)?;
-    let client = store::client(dir);
-    let (state, _) = state(dir, &client).await?;
+    let state = trust_domain::read(dir).await?;
     let now = SystemClock.now();
     let mut anchor = import::anchor(&state.trust_domain, &pem, now).map_err(of_file(file))?;
     // Before anything is kept: a key that was put there for nothing is a danger.
@@ -142,15 +134,13 @@ pub(crate) async fn import_files(
         anchor.key_ref = keys.place_of(anchor.id);
         kept = Some(keys);
     }
-    let added = change(dir, &client, |state, _| {
-        state.import_anchor(anchor.clone()).map(|_| ()).map_err(refused)
-    });
-    let added = added.await;
+    let added =
+        change_at(dir, |state, _| state.import_anchor(anchor.clone()).map_err(refused)).await;
     if let (Err(ImportProblem::Refused { .. }), Some(keys)) = (&added, kept) {
         // Nothing names it. Had the store's answer been lost, the state might.
         keys.destroy(anchor.id).await?;
     }
-    added.map(|()| anchor)
+    added.map(|_| anchor)
 }
 
 /// Forgets one that was imported and never published.
@@ -158,12 +148,12 @@ pub(crate) async fn import_files(
 /// # Errors
 /// It is not there, or in use.
 pub(crate) async fn forget(dir: &Path, id: KeyId) -> Result<(), ImportProblem> {
-    let client = store::client(dir);
-    change(dir, &client, |state, _| {
+    change_at(dir, |state, _| {
         let refused = |refused| ImportProblem::Refused { file: id.to_string().into(), refused };
         state.forget_anchor(id).map_err(refused)
     })
     .await
+    .map(drop)
 }
 
 impl Imported {
@@ -191,40 +181,6 @@ pub(crate) fn find(state: &TrustDomainState, text: &str) -> Result<KeyId, Import
     match (found.next(), found.next()) {
         (Some(id), None) => Ok(id),
         _ => Err(ImportProblem::NoSuchId(text.to_owned())),
-    }
-}
-
-/// The state of a mesh, and its revision.
-pub(crate) async fn state(
-    dir: &Path,
-    client: &Client,
-) -> Result<(TrustDomainState, Revision), ImportProblem> {
-    let entry = client.get(TRUST_DOMAIN_KEY).await;
-    let entry = entry.map_err(|error| store::explain(dir, error))?;
-    let entry = entry.ok_or_else(|| ImportProblem::NoTrustDomain(dir.to_owned()))?;
-    Ok((serde_json::from_slice(&entry.value)?, entry.revision))
-}
-
-/// Changes the state by compare-and-swap; whoever else writes meanwhile is read again.
-pub(crate) async fn change<T>(
-    dir: &Path,
-    client: &Client,
-    mut order: impl FnMut(&mut TrustDomainState, Revision) -> Result<T, ImportProblem>,
-) -> Result<T, ImportProblem> {
-    loop {
-        let (before, revision) = state(dir, client).await?;
-        let mut after = before.clone();
-        let done = order(&mut after, revision)?;
-        if after == before {
-            return Ok(done);
-        }
-        let value = serde_json::to_vec(&after)?.into();
-        match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
-            Ok(_) => return Ok(done),
-            // Each conflict is another's write that went through: this ends.
-            Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(store::explain(dir, error).into()),
-        }
     }
 }
 

@@ -17,10 +17,11 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, IssuerRequest, WantedIssuer};
 use tokio::time::Instant;
 
-use crate::commands::anchor_import::{ImportProblem, change, find, read, state};
+use crate::commands::anchor_import::{ImportProblem, find, read};
 use crate::output::{self, Format};
 use crate::problem::Problem;
 use crate::store::{self, DirArg};
+use crate::trust_domain::{self, TrustDomainError, change_at};
 
 /// Print the certificate request of an issuer, to be signed by the CA of an external anchor
 ///
@@ -118,13 +119,13 @@ struct Imported {
 pub(crate) async fn request(args: RequestArgs) -> Result<(), Problem> {
     let dir = &args.dir.dir;
     let client = store::client(dir);
-    let (known, _) = state(dir, &client).await.map_err(IssuerProblem::from)?;
+    let known = trust_domain::read(dir).await?;
     let anchor = which(&known, args.anchor.as_deref())?;
-    let wish = change(dir, &client, |state, revision| {
+    let wish = change_at(dir, |state, revision| {
         let refused = |refused| ImportProblem::Refused { file: anchor.short().into(), refused };
         state.request_issuer(anchor, revision.0).map_err(refused)
     });
-    let wish = wish.await.map_err(IssuerProblem::from)?;
+    let (_, wish) = wish.await.map_err(IssuerProblem::from)?;
     let posted = answer(dir, &client, wish).await?;
     let request = Request::of(&known, &posted);
     match args.output {
@@ -145,7 +146,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
     let (dir, file) = (&args.dir.dir, &args.file);
     let pem = read(file).map_err(IssuerProblem::from)?;
     let client = store::client(dir);
-    let (known, _) = state(dir, &client).await.map_err(IssuerProblem::from)?;
+    let known = trust_domain::read(dir).await?;
     let mut requests = Vec::new();
     for wish in &known.wanted_external {
         requests.extend(posted(dir, &client, *wish).await?);
@@ -154,7 +155,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
     let read = read.map_err(|problem| ImportProblem::File { file: file.clone(), problem });
     let (request, issuer) = read.map_err(IssuerProblem::from)?;
     let wish = WantedIssuer { anchor_id: request.anchor_id, number: request.number };
-    let added = change(dir, &client, |state, _| {
+    let added = change_at(dir, |state, _| {
         let refused = |refused| ImportProblem::Refused { file: file.clone(), refused };
         state.import_issuer(wish, issuer.clone()).map_err(refused)
     });
@@ -217,7 +218,8 @@ async fn posted(
 ) -> Result<Option<IssuerRequest>, IssuerProblem> {
     let key = format!("{ISSUER_REQUESTS_PREFIX}{}", wish.number);
     let entry = client.get(&key).await;
-    let entry = entry.map_err(|error| ImportProblem::from(store::explain(dir, error)))?;
+    let entry = entry
+        .map_err(|error| ImportProblem::from(TrustDomainError::from(store::explain(dir, error))))?;
     let request = entry.map(|entry| serde_json::from_slice(&entry.value)).transpose();
     request.map_err(|error| IssuerProblem::Request(wish.number, error))
 }
