@@ -392,9 +392,9 @@ impl Shell {
             self.feed(Event::AckSent)?;
         }
         let observed = self.dialer.contexts.observed();
-        let handshakes = observed.take_handshakes();
+        let (handshakes, issuers) = (observed.take_handshakes(), observed.take_issuers());
         let mounted = self.dialer.mounted.digest();
-        room.send(ack::of(&context, nonce, &instance, mounted, observed, &handshakes));
+        room.send(ack::of(&context, nonce, &instance, mounted, observed, &handshakes, &issuers));
         self.owed = None;
         Ok(())
     }

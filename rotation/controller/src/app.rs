@@ -24,13 +24,16 @@ use steadfast_process::readiness::Component;
 use steadfast_process::tasks::TaskError;
 use steadfast_process::{Clock, Drain, ErrorChain, Readiness, SystemClock, Tasks};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::census::Round;
+use steadfast_rotation_protocol::controller::Standing;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::anchors::Anchors;
 use crate::config::Config;
 use crate::fleet::Network;
-use crate::shell::{Parts, Shell, Standing};
+use crate::metrics::Metrics;
+use crate::shell::{Parts, Shell};
 
 /// Why the controller ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +76,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut registry = Registry::default();
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
     let keys = Arc::new(FileKeys::open(directory.anchor_keys())?);
-    let shell = Shell::new(Parts {
+    let mut shell = Shell::new(Parts {
         anchors: Anchors::new(keys, Arc::clone(&store)),
         fleet: Arc::new(Network::new(identity.replicas(), config.identity_addr.clone())),
         store,
@@ -82,13 +85,20 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         timings: config.timings,
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
+        name: name(),
+        metrics: Metrics::new(&mut registry),
     });
-    let (status, standing) = (identity.status(), shell.standing());
+    let (status, standing, round) = (identity.status(), shell.standing(), shell.newest_round());
     let pages = Admin::new(Arc::new(registry), readiness)
-        .with_routes(move |request| page(request, &status, &standing));
+        .with_routes(move |request| page(request, &status, &standing, &round));
     let mut tasks = Tasks::new();
     tasks.spawn("identity", identity.run(drain.clone()));
-    tasks.spawn("rotation", until(drain.clone(), shell.run(state)));
+    let stop = drain.clone();
+    tasks.spawn("rotation", async move {
+        let run = until(stop, shell.run(&state)).await;
+        shell.resign().await;
+        run
+    });
     tasks.spawn("admin", pages.serve(listener, drain.clone()));
     tracing::info!(%trust_domain, "the controller of rotations has started");
     Ok(tasks.run(&drain, DRAIN_DEADLINE).await?)
@@ -113,6 +123,13 @@ async fn trust_domain(store: &dyn Store, waiting: &Component) -> TrustDomain {
         }
         tokio::time::sleep(TRUST_DOMAIN_PAUSE).await;
     }
+}
+
+/// By what other controllers know this process: where it runs, and which one it is there.
+fn name() -> String {
+    let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
+    let (pid, since) = (std::process::id(), SystemClock.now());
+    format!("{}/{pid} since {since}", host.trim())
 }
 
 fn identity(
@@ -140,11 +157,13 @@ fn page(
     request: &Request<Bytes>,
     status: &watch::Receiver<Status>,
     standing: &watch::Receiver<Standing>,
+    round: &watch::Receiver<Option<Arc<Round>>>,
 ) -> Option<Response<String>> {
     // Strings and numbers alone: serialising them cannot fail.
     let body = match (request.method(), request.uri().path()) {
         (&Method::GET, "/identity.json") => serde_json::to_string_pretty(&*status.borrow()),
         (&Method::GET, "/rotation.json") => serde_json::to_string_pretty(&*standing.borrow()),
+        (&Method::GET, "/round.json") => serde_json::to_string_pretty(&round.borrow().as_deref()),
         _ => return None,
     };
     let mut response = Response::new(body.unwrap_or_default() + "\n");
@@ -159,5 +178,7 @@ async fn until(drain: Drain, service: impl Future<Output = Infallible>) -> Resul
     }
 }
 
+/// On Kubernetes, the name of the pod.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const TRUST_DOMAIN_PAUSE: Duration = Duration::from_millis(250);

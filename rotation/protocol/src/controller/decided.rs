@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_api::UnixTime;
 
+use crate::canary::CanaryStanding;
 use crate::census::Tally;
+use crate::controller::Timings;
+use crate::evidence::Kept;
 use crate::rotation;
 use crate::trust_domain::{Condemned, Halt, Label, TrustDomainState, WantedIssuer};
 
@@ -34,8 +37,8 @@ pub struct Persist {
     pub state: TrustDomainState,
     /// In a few words, for the log.
     pub change: Change,
-    /// Who had settled, for the evidence; empty where nobody is asked.
-    pub settled: Vec<(String, crate::Instance)>,
+    /// What the state relies on and names by its SHA-256: to be kept before the state is written.
+    pub evidence: Option<Kept>,
 }
 
 /// What a change of the state is about.
@@ -71,6 +74,8 @@ pub enum Wait {
         /// By so much.
         offset_ms: i64,
     },
+    /// The canaries: there are none, or they have not shown yet that they do well, or fail.
+    Canary(CanaryStanding),
     /// Those who have not settled.
     Census(Tally),
     /// Holders that cannot ack, by name: they read the bundle once and for all, or so often that
@@ -102,4 +107,64 @@ pub enum Wait {
     Round,
     /// The canaries' time.
     Until(UnixTime),
+}
+
+impl Wait {
+    /// In one word, for labels; [`Wait::LABELS`] are all of them.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Clock { .. } => "clock",
+            Self::Canary(_) => "canary",
+            Self::Census(_) => "census",
+            Self::Consumers(_) => "consumers",
+            Self::Fence { .. } => "fence",
+            Self::Halted(_) => "halted",
+            Self::Issuer(_) => "issuer",
+            Self::Key => "key",
+            Self::Mirrors => "mirrors",
+            Self::Nothing => "nothing",
+            Self::Paused => "paused",
+            Self::Promised { .. } => "promised",
+            Self::Round => "round",
+            Self::Until(_) => "until",
+        }
+    }
+
+    /// Every label.
+    pub const LABELS: [&'static str; 14] = [
+        "canary",
+        "clock",
+        "census",
+        "consumers",
+        "fence",
+        "halted",
+        "issuer",
+        "key",
+        "mirrors",
+        "nothing",
+        "paused",
+        "promised",
+        "round",
+        "until",
+    ];
+}
+
+/// How things stand, for displays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standing {
+    /// The state as it was seen last.
+    pub state: Option<TrustDomainState>,
+    /// When that was.
+    pub seen_at: UnixTime,
+    /// What is waited for.
+    pub waiting: Option<Wait>,
+    /// Why the last look came to nothing, if it did.
+    pub trouble: Option<String>,
+    /// How long things take.
+    pub timings: Option<Timings>,
+    /// Which controller decides; it alone knows what is waited for.
+    pub leader: Option<String>,
+    /// Whether that is the one that says this.
+    pub leads: bool,
 }
