@@ -127,10 +127,15 @@ pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
     text
 }
 
-/// A certificate in PEM, with line feeds as everyone on these machines has them.
+/// A certificate in PEM.
 pub(crate) fn pem(der: &[u8]) -> String {
+    pem_of("CERTIFICATE", der)
+}
+
+/// Anything in PEM, with line feeds as everyone on these machines has them.
+pub(crate) fn pem_of(label: &str, der: &[u8]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), config)
+    pem::encode_config(&pem::Pem::new(label, der), config)
 }
 
 /// Breaks a text into lines of at most `columns`, each behind `indent`.

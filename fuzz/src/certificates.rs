@@ -27,7 +27,8 @@ fn make() -> Pki {
     let anchor_params = authority(BasicConstraints::Unconstrained);
     let anchor = anchor_params.self_signed(&anchor_key).unwrap();
     let anchor_issuer = Issuer::from_params(&anchor_params, &anchor_key);
-    let issuer_params = authority(BasicConstraints::Constrained(0));
+    let mut issuer_params = authority(BasicConstraints::Constrained(0));
+    issuer_params.not_after = date_time_ymd(2035, 1, 1);
     let issuer = issuer_params.signed_by(&issuer_key, &anchor_issuer).unwrap();
     let signer = Issuer::from_params(&issuer_params, &issuer_key);
     let sign = |params: CertificateParams| params.signed_by(&key, &signer).unwrap().der().to_vec();

@@ -3,6 +3,8 @@
 
 use std::sync::OnceLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use rustls_pki_types::CertificateDer;
 use steadfast_api::trust::v1::{
@@ -10,8 +12,11 @@ use steadfast_api::trust::v1::{
     Renew, StreamRequest, StreamResponse, stream_request, stream_response,
 };
 use steadfast_api::{KeyId, Svid, TrustAnchor, TrustBundle, TrustDomain, UnixTime, bundle};
+use steadfast_identity::{authority, import};
 use steadfast_identity_client::Trust;
 use steadfast_identity_client::verify::{Role, check_chain};
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::IssuerRequest;
 
 use crate::certificates::{ID, NOW_SECS, pki};
 
@@ -85,6 +90,62 @@ pub(crate) fn csr_seeds() -> Vec<Vec<u8>> {
     vec![pki().csr.clone(), pki().svid.clone()]
 }
 
+/// What is imported as an anchor is one, and an issuer is of the key that was asked for, under its
+/// anchor, and does not outlive it.
+pub(crate) fn import(input: &[u8]) -> bool {
+    static STATE: OnceLock<(TrustDomainState, IssuerRequest)> = OnceLock::new();
+    let (state, request) = STATE.get_or_init(|| {
+        let now = UnixTime::from_secs(NOW_SECS);
+        let mut state = authority::found(&trust_domain(), now).unwrap().state;
+        let anchor = import::anchor(&trust_domain(), &pem(&[&pki().anchor]), now).unwrap();
+        let anchor_id = state.import_anchor(anchor).unwrap();
+        let number = state.request_issuer(anchor_id, 1).unwrap().number;
+        let key_id = TrustAnchor::parse(&pki().issuer).unwrap().id();
+        (state, IssuerRequest { number, anchor_id, key_id, csr: Vec::new() })
+    });
+    let now = UnixTime::from_secs(NOW_SECS);
+    let mut taken = false;
+    match import::anchor(&trust_domain(), input, now) {
+        Ok(record) => {
+            let anchor = TrustAnchor::parse(&record.der).unwrap();
+            assert_eq!((anchor.id(), anchor.not_after()), (record.id, record.not_after));
+            taken = true;
+        }
+        Err(error) => assert!(error.to_string().len() < 4096, "{error}"),
+    }
+    match import::issuer(state, std::slice::from_ref(request), input, now) {
+        Ok((_, issuer)) => {
+            let anchor = state.anchor(request.anchor_id).unwrap();
+            assert_eq!((issuer.id, issuer.anchor_id), (request.key_id, anchor.id));
+            assert!(issuer.not_after < anchor.not_after);
+            taken = true;
+        }
+        Err(error) => assert!(error.to_string().len() < 4096, "{error}"),
+    }
+    taken
+}
+
+pub(crate) fn import_seeds() -> Vec<Vec<u8>> {
+    let pki = pki();
+    vec![
+        pem(&[&pki.anchor]),
+        pem(&[&pki.issuer]),
+        pem(&[&pki.issuer, &pki.anchor]),
+        pem(&[&pki.svid, &pki.issuer]),
+    ]
+}
+
+fn pem(ders: &[&[u8]]) -> Vec<u8> {
+    let block = |der: &&[u8]| {
+        let text = STANDARD.encode(der);
+        let lines =
+            text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned());
+        let lines = lines.collect::<Vec<_>>().join("\n");
+        format!("-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
+    };
+    ders.iter().map(block).collect::<String>().into_bytes()
+}
+
 /// A bundle that is read prints as one that reads the same.
 pub(crate) fn bundle(input: &[u8]) -> bool {
     let Ok(bundle) = TrustBundle::parse(&trust_domain(), input) else { return false };
@@ -99,11 +160,7 @@ pub(crate) fn bundle_seeds() -> Vec<Vec<u8>> {
     let bundle = TrustBundle::new(trust_domain(), 7, vec![anchor]).unwrap();
     let jwks = bundle.to_jwks();
     let x5c = jwks.split('"').find(|text| text.len() > 300).unwrap();
-    let lines = x5c.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned());
-    let pem = format!(
-        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-        lines.collect::<Vec<_>>().join("\n")
-    );
+    let pem = String::from_utf8(pem(&[&STANDARD.decode(x5c).unwrap()])).unwrap();
     let empty = r#"{"keys":[],"spiffe_sequence":1}"#.to_owned();
     let other = r#"{"keys":[{"kty":"EC","use":"jwt-svid","kid":"a"}],"spiffe_refresh_hint":60}"#;
     [jwks, pem, empty, other.to_owned()].map(String::into_bytes).into()

@@ -49,8 +49,8 @@ pub struct Signed {
 pub struct Issued {
     /// The SVID.
     pub der: CertificateDer<'static>,
-    /// The issuer, to be sent after it.
-    pub issuer_der: CertificateDer<'static>,
+    /// The issuer, and what is between it and the anchor, to be sent after it.
+    pub issuers: Vec<CertificateDer<'static>>,
     /// Its serial number.
     pub serial: Serial,
     /// When it was made.
@@ -176,7 +176,7 @@ impl Prepared {
     pub fn lint(self, signer: &Signer) -> Result<Linted, IssueError> {
         let Template { params, validity, issued_at, .. } = &self.0;
         let uris = params.subject_alt_names.iter().filter(|san| matches!(san, SanType::URI(_)));
-        let ends = signer.not_after() - SKEW;
+        let ends = signer.ends() - SKEW;
         let rules = [
             (uris.count() == 1, "has not exactly one URI SAN"),
             (
@@ -187,7 +187,7 @@ impl Prepared {
             (params.key_usages == [KeyUsagePurpose::DigitalSignature], "has another key usage"),
             (params.name_constraints.is_none(), "has name constraints"),
             (params.custom_extensions.is_empty(), "has extensions beside the profile's"),
-            (validity.not_after <= ends, "outlives its issuer"),
+            (validity.not_after <= ends, "outlives what it hangs from"),
             (validity.not_before <= *issued_at, "begins in the future"),
             (self.0.issuer == signer.id(), "is for another issuer"),
         ];
@@ -264,14 +264,21 @@ impl Signed {
             return Err(IssueError::Mismatch(what));
         }
         let verifier = std::slice::from_ref(signer.verifier());
-        verify(&der, verifier, &[], template.issued_at).map_err(IssueError::Chain)?;
+        verify(OURS, &der, verifier, &[], template.issued_at).map_err(IssueError::Chain)?;
         Ok(Issued {
             der,
-            issuer_der: signer.certificate().clone(),
+            issuers: signer.chain().to_vec(),
             serial: template.serial,
             issued_at: template.issued_at,
             not_after: svid.not_after,
         })
+    }
+}
+
+impl Issued {
+    /// The SVID first, then what is sent after it, in DER.
+    pub fn chain(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        std::iter::once(&self.der).chain(&self.issuers)
     }
 }
 
@@ -295,24 +302,26 @@ impl std::fmt::Display for Serial {
     }
 }
 
-/// SVID, issuer, anchor, with another library than the one that signed.
+/// SVID, issuer, what is in between, anchor: with another library than the one that signed.
 pub(crate) fn verify_chain(
     svid: &CertificateDer<'_>,
     signer: &Signer,
     now: UnixTime,
 ) -> Result<(), webpki::Error> {
     let anchors = [anchor_from_trusted_cert(signer.anchor())?];
-    verify(svid, &anchors, std::slice::from_ref(signer.certificate()), now)
+    // What is above the issuer may be an operator's own, in any algorithm that every peer knows.
+    verify(webpki::ALL_VERIFICATION_ALGS, svid, &anchors, signer.chain(), now)
 }
 
 fn verify(
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     svid: &CertificateDer<'_>,
     anchors: &[TrustAnchor<'_>],
     issuers: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), webpki::Error> {
     EndEntityCert::try_from(svid)?.verify_for_usage(
-        ALGORITHMS,
+        algorithms,
         anchors,
         issuers,
         rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_millis(now.as_millis())),
@@ -337,6 +346,6 @@ fn common_name(subject: &Subject) -> DistinguishedName {
 }
 
 /// What we sign with, and nothing else.
-const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[webpki::aws_lc_rs::ECDSA_P256_SHA256];
+const OURS: &[&dyn SignatureVerificationAlgorithm] = &[webpki::aws_lc_rs::ECDSA_P256_SHA256];
 /// X.520, ub-common-name.
 const COMMON_NAME_BYTES_MAX: usize = 64;

@@ -9,7 +9,7 @@
 //! nobody may use it. So every other replica's view says so too; and whoever made a key for a wish
 //! that our view does not show yet has made it within the lease.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +32,9 @@ pub struct IssuerKeys {
     replica: Arc<Replica>,
     store: Arc<dyn Store>,
     keys: Arc<dyn KeyStore>,
-    /// The request that this replica wants to post, or has.
-    made: Option<Made>,
+    /// The requests that this replica wants to post, or has, by their numbers: one for each open
+    /// wish.
+    made: BTreeMap<u64, Made>,
     /// Since when keys have been of no use, on the boot clock.
     useless: BTreeMap<KeyId, Duration>,
     clock: Arc<dyn Clock>,
@@ -80,7 +81,15 @@ impl IssuerKeys {
         keys: Arc<dyn KeyStore>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { replica, store, keys, made: None, useless: BTreeMap::new(), clock, told: None }
+        Self {
+            replica,
+            store,
+            keys,
+            made: BTreeMap::new(),
+            useless: BTreeMap::new(),
+            clock,
+            told: None,
+        }
     }
 
     /// Follows the view for ever.
@@ -109,7 +118,9 @@ impl IssuerKeys {
         };
         let (requests, _) = self.store.list(ISSUER_REQUESTS_PREFIX).await?;
         self.delete_old(&view, &requests).await?;
-        if let Some(wish) = view.state.wanted_issuer {
+        let wishes: BTreeMap<_, _> = view.state.wishes().map(|wish| (wish.number, wish)).collect();
+        self.made.retain(|number, _| wishes.contains_key(number));
+        for wish in wishes.into_values() {
             self.answer(&view, wish, &requests).await?;
         }
         self.destroy_useless(&view, &requests).await
@@ -118,10 +129,10 @@ impl IssuerKeys {
     /// Deletes requests whose wish is over. A number is the revision of the state that the wish was
     /// made in: one from our view's own on is of a wish that the view does not show yet.
     async fn delete_old(&self, view: &View, requests: &[Entry]) -> Result<(), IssuerKeyError> {
-        let wish = view.state.wanted_issuer.map(|wish| wish.number);
+        let wished = |number| view.state.wishes().any(|wish| wish.number == number);
         for entry in requests {
             let Some(number) = number_of(&entry.key) else { continue };
-            if number >= view.revision.0 || wish == Some(number) {
+            if number >= view.revision.0 || wished(number) {
                 continue;
             }
             match self.store.compare_and_swap(&entry.key, Some(entry.revision), None).await {
@@ -143,28 +154,24 @@ impl IssuerKeys {
         let key = format!("{ISSUER_REQUESTS_PREFIX}{}", wish.number);
         let posted = requests.iter().any(|entry| entry.key == key);
         // One that was posted and is not there any more has been deleted: the wish still stands.
-        let current = |made: &Made| {
-            made.request.number == wish.number && (posted || made.posted != Posted::Over)
-        };
-        let mut made = match self.made.take().filter(current) {
+        let current = |made: &Made| posted || made.posted != Posted::Over;
+        let mut made = match self.made.remove(&wish.number).filter(current) {
             Some(made) => made,
             None if posted => return Ok(()),
             None => Made { request: self.make(view, wish).await?, posted: Posted::No },
         };
         let outcome = self.post(&key, &mut made).await;
-        self.made = Some(made);
+        self.made.insert(wish.number, made);
         outcome
     }
 
     /// A key that is kept, and the request for it. One that is lost to a crash before it is posted
     /// is nobody's: it is found and destroyed as such.
     async fn make(&self, view: &View, wish: WantedIssuer) -> Result<IssuerRequest, IssuerKeyError> {
-        let no_key =
-            |error: &dyn std::error::Error| IssuerKeyError::Key(ErrorChain(error).to_string());
-        let (key, pkcs8) = AuthorityKey::generate().map_err(|error| no_key(&error))?;
-        let csr = issuer_csr(&view.state.trust_domain, &key).map_err(|error| no_key(&error))?;
+        let key = AuthorityKey::of(self.keys.make().await?);
+        let csr = issuer_csr(&view.state.trust_domain, &key)
+            .map_err(|error| IssuerKeyError::Key(ErrorChain(&error).to_string()))?;
         let WantedIssuer { anchor_id, number } = wish;
-        self.keys.put_new(key.id(), pkcs8).await?;
         Ok(IssuerRequest { number, anchor_id, key_id: key.id(), csr })
     }
 
@@ -200,10 +207,9 @@ impl IssuerKeys {
         requests: &[Entry],
     ) -> Result<(), IssuerKeyError> {
         let kept = self.keys.list().await?;
-        let asked_for: BTreeSet<_> =
-            requests.iter().filter_map(request).map(|r| r.key_id).collect();
+        let requests: Vec<_> = requests.iter().filter_map(request).collect();
         let (wall, boot) = (self.clock.now(), self.clock.since_boot());
-        let useless = kept.into_iter().filter(|id| is_useless(&view.state, &asked_for, *id, wall));
+        let useless = kept.into_iter().filter(|id| is_useless(&view.state, &requests, *id, wall));
         // Whatever was of use in between begins anew.
         let since = |id| (id, self.useless.get(&id).copied().unwrap_or(boot));
         self.useless = useless.map(since).collect();
@@ -225,10 +231,11 @@ impl IssuerKeys {
 /// Whether nobody may use a key any more, by this state. The active issuer's key is kept past its
 /// end: that an issuer has expired is the word of a clock alone, and a clock that is wrong must not
 /// cost the mesh its last issuer. While a wish is open, a key that nothing names may have been made
-/// for it a moment ago; while a person is to look, it may be of the state that is then put back.
+/// for it a moment ago, though not once a person's wish has its request; while a person is to look,
+/// it may be of the state that is then put back.
 fn is_useless(
     state: &TrustDomainState,
-    asked_for: &BTreeSet<KeyId>,
+    requests: &[IssuerRequest],
     id: KeyId,
     now: UnixTime,
 ) -> bool {
@@ -240,7 +247,11 @@ fn is_useless(
     }
     match state.issuer(id) {
         Some(issuer) => id != state.active_issuer && now > issuer.not_after + SKEW,
-        None => state.wanted_issuer.is_none() && !asked_for.contains(&id),
+        None => {
+            let posted = |wish: &WantedIssuer| requests.iter().any(|r| r.number == wish.number);
+            let open = state.wanted_issuer.is_some() || !state.wanted_external.iter().all(posted);
+            !open && requests.iter().all(|request| request.key_id != id)
+        }
     }
 }
 

@@ -33,6 +33,7 @@ pub mod signer;
 pub mod signers;
 
 pub mod authority;
+pub mod import;
 pub mod issuer_keys;
 pub mod key;
 pub mod own;

@@ -123,13 +123,13 @@ impl OwnSvid {
             return true;
         }
         let Ok(view) = certifier.replica.current() else { return false };
-        view.signer()
+        view.own_signer()
             .is_ok_and(|signer| signer.id() != shown.issuer || signer.anchor_id() != shown.anchor)
     }
 
     async fn renew(&self, certifier: &Certifier) -> Result<(), Refusal> {
         let view = certifier.replica.current()?;
-        let signer = view.signer()?;
+        let signer = view.own_signer()?;
         let broken = |what: String| Refusal::new(Code::SELF_CHECK_FAILED, what);
         let control = &certifier.profile.control_namespace;
         let subject = Subject::new(&view.state.trust_domain, control, control, SERVICE_ACCOUNT)
@@ -142,7 +142,7 @@ impl OwnSvid {
             PrivatePkcs8KeyDer::from(pkcs8.as_slice()),
         ))
         .map_err(|error| broken(error.to_string()))?;
-        let chain = vec![issued.der.clone(), issued.issuer_der.clone()];
+        let chain = issued.chain().cloned().collect();
         let svid = Svid::parse(&issued.der).map_err(|error| broken(error.to_string()))?;
         let page = Page {
             renewals: self.0.load().as_ref().map_or(0, |shown| shown.page.renewals + 1),
@@ -198,8 +198,8 @@ impl OwnSvid {
 }
 
 fn page(issued: &Issued, svid: &Svid, signer: &Signer) -> Page {
-    let certificates = [&issued.der, &issued.issuer_der];
-    let chain = certificates.map(|der| pem::Pem::new("CERTIFICATE", der.to_vec()));
+    let chain = issued.chain().map(|der| pem::Pem::new("CERTIFICATE", der.to_vec()));
+    let chain: Vec<_> = chain.collect();
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     Page {
         spiffe_id: Some(svid.spiffe_id.clone()),

@@ -48,7 +48,12 @@ impl Identity for Service {
             self.certifier.certify(request).await.map_err(|refusal| refusal.status())?;
         Ok(Response::new(linkerd::CertifyResponse {
             leaf_certificate: certified.issued.der.to_vec(),
-            intermediate_certificates: vec![certified.issued.issuer_der.to_vec()],
+            intermediate_certificates: certified
+                .issued
+                .issuers
+                .iter()
+                .map(|d| d.to_vec())
+                .collect(),
             valid_until: Some(certified.issued.not_after.into()),
         }))
     }
@@ -75,7 +80,7 @@ impl Trust for Service {
             self.certifier.certify(request).await.map_err(|refusal| refusal.status())?;
         let issued = certified.issued;
         Ok(Response::new(v1::CertifyResponse {
-            chain: vec![issued.der.to_vec(), issued.issuer_der.to_vec()],
+            chain: issued.chain().map(|der| der.to_vec()).collect(),
             issued_at: Some(issued.issued_at.into()),
             not_after: Some(issued.not_after.into()),
             renew_at: Some(certified.renew_at.into()),

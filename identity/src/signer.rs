@@ -23,7 +23,8 @@ use crate::key::AuthorityKey;
 /// An issuer that can sign.
 pub struct Signer {
     issuer: Issuer<'static, AuthorityKey>,
-    certificate: CertificateDer<'static>,
+    /// The issuer's certificate, and those between it and the anchor, from the issuer up.
+    chain: Vec<CertificateDer<'static>>,
     anchor: CertificateDer<'static>,
     /// The issuer itself, as what a new SVID's signature is verified against.
     verifier: TrustAnchor<'static>,
@@ -32,8 +33,8 @@ pub struct Signer {
     /// Of the issuer itself.
     not_before: UnixTime,
     not_after: UnixTime,
-    /// Of the anchor above it.
-    anchor_not_after: UnixTime,
+    /// The earliest end of what is above it: the certificates in between, and the anchor.
+    above_not_after: UnixTime,
 }
 
 /// Why there is no signer, or it cannot sign now.
@@ -66,12 +67,12 @@ pub enum SignerError {
     /// It is denied.
     #[error("the issuer {0} has been denied")]
     Denied(KeyId),
-    /// It, or its anchor, ends before an SVID could.
-    #[error("the issuer {id} or its anchor ends at {ends}: too soon for an SVID")]
+    /// It, or something above it, ends before an SVID could.
+    #[error("the issuer {id}, or what it hangs from, ends at {ends}: too soon for an SVID")]
     Ending {
         /// Which issuer.
         id: KeyId,
-        /// The earlier of both ends.
+        /// The earliest of these ends.
         ends: UnixTime,
     },
     /// The key file is missing, unreadable or no key.
@@ -96,7 +97,7 @@ impl Signer {
         state: &TrustDomainState,
         bundle: &TrustBundle,
         record: &IssuerRecord,
-        pkcs8: &[u8],
+        key: AuthorityKey,
         now: UnixTime,
     ) -> Result<Self, SignerError> {
         let id = record.id;
@@ -106,29 +107,31 @@ impl Signer {
         let anchor = bundle
             .anchor(record.anchor_id)
             .ok_or(SignerError::AnchorUnpublished { issuer: id, anchor: record.anchor_id })?;
-        let key = AuthorityKey::from_pkcs8(pkcs8)
-            .map_err(|error| SignerError::Key { id, reason: error.to_string() })?;
         if key.id() != id {
             let reason = format!("it is the key {}", key.id());
             return Err(SignerError::Key { id, reason });
         }
         let validity = check_certificate(record)?;
+        let above =
+            record.chain.iter().map(|der| end_of(id, der)).collect::<Result<Vec<_>, _>>()?;
+        let above_not_after = above.into_iter().fold(anchor.not_after(), UnixTime::min);
         let certificate = CertificateDer::from(record.der.clone());
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| SignerError::Certificate { id, reason: error.to_string() })?;
         let verifier = anchor_from_trusted_cert(&certificate)
             .map_err(|error| SignerError::Certificate { id, reason: error.to_string() })?
             .to_owned();
+        let above = record.chain.iter().map(|der| CertificateDer::from(der.clone()));
         let signer = Self {
             issuer,
             verifier,
-            certificate,
+            chain: std::iter::once(certificate).chain(above).collect(),
             anchor: CertificateDer::from(anchor.der().to_vec()),
             id,
             anchor_id: record.anchor_id,
             not_before: validity.not_before,
             not_after: validity.not_after,
-            anchor_not_after: anchor.not_after(),
+            above_not_after,
         };
         signer.test(state, now)?;
         Ok(signer)
@@ -166,7 +169,10 @@ impl Signer {
     ) -> bool {
         record.id == self.id
             && record.anchor_id == self.anchor_id
-            && record.der == *self.certificate
+            && std::iter::once(&record.der)
+                .chain(&record.chain)
+                .map(Vec::as_slice)
+                .eq(self.chain.iter().map(AsRef::as_ref))
             && bundle.anchor(self.anchor_id).is_some_and(|anchor| anchor.der() == &*self.anchor)
             && !state.denies(self.id)
     }
@@ -181,7 +187,7 @@ impl Signer {
         now: UnixTime,
         lifetime: Duration,
     ) -> Result<Validity, SignerError> {
-        let ends = self.not_after.min(self.anchor_not_after);
+        let ends = self.ends();
         let not_after = (now + lifetime).min(ends - SKEW);
         if not_after <= now || now < self.not_before {
             return Err(SignerError::Ending { id: self.id, ends });
@@ -204,9 +210,14 @@ impl Signer {
         self.not_after
     }
 
-    /// The issuer's certificate, sent after each SVID.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+    /// The earliest end of all certificates that its SVIDs hang from.
+    pub(crate) fn ends(&self) -> UnixTime {
+        self.not_after.min(self.above_not_after)
+    }
+
+    /// What is sent after each SVID: the issuer's certificate, and those between it and the anchor.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
     }
 
     /// What the signature of a new SVID is verified against.
@@ -250,6 +261,15 @@ fn check_certificate(record: &IssuerRecord) -> Result<Validity, SignerError> {
         not_before: UnixTime::from_secs(certificate.validity().not_before.timestamp()),
         not_after: UnixTime::from_secs(certificate.validity().not_after.timestamp()),
     })
+}
+
+/// The end of a certificate between an issuer and its anchor.
+fn end_of(id: KeyId, der: &[u8]) -> Result<UnixTime, SignerError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|error| {
+        let reason = format!("stands under one that does not parse: {error}");
+        SignerError::Certificate { id, reason }
+    })?;
+    Ok(UnixTime::from_secs(certificate.validity().not_after.timestamp()))
 }
 
 /// SVIDs begin this long before they are made, for peers whose clocks are behind.

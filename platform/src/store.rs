@@ -121,6 +121,10 @@ pub const EVIDENCE_INDEX_KEY: &str = "trust/evidence-index";
 /// Where it is kept which controller of rotations leads.
 pub const LEADER_KEY: &str = "trust/rotation-leader";
 
+/// What workloads hold, as long as the trust domain is halted: the `Findings` of the rotation
+/// controller in JSON, which `steadfast trust recover` reads.
+pub const FINDINGS_KEY: &str = "trust/findings";
+
 /// The prefix of resources: `resources/<kind>/<namespace>/<name>`, each a Kubernetes object in
 /// JSON; the namespace of a cluster-wide object is empty.
 pub const RESOURCES_PREFIX: &str = "resources/";

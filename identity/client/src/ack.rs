@@ -1,15 +1,16 @@
 //! What a workload says about itself on the trust stream.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use steadfast_api::KeyId;
 use steadfast_api::trust::v1::stream_request::Message;
-use steadfast_api::trust::v1::{Ack, AnchorUse, Instance, IssuerUse, StreamRequest};
+use steadfast_api::trust::v1::{Ack, AnchorUse, Held, Instance, IssuerUse, StreamRequest};
 use steadfast_rotation_protocol::Jitter;
 
 use crate::context::TlsContext;
-use crate::observed::{Issuers, Observed};
+use crate::observed::{Counted, Issuers, Observed};
+use crate::trust::Trust;
 
 /// The ack of what this snapshot uses, in both its client and its server side.
 pub(crate) fn of(
@@ -18,11 +19,12 @@ pub(crate) fn of(
     instance: &Instance,
     mounted_digest: Vec<u8>,
     observed: &Observed,
-    handshakes: &BTreeMap<KeyId, u64>,
-    issuers: &Issuers,
+    counted: &Counted,
+    differs: bool,
 ) -> StreamRequest {
     let (bundle, svid) = (context.bundle.as_ref(), context.svid.as_ref());
-    let uses = handshakes
+    let uses = counted
+        .handshakes
         .iter()
         .map(|(anchor, &count)| AnchorUse { anchor_id: anchor.as_bytes().to_vec(), count });
     let ack = Ack {
@@ -35,7 +37,8 @@ pub(crate) fn of(
         svid_not_after: svid.map(|svid| svid.facts().not_after.into()),
         clock_offset: observed.clock_offset_ms().map(signed_millis),
         handshakes: uses.collect(),
-        issuers: by_issuer(issuers),
+        issuers: by_issuer(&counted.issuers),
+        held: bundle.filter(|_| differs).map(|bundle| held(bundle)),
     };
     StreamRequest { message: Some(Message::Ack(ack)) }
 }
@@ -56,6 +59,15 @@ fn by_issuer(issuers: &Issuers) -> Vec<IssuerUse> {
         }
     });
     uses.collect()
+}
+
+fn held(bundle: &Trust) -> Held {
+    let bytes = |id: KeyId| id.as_bytes().to_vec();
+    Held {
+        anchors: bundle.anchors().iter().map(|anchor| bytes(anchor.id())).collect(),
+        tombstones: bundle.tombstones().iter().copied().map(bytes).collect(),
+        denied_issuers: bundle.denied().iter().copied().map(bytes).collect(),
+    }
 }
 
 /// This instance's place in a window: always the same, however often it is asked for.

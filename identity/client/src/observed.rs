@@ -25,6 +25,14 @@ pub struct Observed {
     followed: Notify,
 }
 
+/// Handshakes between two acks.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    /// By the anchor that the peer's chain ended in.
+    pub(crate) handshakes: BTreeMap<KeyId, u64>,
+    pub(crate) issuers: Issuers,
+}
+
 /// Handshakes by issuer.
 #[derive(Debug, Default)]
 pub(crate) struct Issuers {
@@ -120,18 +128,15 @@ impl Observed {
         *failed = (failed.0 + 1, code);
     }
 
-    /// What was counted by issuer since the last call.
-    pub(crate) fn take_issuers(&self) -> Issuers {
-        std::mem::take(&mut *self.issuers())
-    }
-
     fn issuers(&self) -> MutexGuard<'_, Issuers> {
         self.issuers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The handshakes since the last call, by the anchor that the peer's chain ended in.
-    pub(crate) fn take_handshakes(&self) -> BTreeMap<KeyId, u64> {
-        std::mem::take(&mut *self.handshakes.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The handshakes since the last call.
+    pub(crate) fn take_counted(&self) -> Counted {
+        let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let handshakes = std::mem::take(&mut *handshakes);
+        Counted { handshakes, issuers: std::mem::take(&mut *self.issuers()) }
     }
 
     /// Whether every copy is of this generation or a newer one.

@@ -25,7 +25,7 @@ use steadfast_process::tasks::TaskError;
 use steadfast_process::{Clock, Drain, ErrorChain, Readiness, SystemClock, Tasks};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::Round;
-use steadfast_rotation_protocol::controller::Standing;
+use steadfast_rotation_protocol::controller::{Standing, Timings};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -69,10 +69,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let offset = client.clone();
     let store: Arc<dyn Store> = Arc::new(client);
     let state = readiness.component("trust_domain", "the store has not been read yet");
-    let trust_domain = tokio::select! {
-        found = trust_domain(&*store, &state) => found,
+    let founded = tokio::select! {
+        found = founded(&*store, &state) => found,
         stopped = terminated() => return stopped.map_err(|e| TaskError::Signals(e).into()),
     };
+    let (trust_domain, lease) = (founded.trust_domain, founded.read_lease);
     let mut registry = Registry::default();
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
     let keys = Arc::new(FileKeys::open(directory.anchor_keys())?);
@@ -82,7 +83,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         store,
         clock,
         clock_offset_ms: Box::new(move || offset.clock_offset_millis()),
-        timings: config.timings,
+        timings: Timings { lease, ..config.timings },
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
         name: name(),
@@ -104,13 +105,14 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     Ok(tasks.run(&drain, DRAIN_DEADLINE).await?)
 }
 
-/// The trust domain that the store knows; waits until it knows one.
-async fn trust_domain(store: &dyn Store, waiting: &Component) -> TrustDomain {
+/// The state of the trust domain that the store knows; waits until it knows one. What is taken from
+/// it never changes.
+async fn founded(store: &dyn Store, waiting: &Component) -> TrustDomainState {
     let mut logged = String::new();
     loop {
         let reason = match store.get(TRUST_DOMAIN_KEY).await {
             Ok(Some(entry)) => match serde_json::from_slice::<TrustDomainState>(&entry.value) {
-                Ok(state) => return state.trust_domain,
+                Ok(state) => return state,
                 Err(error) => format!("the trust domain in the store cannot be read: {error}"),
             },
             Ok(None) => "the store has no trust domain yet: run `steadfast trust init`".to_owned(),

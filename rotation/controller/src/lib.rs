@@ -18,6 +18,7 @@ pub mod evidence;
 pub mod metrics;
 
 pub mod anchors;
+pub mod external;
 
 pub use anchors::Anchors;
 pub use app::run;

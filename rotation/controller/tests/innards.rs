@@ -11,7 +11,7 @@ use futures::stream::BoxStream;
 use prometheus_client::registry::Registry;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_identity::authority::found;
-use steadfast_platform::keys::{FileKeys, KeyStore as _};
+use steadfast_platform::keys::FileKeys;
 use steadfast_platform::standalone::{Directory, Engine};
 use steadfast_platform::store::{EVIDENCE_INDEX_KEY, LEADER_KEY, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Entry, Event, Revision, Store, StoreError};
@@ -28,7 +28,6 @@ use steadfast_rotation_protocol::evidence::{EvidenceError, Kept, Said};
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::Request;
-use zeroize::Zeroizing;
 
 #[tokio::test]
 async fn evidence_is_there_before_the_state_names_it_and_says_who_acked_what() {
@@ -160,10 +159,6 @@ impl Mesh {
         tasks.spawn(async move { drop(writer.await) });
         let clock = Arc::new(Hands::default());
         let founding = found(&"cluster.local".parse().unwrap(), clock.now()).unwrap();
-        let anchors = FileKeys::open(directory.anchor_keys()).unwrap();
-        for anchor in [&founding.active, &founding.standby] {
-            anchors.put_new(anchor.id, Zeroizing::new(anchor.pkcs8.to_vec())).await.unwrap();
-        }
         let state = serde_json::to_vec(&founding.state).unwrap();
         engine.compare_and_swap(TRUST_DOMAIN_KEY, None, Some(state.into())).await.unwrap();
         Self { engine, clock, directory, _dir: dir, _writer: tasks }
@@ -212,7 +207,8 @@ impl Mesh {
         let entry = self.engine.get(TRUST_DOMAIN_KEY).await.unwrap().unwrap();
         let mut state: TrustDomainState = serde_json::from_slice(&entry.value).unwrap();
         let by = "a test".to_owned();
-        let request = Request { by, at: self.clock.now(), anchor: None, canary: None };
+        let request =
+            Request { by, at: self.clock.now(), anchor: None, canary: None, replaces: None };
         state.request(request).unwrap();
         let value = serde_json::to_vec(&state).unwrap();
         let revision = Some(entry.revision);
@@ -244,6 +240,7 @@ impl Fleet for OneReplica {
             mounted: None,
             svid: None,
             clock_offset_ms: 0,
+            held: None,
         };
         let (name, loaded) = ("identity".to_owned(), vec![state.active_issuer]);
         let own = Some(own);

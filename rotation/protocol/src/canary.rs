@@ -188,6 +188,7 @@ mod tests {
                 mounted: None,
                 svid: Some(HeldSvid { issuer: id(issuer), not_after: SINCE }),
                 clock_offset_ms: 0,
+                held: None,
             }),
         }
     }

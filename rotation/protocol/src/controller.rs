@@ -15,8 +15,6 @@ mod turn_back;
 
 use std::time::Duration;
 
-use steadfast_api::KeyId;
-
 use self::asked::{DRAINED, WITHDRAWN};
 pub use self::decided::{Change, Effect, Persist, Standing, Wait};
 pub use self::seen::{Made, Now, Observation, Signed, Timings};
@@ -24,6 +22,7 @@ use crate::census::{self, Demand};
 use crate::emergency;
 use crate::evidence::Kept;
 use crate::guard::Fence;
+use crate::recover;
 use crate::rotation::{Goal, Next, Phase};
 use crate::trust_domain::{Halt, TrustDomainState};
 
@@ -70,6 +69,8 @@ impl Controller {
         let offset = seen.clock_offset_ms.unwrap_or(0);
         let distance = Duration::from_millis(offset.unsigned_abs());
         now.wall = if offset < 0 { now.wall + distance } else { now.wall - distance };
+        // Revisions ascend: one before what was seen is of a store that was put back.
+        let went_back = self.fence.as_ref().is_some_and(|fence| seen.revision < fence.revision);
         if self.fence.as_ref().is_none_or(|fence| fence.revision != seen.revision) {
             self.fence = Some(Fence::new(seen.revision, now.boot));
         }
@@ -80,7 +81,7 @@ impl Controller {
             return Vec::new();
         }
         let mut state = seen.state.clone();
-        match self.look(&mut state, now, seen) {
+        match self.look(&mut state, now, seen, went_back) {
             Ok((change, evidence)) => {
                 self.waiting = Wait::Nothing;
                 let expected = seen.revision;
@@ -94,11 +95,17 @@ impl Controller {
     }
 
     /// The first thing that is to be changed, in the order of importance.
-    fn look(&self, state: &mut TrustDomainState, now: Now, seen: &Observation) -> Step {
+    fn look(
+        &self,
+        state: &mut TrustDomainState,
+        now: Now,
+        seen: &Observation,
+        went_back: bool,
+    ) -> Step {
         if let Some(halt) = state.halted {
             return Err(Wait::Halted(halt));
         }
-        if let Some(seen_seq) = unknown_bundle(state, seen) {
+        if let Some(seen_seq) = recover::unknown_bundle(state, seen, went_back) {
             state.halted = Some(Halt::Restored { seen_seq });
             return Ok((Change::Halted, None));
         }
@@ -151,7 +158,12 @@ impl Controller {
         let fence_passed = self.fenced(now);
         let fenced = fence_passed.is_some();
         let asks = match &state.rotation {
-            Some(rotation) => fenced && !matches!(rotation.phase, Phase::Generating(_)),
+            // That an issuer is loaded is asked without a fence.
+            Some(rotation) => match rotation.phase {
+                Phase::Generating(_) => false,
+                Phase::Preparing(_) => true,
+                _ => fenced,
+            },
             None => state.requested.is_some() || self.starts(state, now).is_some(),
         };
         let asks_issuer = state.issuer_rotation.is_some();
@@ -196,17 +208,6 @@ impl Controller {
             None => self.start(state, now, seen),
         }
     }
-}
-
-/// Somebody holds a bundle that this state never published.
-fn unknown_bundle(state: &TrustDomainState, seen: &Observation) -> Option<u64> {
-    let digest = KeyId::from_slice(&state.digest());
-    let members = seen.round.iter().flat_map(|round| &round.replicas).flat_map(|r| &r.members);
-    let acks = members.filter(|member| member.open).filter_map(|member| member.ack.as_ref());
-    let unknown = acks.filter(|ack| {
-        ack.seq > state.seq || (ack.seq == state.seq && ack.seq > 0 && ack.digest != digest)
-    });
-    unknown.map(|ack| ack.seq).max()
 }
 
 /// Stores the issuer that was wished for and is signed.

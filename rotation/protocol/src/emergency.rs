@@ -111,11 +111,13 @@ fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -
     if planned {
         return false;
     }
-    let mut rotation = domain.rotation.take().unwrap_or_else(|| {
+    let under_way = domain.rotation.take();
+    let begins = under_way.is_none();
+    let mut rotation = under_way.unwrap_or_else(|| {
         domain.rotations += 1;
         Rotation::begin(domain.rotations, taint.by.clone(), Goal::Removal, now)
     });
-    if let (Phase::Generating(_), Some(_)) = (&rotation.phase, target.or(fresh)) {
+    if let (Phase::Generating(_), Some(_), false) = (&rotation.phase, target.or(fresh), begins) {
         domain.condemned.push(Condemned::MadeFor(rotation.label()));
         rotation.attempt += 1;
     }
@@ -128,14 +130,24 @@ fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -
     rotation.goal = Goal::Successor { next, canary: None };
     urge(&mut rotation, taint.deadline, now);
     (rotation.abort, rotation.turned_back) = (false, false);
-    rotation.enter(phase, Left::default(), now);
+    match begins {
+        true => rotation.phase = phase,
+        false => rotation.enter(phase, Left::default(), now),
+    }
     domain.rotation = Some(rotation);
     true
 }
 
-/// An anchor that everybody holds and whose key is ours alone.
+/// An anchor that everybody holds and whose key is in good hands. An emergency waits for no person
+/// to sign a first issuer: a fresh anchor of our own is faster.
 fn successor(domain: &TrustDomainState) -> Option<KeyId> {
-    let good = |state| domain.in_state(state).find(|anchor| anchor.taint.is_none()).map(|a| a.id);
+    let signs_at_once = |anchor: &AnchorRecord| {
+        !anchor.is_external() || domain.issuers.iter().any(|issuer| issuer.anchor_id == anchor.id)
+    };
+    let good = |state| {
+        let mut good = domain.in_state(state).filter(|anchor| anchor.taint.is_none());
+        good.find(|anchor| signs_at_once(anchor)).map(|anchor| anchor.id)
+    };
     let in_line = domain.rotation.as_ref().and_then(|rotation| match &rotation.goal {
         Goal::Successor { next: Next::Standby(id) | Next::Given(id), .. } => Some(*id),
         _ => None,
@@ -144,6 +156,7 @@ fn successor(domain: &TrustDomainState) -> Option<KeyId> {
         let anchor = domain.anchor(*id);
         anchor.is_some_and(|a| a.state == AnchorState::Standby && a.taint.is_none())
     });
+    let in_line = in_line.filter(|id| domain.anchor(*id).is_some_and(signs_at_once));
     good(AnchorState::Retiring).or(in_line).or_else(|| good(AnchorState::Standby))
 }
 

@@ -11,7 +11,9 @@ use steadfast_api::{KeyId, UnixTime};
 
 use crate::guard::{Fenced, Loaded, Settled};
 use crate::rotation::{Left, PhaseName, Step};
-use crate::trust_domain::{DeniedIssuer, IssuerRecord, Outcome, PastRotation, TrustDomainState};
+use crate::trust_domain::{
+    AnchorState, DeniedIssuer, IssuerRecord, Outcome, PastRotation, TrustDomainState,
+};
 
 /// A rotation of the issuer that is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -181,11 +183,14 @@ impl TrustDomainState {
         good.max_by_key(|issuer| (issuer.not_after, issuer.id))
     }
 
-    /// Forgets what has expired; `false` if nothing has. A denied issuer that is forgotten changes
-    /// what is published.
+    /// Forgets what has expired, or has become of no use; `false` if nothing has. A denied issuer
+    /// that is forgotten changes what is published.
     pub(crate) fn tidy(&mut self, now: UnixTime, skew: Duration) -> bool {
-        let (issuers, denied, promised) =
-            (self.issuers.len(), self.denied_issuers.len(), self.promised.len());
+        let lengths = |state: &Self| {
+            let wanted = state.wanted_external.len();
+            (state.issuers.len(), state.denied_issuers.len(), state.promised.len(), wanted)
+        };
+        let (before, denied) = (lengths(self), self.denied_issuers.len());
         let active = self.active_issuer;
         self.denied_issuers.retain(|denied| now <= denied.until + skew);
         self.issuers.retain(|issuer| issuer.id == active || now <= issuer.not_after + skew);
@@ -193,7 +198,18 @@ impl TrustDomainState {
         if self.denied_issuers.len() != denied {
             self.seq += 1;
         }
-        (issuers, denied, promised)
-            != (self.issuers.len(), self.denied_issuers.len(), self.promised.len())
+        // Nobody signs for an anchor that is gone, or whose key is in other hands.
+        let useful: Vec<_> = self
+            .anchors
+            .iter()
+            .filter(|anchor| {
+                anchor.is_external()
+                    && anchor.state != AnchorState::Withdrawn
+                    && anchor.taint.is_none()
+            })
+            .map(|anchor| anchor.id)
+            .collect();
+        self.wanted_external.retain(|wanted| useful.contains(&wanted.anchor_id));
+        before != lengths(self)
     }
 }

@@ -19,9 +19,11 @@ pub mod controller;
 mod emergency;
 pub mod evidence;
 pub mod guard;
+pub mod import;
 pub mod issuer;
 pub mod journal;
 pub mod orders;
+pub mod recover;
 pub mod rotation;
 pub mod schedule;
 

@@ -7,7 +7,9 @@ use steadfast_api::{KeyId, UnixTime};
 
 use crate::instance::Instance;
 use crate::rotation::Phase;
-use crate::trust_domain::{AnchorState, Exemption, Halt, Request, Taint, TrustDomainState};
+use crate::trust_domain::{
+    AnchorState, Consumer, Exemption, Halt, Request, Taint, TrustDomainState,
+};
 
 /// Why an order is not taken: what is in the way, and what would help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +32,15 @@ pub enum OrderRefused {
     /// Not published, or gone.
     #[error("there is no anchor {0} in this state; `steadfast anchor list` names those that are")]
     NoAnchor(String),
+    /// None of this name.
+    #[error("no consumer has the name {0:?}; `steadfast consumer list` names them")]
+    NoConsumer(String),
+    /// Nothing else can be replaced so.
+    #[error(
+        "anchor {0} is no standby: `steadfast anchor rotate` replaces the active one, and what is \
+         on its way in or out is the rotation's"
+    )]
+    NoStandby(String),
     /// It is exempt already, or is not.
     #[error("{0} is not exempt; `steadfast anchor status` names who is")]
     NotExempt(String),
@@ -62,7 +73,31 @@ impl TrustDomainState {
         {
             return Err(OrderRefused::NoAnchor(id.to_string()));
         }
+        if let Some(id) = request.replaces
+            && self.anchor(id).is_none_or(|anchor| anchor.state != AnchorState::Standby)
+        {
+            return Err(OrderRefused::NoStandby(id.to_string()));
+        }
         self.requested = Some(request);
+        Ok(())
+    }
+
+    /// Knows a holder of the bundle that cannot ack; one of this name is changed.
+    pub fn add_consumer(&mut self, consumer: Consumer) {
+        self.consumers.retain(|known| known.name != consumer.name);
+        self.consumers.push(consumer);
+    }
+
+    /// Waits for this holder no more.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn remove_consumer(&mut self, name: &str) -> Result<(), OrderRefused> {
+        let known = self.consumers.len();
+        self.consumers.retain(|consumer| consumer.name != name);
+        if self.consumers.len() == known {
+            return Err(OrderRefused::NoConsumer(name.to_owned()));
+        }
         Ok(())
     }
 
@@ -155,24 +190,7 @@ impl TrustDomainState {
         Ok(())
     }
 
-    /// After the store was put back from a backup: publishes what is stored under a sequence number
-    /// above every one that was seen, without what is known to be withdrawn.
-    pub fn recover(&mut self, seen_seq: u64, tombstones: &[KeyId]) {
-        self.seq = self.seq.max(seen_seq) + 1;
-        for id in
-            tombstones.iter().filter(|id| self.anchor(**id).is_some()).copied().collect::<Vec<_>>()
-        {
-            crate::rotation::withdraw(self, id);
-        }
-        for id in tombstones {
-            if !self.tombstones.contains(id) {
-                self.tombstones.push(*id);
-            }
-        }
-        self.halted = None;
-    }
-
-    fn check_halt(&self) -> Result<(), OrderRefused> {
+    pub(crate) fn check_halt(&self) -> Result<(), OrderRefused> {
         match self.halted {
             Some(Halt::Restored { seen_seq }) => Err(OrderRefused::Halted { seen_seq }),
             None => Ok(()),

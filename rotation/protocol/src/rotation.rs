@@ -50,6 +50,10 @@ pub struct Rotation {
     pub deadline: Option<UnixTime>,
     /// A person wants it undone.
     pub abort: bool,
+    /// No SVID is alive, a person has said: nobody is waited for who could not be asked. See
+    /// [`crate::recover`].
+    #[serde(default)]
+    pub rescue: bool,
     /// It is being undone: the anchor from before is active again, or will be.
     pub turned_back: bool,
     /// Where it stands.
@@ -231,6 +235,14 @@ impl Staged {
     }
 }
 
+impl Staged {
+    /// Nobody has an SVID, so nobody is asked whether he holds it.
+    pub(crate) fn unasked(self, domain: &mut TrustDomainState) -> Phase {
+        domain.set_state(self.added, AnchorState::Standby);
+        Phase::Preparing(Preparing { to: self.added })
+    }
+}
+
 impl Preparing {
     /// The next anchor becomes the active one, and its issuer signs.
     pub(crate) fn activate(
@@ -313,7 +325,10 @@ impl Withdrawn {
     /// Nobody trusts it: its key is destroyed.
     pub(crate) fn finish(self, domain: &mut TrustDomainState, _: &Fenced, _: Settled) {
         let gone: Vec<_> = domain.in_state(AnchorState::Withdrawn).map(|a| a.id).collect();
-        domain.condemned.extend(gone.iter().map(|id| Condemned::Anchor(*id)));
+        // An external key is its owner's to destroy.
+        let ours = gone.iter().filter(|id| domain.anchor(**id).is_some_and(|a| !a.is_external()));
+        let ours: Vec<_> = ours.map(|id| Condemned::Anchor(*id)).collect();
+        domain.condemned.extend(ours);
         domain.anchors.retain(|anchor| !gone.contains(&anchor.id));
         domain.issuers.retain(|issuer| !gone.contains(&issuer.anchor_id));
         domain.promised.retain(|promise| !gone.contains(&promise.anchor_id));
@@ -367,15 +382,24 @@ impl TrustDomainState {
         if self.anchor(id).is_some_and(|anchor| anchor.state.published()) {
             self.seq += 1;
         }
+        if self.anchor(id).is_none_or(|anchor| !anchor.is_external()) {
+            self.condemned.push(Condemned::Anchor(id));
+        }
         self.anchors.retain(|anchor| anchor.id != id);
         self.issuers.retain(|issuer| issuer.anchor_id != id);
         self.wanted_issuer = self.wanted_issuer.filter(|wanted| wanted.anchor_id != id);
-        self.condemned.push(Condemned::Anchor(id));
     }
 
     /// Asks identity for an issuer under this anchor, unless it has been asked already.
-    /// One wish at a time, but for an urgent one.
+    /// One wish at a time, but for an urgent one; and one more for each external anchor.
     pub(crate) fn want_issuer(&mut self, anchor_id: KeyId, revision: u64, urgent: bool) -> bool {
+        if self.anchor(anchor_id).is_some_and(AnchorRecord::is_external) {
+            let asked = self.wanted_external.iter().any(|wanted| wanted.anchor_id == anchor_id);
+            if !asked {
+                self.wanted_external.push(WantedIssuer { anchor_id, number: revision });
+            }
+            return !asked;
+        }
         let wanted = self.wanted_issuer;
         if wanted.is_some_and(|wanted| wanted.anchor_id == anchor_id || !urgent) {
             return false;
@@ -419,6 +443,7 @@ impl Rotation {
             urgent: None,
             deadline: None,
             abort: false,
+            rescue: false,
             turned_back: false,
             phase: Phase::Generating(Generating),
             steps: Vec::new(),
@@ -436,6 +461,11 @@ impl Rotation {
             Phase::Canary(canary) => Some(canary),
             _ => None,
         }
+    }
+
+    /// Whether this anchor has been given to it as the next active one.
+    pub(crate) fn aims_at(&self, id: KeyId) -> bool {
+        matches!(&self.goal, Goal::Successor { next: Next::Given(given), .. } if *given == id)
     }
 
     /// What it is for, in a word.

@@ -37,12 +37,13 @@ impl Window {
 }
 
 impl Schedule {
-    /// Whether the active anchor is to be replaced now: after its period, in the hours for it; and
-    /// at any hour when no more than three slow paths are left before it ends.
+    /// Whether the active anchor is to be replaced now: after its period, in the hours for it,
+    /// unless it is external, since that is for its owner to say; and at any hour when no more than
+    /// three slow paths are left before it ends.
     pub fn is_due(&self, state: &TrustDomainState, now: UnixTime, slow_path: Duration) -> bool {
         let Some(active) = state.active_anchor() else { return false };
         let late = now + slow_path * SLOW_PATHS >= active.not_after;
-        let old = now >= state.activated_at + self.anchor_period;
+        let old = !active.is_external() && now >= state.activated_at + self.anchor_period;
         late || old && self.window.is_none_or(|window| window.holds(now))
     }
 }

@@ -20,6 +20,11 @@ use crate::rotation::Rotation;
 pub struct TrustDomainState {
     /// Its name.
     pub trust_domain: TrustDomain,
+    /// How long a replica acts on a copy of this that the store has not confirmed, and so how long
+    /// a fence lasts. It is set when the trust domain is founded and never changed: a replica with
+    /// a longer lease than its controller believes in could serve what that one counts as gone.
+    #[serde(default = "read_lease_default")]
+    pub read_lease: Duration,
     /// +1 on every change of the anchor set or of the denied issuers; 1 at the start.
     pub seq: u64,
     /// Every anchor that is not destroyed.
@@ -53,6 +58,10 @@ pub struct TrustDomainState {
     pub renew: Option<RenewOrder>,
     /// An issuer that identity is to make: its key and a CSR for it.
     pub wanted_issuer: Option<WantedIssuer>,
+    /// The same under external anchors, which persons sign: they take their time, and no issuer
+    /// under another anchor waits for them.
+    #[serde(default)]
+    pub wanted_external: Vec<WantedIssuer>,
     /// Keys to be destroyed: nothing names them any more.
     pub condemned: Vec<Condemned>,
     /// Why nothing is issued until a person has looked.
@@ -77,7 +86,7 @@ pub struct AnchorRecord {
     pub state: AnchorState,
     /// That its key is, or may be, in other hands.
     pub taint: Option<Taint>,
-    /// Where its key store keeps the key.
+    /// Where its key store keeps the key; [`EXTERNAL`]: we do not.
     pub key_ref: String,
     /// The longest life of an SVID that was ever promised under it: replicas raise it before they
     /// issue a longer one.
@@ -121,6 +130,10 @@ pub struct IssuerRecord {
     /// The certificate, DER in hex.
     #[serde(with = "hex_bytes")]
     pub der: Vec<u8>,
+    /// The certificates between it and the anchor, from its own signer up, DER in hex. Only an
+    /// external anchor has issuers with any.
+    #[serde(with = "hex_list", default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<Vec<u8>>,
     /// Its beginning.
     pub not_before: UnixTime,
     /// Its end.
@@ -149,6 +162,9 @@ pub struct Request {
     pub anchor: Option<KeyId>,
     /// Who goes first.
     pub canary: Option<CanaryPlan>,
+    /// The standby that goes, for a fresh one; the active anchor stays.
+    #[serde(default)]
+    pub replaces: Option<KeyId>,
 }
 
 /// Who gets SVIDs under the next anchor before all others, and for how long.
@@ -320,6 +336,13 @@ impl Exemption {
     }
 }
 
+impl AnchorRecord {
+    /// Whether its key is elsewhere: a person has its issuers signed, and destroys it.
+    pub fn is_external(&self) -> bool {
+        self.key_ref == EXTERNAL
+    }
+}
+
 impl AnchorState {
     /// In one word, for labels.
     pub const fn label(self) -> &'static str {
@@ -354,6 +377,7 @@ impl TrustDomainState {
     ) -> Self {
         Self {
             trust_domain,
+            read_lease: READ_LEASE,
             seq: 1,
             anchors,
             active_issuer: issuer.id,
@@ -370,6 +394,7 @@ impl TrustDomainState {
             consumers: Vec::new(),
             renew: None,
             wanted_issuer: None,
+            wanted_external: Vec::new(),
             condemned: Vec::new(),
             halted: None,
             rotations: 0,
@@ -461,6 +486,34 @@ impl Selector {
 
 /// By whom those are exempt who had not answered at a deadline.
 pub(crate) const DEADLINE: &str = "deadline";
+fn read_lease_default() -> Duration {
+    READ_LEASE
+}
+
+/// `Tc`: the read lease, unless a shorter one is chosen when the trust domain is founded.
+pub const READ_LEASE: Duration = Duration::from_secs(15);
+
+/// Where the key of an anchor is that is not ours to keep.
+pub const EXTERNAL: &str = "external";
+
+/// A list of bytes as hex in JSON.
+mod hex_list {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        list: &[Vec<u8>],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(list.iter().map(hex::encode))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Vec<u8>>, D::Error> {
+        let list = Vec::<String>::deserialize(deserializer)?;
+        list.iter().map(hex::decode).collect::<Result<_, _>>().map_err(serde::de::Error::custom)
+    }
+}
 
 /// Bytes as hex in JSON.
 mod hex_bytes {

@@ -35,8 +35,13 @@ impl Controller {
             return Some((SCHEDULE.to_owned(), Goal::Standby { replaces: None }));
         };
         if let Some(request) = &state.requested {
-            let next = request.anchor.map_or(Next::Standby(standby.id), Next::Given);
-            let goal = Goal::Successor { next, canary: request.canary.clone() };
+            let goal = match request.replaces {
+                Some(standby) => Goal::Standby { replaces: Some(standby) },
+                None => Goal::Successor {
+                    next: request.anchor.map_or(Next::Standby(standby.id), Next::Given),
+                    canary: request.canary.clone(),
+                },
+            };
             return Some((request.by.clone(), goal));
         }
         // It must live for a period when its turn comes.
@@ -69,7 +74,11 @@ impl Controller {
             Phase::Generating(phase) => {
                 let staged = phase.stage(state, made(state, &rotation, seen)?);
                 rotation.added = Some(staged.added);
-                (Some(Phase::Staged(staged)), Asked::default())
+                let next = match rotation.rescue {
+                    true => staged.unasked(state),
+                    false => Phase::Staged(staged),
+                };
+                (Some(next), Asked::default())
             }
             Phase::Staged(phase) => {
                 let fenced = self.fence_passed(now)?;
@@ -85,11 +94,14 @@ impl Controller {
             Phase::Preparing(phase) => {
                 let urgent = rotation.urgent.is_some();
                 let ends_after = self.issuer_ends_after(state, phase.to, now);
-                let Some(issuer) = state.issuer_of(phase.to, ends_after).map(|issuer| issuer.id)
-                else {
+                let Some(issuer) = state.issuer_of(phase.to, ends_after) else {
                     return wish(state, phase.to, seen.revision, urgent);
                 };
-                let loaded = loaded_by(seen, issuer, urgent)?;
+                let issuer = self.old_enough(issuer, now)?;
+                let loaded = match state.cannot_issue(now.wall) {
+                    true => Loaded { issuer },
+                    false => loaded_by(seen, issuer, urgent)?,
+                };
                 match &rotation.goal {
                     Goal::Successor { canary: Some(plan), .. } if !rotation.turned_back => (
                         Some(self.canary(state, phase, plan, loaded, now, seen)?),
@@ -200,7 +212,12 @@ impl Controller {
         let promised = promised.filter(|promise| retiring().any(|a| a.id == promise.anchor_id));
         let promised = promised.map(|promise| promise.not_after + skew).max();
         let life = retiring().map(|anchor| anchor.svid_life_max).max().unwrap_or_default();
-        let outlived = state.activated_at + lease + life + skew;
+        // Nothing outlives its anchor; who says so without a rescue may have a wrong clock.
+        let over = rotation.rescue && retiring().all(|anchor| anchor.not_after < now.wall);
+        let outlived = match over {
+            true => UnixTime::default(),
+            false => state.activated_at + lease + life + skew,
+        };
         let promise_over = promised.is_none_or(|until| now.wall > until);
         if now.wall > outlived && promise_over {
             return Ok((Drained::Expired, Asked::default()));

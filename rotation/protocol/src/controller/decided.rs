@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use steadfast_api::UnixTime;
+use steadfast_api::{KeyId, UnixTime};
 
 use crate::canary::CanaryStanding;
 use crate::census::Tally;
@@ -98,6 +98,12 @@ pub enum Wait {
     Nothing,
     /// A person has paused it.
     Paused,
+    /// An issuer under an external anchor: a person has the request signed that `steadfast issuer
+    /// request` prints, and imports the answer.
+    Signature {
+        /// The anchor.
+        anchor: KeyId,
+    },
     /// SVIDs of holders that cannot ack.
     Promised {
         /// The last of them ends.
@@ -105,7 +111,7 @@ pub enum Wait {
     },
     /// A first round of answers.
     Round,
-    /// The canaries' time.
+    /// The canaries' time, or that of an issuer whose beginning is not past on every clock.
     Until(UnixTime),
 }
 
@@ -126,12 +132,13 @@ impl Wait {
             Self::Paused => "paused",
             Self::Promised { .. } => "promised",
             Self::Round => "round",
+            Self::Signature { .. } => "signature",
             Self::Until(_) => "until",
         }
     }
 
     /// Every label.
-    pub const LABELS: [&'static str; 14] = [
+    pub const LABELS: [&'static str; 15] = [
         "canary",
         "clock",
         "census",
@@ -145,6 +152,7 @@ impl Wait {
         "paused",
         "promised",
         "round",
+        "signature",
         "until",
     ];
 }

@@ -7,9 +7,11 @@ use crate::controller::anchor::SCHEDULE;
 use crate::controller::asked::loaded_by;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
 use crate::evidence::Asked;
+use crate::guard::Loaded;
 use crate::issuer::IssuerPhase;
+use crate::recover;
 use crate::rotation::Left;
-use crate::trust_domain::{Outcome, TrustDomainState};
+use crate::trust_domain::{AnchorRecord, IssuerRecord, Outcome, TrustDomainState};
 
 impl Controller {
     /// The rotation of the issuer.
@@ -20,12 +22,14 @@ impl Controller {
         seen: &Observation,
     ) -> Step {
         let changed = Ok((Change::Issuer, None));
-        let Some(anchor) = state.active_anchor().map(|anchor| anchor.id) else {
-            return Err(Wait::Nothing);
-        };
+        // One that ends sooner than any SVID would signs nothing.
+        let active = state.active_anchor();
+        let active = active.filter(|active| recover::signs(active, now.wall, self.timings.skew));
+        let Some(anchor) = active.map(|anchor| anchor.id) else { return Err(Wait::Nothing) };
         let Some(mut rotation) = state.issuer_rotation.clone() else {
             let due = state.active_issuer().is_none_or(|issuer| {
-                issuer.not_after <= self.issuer_ends_after(state, anchor, now)
+                issuer.not_after <= self.issuer_due_before(state, issuer, now)
+                    || state.denies(issuer.id)
             });
             if !due {
                 return Err(Wait::Nothing);
@@ -44,10 +48,15 @@ impl Controller {
             }
             IssuerPhase::Preparing(phase) => {
                 let ends_after = self.issuer_ends_after(state, anchor, now);
-                let Some(next) = state.issuer_of(anchor, ends_after).map(|issuer| issuer.id) else {
+                let Some(next) = state.issuer_of(anchor, ends_after) else {
                     return wish(state, anchor, seen.revision, urgent.is_some());
                 };
-                let activated = phase.activate(state, loaded_by(seen, next, urgent.is_some())?);
+                let next = self.old_enough(next, now)?;
+                let loaded = match state.cannot_issue(now.wall) {
+                    true => Loaded { issuer: next },
+                    false => loaded_by(seen, next, urgent.is_some())?,
+                };
+                let activated = phase.activate(state, loaded);
                 if urgent.is_none() {
                     state.end_issuer_rotation(rotation, Left::default(), Outcome::Done, now.wall);
                     return changed;
@@ -90,6 +99,27 @@ impl Controller {
         Ok((Change::Issuer, evidence))
     }
 
+    /// An issuer whose beginning is past on every clock: another CA's may begin when it was signed.
+    pub(super) fn old_enough(&self, issuer: &IssuerRecord, now: Now) -> Result<KeyId, Wait> {
+        let from = issuer.not_before + self.timings.skew;
+        if now.wall < from { Err(Wait::Until(from)) } else { Ok(issuer.id) }
+    }
+
+    /// An issuer is replaced once it ends before this. A person has the whole time to sign one that
+    /// is external, and may have given the old one a life of any length.
+    fn issuer_due_before(
+        &self,
+        state: &TrustDomainState,
+        issuer: &IssuerRecord,
+        now: Now,
+    ) -> UnixTime {
+        if is_external(state, issuer.anchor_id) {
+            let third = issuer.not_after.since(issuer.not_before) / 3;
+            return now.wall + self.timings.issuer_left_min.min(third);
+        }
+        self.issuer_ends_after(state, issuer.anchor_id, now)
+    }
+
     /// An issuer is used only if it ends after this: near the end of its anchor, any end will do.
     pub(super) fn issuer_ends_after(
         &self,
@@ -98,6 +128,10 @@ impl Controller {
         now: Now,
     ) -> UnixTime {
         let Timings { skew, issuer_left_min, issuer_life, .. } = self.timings;
+        if let Some(anchor) = state.anchor(anchor).filter(|anchor| anchor.is_external()) {
+            // It lives as long as its own CA likes: what counts is that its SVIDs can live.
+            return now.wall + issuer_left_min.min(anchor.svid_life_max);
+        }
         let anchor_ends = state.anchor(anchor).map_or(now.wall, |anchor| anchor.not_after);
         let best = (now.wall + issuer_life).min(anchor_ends - skew);
         (now.wall + issuer_left_min).min(best - issuer_life / 10).max(now.wall)
@@ -113,5 +147,12 @@ pub(super) fn wish(
     if state.want_issuer(anchor, revision, urgent) {
         return Ok((Change::IssuerStored, None));
     }
-    Err(Wait::Issuer(Vec::new()))
+    match is_external(state, anchor) {
+        true => Err(Wait::Signature { anchor }),
+        false => Err(Wait::Issuer(Vec::new())),
+    }
+}
+
+pub(super) fn is_external(state: &TrustDomainState, anchor: KeyId) -> bool {
+    state.anchor(anchor).is_some_and(AnchorRecord::is_external)
 }

@@ -3,6 +3,7 @@
 use steadfast_api::UnixTime;
 
 use crate::controller::anchor::close;
+use crate::controller::issuer::is_external;
 use crate::rotation::{Generating, Goal, Left, Next, Phase, Preparing, Rotation, Withdrawn};
 use crate::trust_domain::{AnchorState, Condemned, Outcome, TrustDomainState};
 
@@ -24,7 +25,10 @@ pub(super) fn turn_back(
             match (rotation.added, &rotation.goal) {
                 (Some(added), Goal::Successor { next: Next::Given(_), .. }) => {
                     state.set_state(added, AnchorState::Generated);
-                    state.issuers.retain(|issuer| issuer.anchor_id != added);
+                    // A person would have to have another one signed.
+                    if !is_external(state, added) {
+                        state.issuers.retain(|issuer| issuer.anchor_id != added);
+                    }
                     state.seq += 1;
                 }
                 (Some(added), _) => state.take_back(added),

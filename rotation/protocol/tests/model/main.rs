@@ -5,6 +5,7 @@
 //! to a bound; `STEADFAST_MODEL=full` lifts it. A mutant is a world with one shortcut
 //! ([`shortcut`]) in which an invariant must break.
 
+mod external;
 mod liveness;
 mod scenarios;
 mod shortcut;

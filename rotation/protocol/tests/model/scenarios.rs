@@ -178,13 +178,13 @@ fn canaries_that_do_well_lead_on_and_a_plan_that_selects_nobody_is_told_before()
 }
 
 /// A world, and what is told of it.
-struct Told {
-    config: Config,
-    world: World,
+pub(crate) struct Told {
+    pub(crate) config: Config,
+    pub(crate) world: World,
 }
 
 impl Told {
-    fn new(orders: &[Order]) -> Self {
+    pub(crate) fn new(orders: &[Order]) -> Self {
         let config = Config {
             faults: Faults { cuts: 1, failures: 1, ..Faults::default() },
             ..crate::world("", orders)
@@ -193,25 +193,25 @@ impl Told {
         Self { config, world }
     }
 
-    fn act(&mut self, action: Action) {
+    pub(crate) fn act(&mut self, action: Action) {
         if let Some(next) = self.world.after(&self.config, action) {
             self.world = next;
         }
         assert_eq!(self.world.broken, None);
     }
 
-    fn order(&mut self, order: impl FnOnce(&mut TrustDomainState)) {
+    pub(crate) fn order(&mut self, order: impl FnOnce(&mut TrustDomainState)) {
         order(std::sync::Arc::make_mut(&mut self.world.state));
         self.world.revision += 1;
     }
 
     /// Everybody does his part, once.
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.world.go_well(&self.config);
         assert_eq!(self.world.broken, None);
     }
 
-    fn run_to(&mut self, phase: PhaseName) {
+    pub(crate) fn run_to(&mut self, phase: PhaseName) {
         self.act(Action::Give);
         for _ in 0..100 {
             if self.phase() == Some(phase) {
@@ -223,7 +223,7 @@ impl Told {
     }
 
     /// The phases that were seen, each once.
-    fn run_to_the_end(&mut self) -> Vec<PhaseName> {
+    pub(crate) fn run_to_the_end(&mut self) -> Vec<PhaseName> {
         if self.world.state.rotation.is_none() {
             self.act(Action::Give);
         }
@@ -244,16 +244,16 @@ impl Told {
         panic!("no end after {phases:?}: {:?}\n{:#?}", self.waiting(), self.world);
     }
 
-    fn phase(&self) -> Option<PhaseName> {
+    pub(crate) fn phase(&self) -> Option<PhaseName> {
         self.world.state.rotation.as_ref().map(|rotation| rotation.phase.name())
     }
 
-    fn waiting(&self) -> Wait {
+    pub(crate) fn waiting(&self) -> Wait {
         self.world.waiting(&self.config, 0)
     }
 
     /// The anchors that there are, the older first.
-    fn anchors(&self) -> Vec<(u8, AnchorState)> {
+    pub(crate) fn anchors(&self) -> Vec<(u8, AnchorState)> {
         let mut anchors: Vec<_> =
             self.world.state.anchors.iter().map(|a| (number(a.id), a.state)).collect();
         anchors.sort_unstable();

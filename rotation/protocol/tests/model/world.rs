@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::recover::{Findings, Held};
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState, IssuerRecord, Label};
 
@@ -432,10 +433,14 @@ impl World {
             Action::Recover => {
                 let proxies = || self.nodes.iter().filter_map(|node| node.proxy.as_ref());
                 let seq = proxies().map(|proxy| proxy.seq).max().unwrap_or(0);
-                let tombstones: BTreeSet<_> =
-                    proxies().flat_map(|p| p.tombstones.clone()).collect();
-                let tombstones: Vec<_> = tombstones.into_iter().collect();
-                Arc::make_mut(&mut self.state).recover(seq, &tombstones);
+                let held = |ids: fn(&Proxy) -> &Vec<KeyId>| {
+                    let ids: BTreeSet<_> = proxies().flat_map(ids).copied().collect();
+                    ids.into_iter().map(|id| Held { id, by: 1 }).collect::<Vec<_>>()
+                };
+                let (tombstones, denied) = (held(|p| &p.tombstones), held(|p| &p.denied));
+                let found = Findings { seq, tombstones, denied, ..Findings::default() };
+                let now = UnixTime::from_millis(NOW * TICK);
+                Arc::make_mut(&mut self.state).recover(&found, "a person".to_owned(), now);
                 self.revision += 1;
             }
         }
@@ -513,11 +518,12 @@ fn anchor(config: &Config, id: KeyId, state: AnchorState) -> AnchorRecord {
     }
 }
 
-fn issuer(anchor_id: KeyId, number: u8) -> IssuerRecord {
+pub(crate) fn issuer(anchor_id: KeyId, number: u8) -> IssuerRecord {
     IssuerRecord {
         id: key(100 + anchor_id.as_bytes()[0] * 8 + number),
         anchor_id,
         der: Vec::new(),
+        chain: Vec::new(),
         not_before: UnixTime::default(),
         not_after: UnixTime::from_millis((1_000_000 + u64::from(number)) * TICK),
         key_ref: String::new(),

@@ -199,7 +199,8 @@ impl World {
 
     pub(super) fn give(&mut self, order: Order) -> Option<()> {
         let now = UnixTime::from_millis(NOW * TICK);
-        let request = |anchor| Request { by: String::new(), at: now, anchor, canary: None };
+        let request =
+            |anchor| Request { by: String::new(), at: now, anchor, canary: None, replaces: None };
         let deadline = Duration::from_millis(TICK);
         let active = self.state.active_anchor().map(|anchor| anchor.id);
         let other = [AnchorState::Retiring, AnchorState::Standby]

@@ -181,6 +181,7 @@ impl Rec {
                 mounted: None,
                 svid,
                 clock_offset_ms: 0,
+                held: None,
             }),
         }
     }

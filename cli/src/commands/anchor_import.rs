@@ -1,0 +1,248 @@
+//! `steadfast anchor import`: a trust anchor that somebody else's CA has made.
+//!
+//! The logic is elsewhere: `steadfast_identity::import` reads the certificate and says what is wrong
+//! with it, the state's own `import_anchor` says whether it fits. Here are files, the store and
+//! words. A key that comes along is kept before anything names it, as everywhere.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use steadfast_api::KeyId;
+use steadfast_identity::import::{self, ImportError};
+use steadfast_platform::keys::{FileKeys, KeyStore as _, KeyStoreError, Zeroizing};
+use steadfast_platform::standalone::{Client, Directory};
+use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_platform::{Revision, Store as _, StoreError};
+use steadfast_process::{Clock as _, SystemClock};
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::import::ImportRefused;
+use steadfast_rotation_protocol::trust_domain::AnchorRecord;
+
+use crate::output::Format;
+use crate::problem::Problem;
+use crate::store::{self, DirArg, StoreProblem};
+
+/// Bring a trust anchor of your own CA (openssl, Vault, cert-manager, an HSM)
+///
+/// FILE is one root certificate in PEM. Nothing changes for any workload yet: the anchor waits,
+/// unpublished, until a rotation is ordered with it, which adds it to the bundle, moves every
+/// workload to it and removes the old one, under traffic.
+///
+/// Its key stays where it is. Only your CA can then sign issuers under it: `steadfast issuer
+/// request` prints what to sign, `steadfast issuer import` takes the answer. With --key the key is
+/// copied into the mesh's own store, and the controller signs issuers by itself.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast anchor import root.pem --dir ./mesh
+  steadfast issuer request --dir ./mesh > issuer.csr     then sign it with your CA
+  steadfast issuer import issuer.pem --dir ./mesh
+  steadfast anchor import root.pem --key root.key --dir ./mesh
+
+A root of your own, for a try:
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \\
+    -keyout root.key -out root.pem -subj '/O=Example/CN=Root' \\
+    -addext basicConstraints=critical,CA:true -addext keyUsage=critical,keyCertSign,cRLSign")]
+pub(crate) struct ImportArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    /// The root certificate, PEM: ECDSA on P-256, P-384 or P-521, RSA of 2048 bits or more, Ed25519
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Its private key, PKCS#8 in PEM, mode 0600: ECDSA on P-256 or P-384, or RSA
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+/// Why nothing was imported.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImportProblem {
+    #[error("{}: {problem}", file.display())]
+    File { file: PathBuf, problem: ImportError },
+    #[error("{} has mode {mode:04o}, so others than you could have read the key: make a new one, or `chmod 600 {}` if you know that nobody has", file.display(), file.display())]
+    KeyMode { file: PathBuf, mode: u32 },
+    #[error("the key cannot be kept")]
+    Keys(#[from] KeyStoreError),
+    #[error(
+        "no anchor, or more than one, has an id that begins with {0:?}; `steadfast trust status` lists them"
+    )]
+    NoSuchId(String),
+    #[error("the store holds no trust domain yet\n  Make one:  steadfast trust init --dir {}", .0.display())]
+    NoTrustDomain(PathBuf),
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    #[error("{}: {refused}", file.display())]
+    Refused { file: PathBuf, refused: ImportRefused },
+    #[error(
+        "{TRUST_DOMAIN_KEY:?} in the store is no trust domain of ours (written by a newer version?)"
+    )]
+    State(#[from] serde_json::Error),
+    #[error(transparent)]
+    Store(#[from] StoreProblem),
+}
+
+/// What was imported.
+#[derive(Serialize)]
+struct Imported {
+    id: KeyId,
+    key: String,
+    external: bool,
+    not_after: String,
+}
+
+/// Imports what the files hold.
+///
+/// # Errors
+/// What is wrong with which file, or what is in the way; nothing has changed then.
+pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
+    let anchor = import_files(&args.dir.dir, &args.file, args.key.as_deref()).await?;
+    let imported = Imported {
+        id: anchor.id,
+        external: anchor.is_external(),
+        not_after: anchor.not_after.to_string(),
+        key: anchor.key_ref,
+    };
+    args.output.print(&imported, |imported| imported.text(&args.dir.dir))?;
+    Ok(())
+}
+
+/// The same for other commands: the anchor as the state knows it from then on.
+///
+/// # Errors
+/// As [`import`].
+pub(crate) async fn import_files(
+    dir: &Path,
+    file: &Path,
+    key: Option<&Path>,
+) -> Result<AnchorRecord, ImportProblem> {
+    let of_file = |file: &Path| {
+        let file = file.to_owned();
+        move |problem| ImportProblem::File { file, problem }
+    };
+    let pem = read(file)?;
+    let client = store::client(dir);
+    let (state, _) = state(dir, &client).await?;
+    let now = SystemClock.now();
+    let mut anchor = import::anchor(&state.trust_domain, &pem, now).map_err(of_file(file))?;
+    // Before anything is kept: a key that was put there for nothing is a danger.
+    let refused = |refused| ImportProblem::Refused { file: file.to_owned(), refused };
+    state.clone().import_anchor(anchor.clone()).map_err(refused)?;
+    let mut kept = None;
+    if let Some(key_file) = key {
+        let pkcs8 = import::anchor_key(anchor.id, &Zeroizing::new(read_key(key_file)?));
+        let pkcs8 = pkcs8.map_err(of_file(key_file))?;
+        let keys = FileKeys::open(Directory::new(dir).anchor_keys())?;
+        keys.put_new(anchor.id, pkcs8).await?;
+        anchor.key_ref = keys.place_of(anchor.id);
+        kept = Some(keys);
+    }
+    let added = change(dir, &client, |state, _| {
+        state.import_anchor(anchor.clone()).map(|_| ()).map_err(refused)
+    });
+    let added = added.await;
+    if let (Err(ImportProblem::Refused { .. }), Some(keys)) = (&added, kept) {
+        // Nothing names it. Had the store's answer been lost, the state might.
+        keys.destroy(anchor.id).await?;
+    }
+    added.map(|()| anchor)
+}
+
+/// Forgets one that was imported and never published.
+///
+/// # Errors
+/// It is not there, or in use.
+pub(crate) async fn forget(dir: &Path, id: KeyId) -> Result<(), ImportProblem> {
+    let client = store::client(dir);
+    change(dir, &client, |state, _| {
+        let refused = |refused| ImportProblem::Refused { file: id.to_string().into(), refused };
+        state.forget_anchor(id).map_err(refused)
+    })
+    .await
+}
+
+impl Imported {
+    fn text(&self, dir: &Path) -> String {
+        let (id, short, dir) = (self.id, self.id.short(), dir.display());
+        let mut text = format!(
+            "The anchor {short} is imported; no workload trusts it yet\n  id   {id}\n  ends {}\n  key  {}\n\nNext:\n",
+            self.not_after, self.key
+        );
+        if self.external {
+            text.push_str(&format!(
+                "  steadfast issuer request --anchor {short} --dir {dir} > issuer.csr\n  \
+                 # sign it with your CA, then\n  \
+                 steadfast issuer import issuer.pem --dir {dir}\n"
+            ));
+        }
+        text + &format!("  steadfast anchor rotate --anchor {short} --dir {dir}\n")
+    }
+}
+
+/// The anchor that a person means.
+pub(crate) fn find(state: &TrustDomainState, text: &str) -> Result<KeyId, ImportProblem> {
+    let mut found = state.anchors.iter().map(|anchor| anchor.id);
+    let mut found = found.by_ref().filter(|id| id.to_string().starts_with(text));
+    match (found.next(), found.next()) {
+        (Some(id), None) => Ok(id),
+        _ => Err(ImportProblem::NoSuchId(text.to_owned())),
+    }
+}
+
+/// The state of a mesh, and its revision.
+pub(crate) async fn state(
+    dir: &Path,
+    client: &Client,
+) -> Result<(TrustDomainState, Revision), ImportProblem> {
+    let entry = client.get(TRUST_DOMAIN_KEY).await;
+    let entry = entry.map_err(|error| store::explain(dir, error))?;
+    let entry = entry.ok_or_else(|| ImportProblem::NoTrustDomain(dir.to_owned()))?;
+    Ok((serde_json::from_slice(&entry.value)?, entry.revision))
+}
+
+/// Changes the state by compare-and-swap; whoever else writes meanwhile is read again.
+pub(crate) async fn change<T>(
+    dir: &Path,
+    client: &Client,
+    mut order: impl FnMut(&mut TrustDomainState, Revision) -> Result<T, ImportProblem>,
+) -> Result<T, ImportProblem> {
+    loop {
+        let (before, revision) = state(dir, client).await?;
+        let mut after = before.clone();
+        let done = order(&mut after, revision)?;
+        if after == before {
+            return Ok(done);
+        }
+        let value = serde_json::to_vec(&after)?.into();
+        match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
+            Ok(_) => return Ok(done),
+            // Each conflict is another's write that went through: this ends.
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(store::explain(dir, error).into()),
+        }
+    }
+}
+
+/// A file that a person names; one that is larger than is ever read is cut, and then refused.
+pub(crate) fn read(file: &Path) -> Result<Vec<u8>, ImportProblem> {
+    let failed = |error| ImportProblem::Read(file.to_owned(), error);
+    let mut bytes = Vec::new();
+    File::open(file).and_then(|f| f.take(BYTES_MAX).read_to_end(&mut bytes)).map_err(failed)?;
+    Ok(bytes)
+}
+
+fn read_key(file: &Path) -> Result<Vec<u8>, ImportProblem> {
+    let failed = |error| ImportProblem::Read(file.to_owned(), error);
+    let mode = std::fs::metadata(file).map_err(failed)?.mode() & 0o7777;
+    match mode & 0o077 {
+        0 => read(file),
+        _ => Err(ImportProblem::KeyMode { file: file.to_owned(), mode }),
+    }
+}
+
+const BYTES_MAX: u64 = 1 << 20;
