@@ -11,7 +11,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::Registry;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Member, ProxyStatus, Reason, Round};
@@ -114,50 +114,47 @@ impl Metrics {
 
     fn register_course(&self, registry: &mut Registry) {
         let m = self;
-        let mut add =
-            |name, help: &str, metric: Box<dyn Metric>| registry.register(name, help, metric);
-        add("number", "Number of the rotation under way; 0: none", Box::new(m.number.clone()));
-        add("phase", "1 for the phase that a rotation is in", Box::new(m.phase.clone()));
+        registry.register("number", "Number of the rotation under way; 0: none", m.number.clone());
+        registry.register("phase", "1 for the phase that a rotation is in", m.phase.clone());
         let help = "How long a rotation has been in its phase; 0: none is under way";
-        add("phase_seconds", help, Box::new(m.phase_seconds.clone()));
+        registry.register("phase_seconds", help, m.phase_seconds.clone());
         let help = "1 for what is waited for; known to the controller that leads";
-        add("waiting", help, Box::new(m.waiting.clone()));
+        registry.register("waiting", help, m.waiting.clone());
         let help = "Members that have settled in the census that is waited for";
-        add("members_settled", help, Box::new(m.settled.clone()));
+        registry.register("members_settled", help, m.settled.clone());
         let help = "Members that hold the rotation up, by reason; /rotation.json names them";
-        add("members_missing", help, Box::new(m.missing.clone()));
+        registry.register("members_missing", help, m.missing.clone());
         let help = "What is left of the fence that is waited for";
-        add("fence_seconds", help, Box::new(m.fence_seconds.clone()));
+        registry.register("fence_seconds", help, m.fence_seconds.clone());
         let help = "Members that trust an anchor on its way out, by what they said last";
-        add("members_trusting_retiring", help, Box::new(m.trusting.clone()));
+        registry.register("members_trusting_retiring", help, m.trusting.clone());
         let help = "Members with an SVID under an anchor on its way out";
-        add("members_holding_retiring", help, Box::new(m.holding.clone()));
+        registry.register("members_holding_retiring", help, m.holding.clone());
         let help = "Rotations that this process has seen end, by kind and outcome";
-        add("ended", help, Box::new(m.ended.clone()));
-        add("looks", "Looks at everything, by what came of them", Box::new(m.looks.clone()));
-        add("leader", "1 while this controller decides", Box::new(m.leads.clone()));
+        registry.register("ended", help, m.ended.clone());
+        registry.register("looks", "Looks at everything, by what came of them", m.looks.clone());
+        registry.register("leader", "1 while this controller decides", m.leads.clone());
         let help = "Our clock less the store's; beyond 60 s nothing is decided";
-        add("clock_offset_seconds", help, Box::new(m.clock_offset.clone()));
+        registry.register("clock_offset_seconds", help, m.clock_offset.clone());
     }
 
     fn register_state(&self, registry: &mut Registry) {
         let m = self;
-        let mut add =
-            |name, help: &str, metric: Box<dyn Metric>| registry.register(name, help, metric);
-        add("paused", "1 while phases wait for a person", Box::new(m.paused.clone()));
+        registry.register("paused", "1 while phases wait for a person", m.paused.clone());
         let help = "1 while nothing is issued until a person has looked";
-        add("halted", help, Box::new(m.halted.clone()));
-        add("exemptions", "Members that no census waits for", Box::new(m.exemptions.clone()));
-        add("bundle_seq", "Sequence number of the stored bundle", Box::new(m.seq.clone()));
+        registry.register("halted", help, m.halted.clone());
+        registry.register("exemptions", "Members that no census waits for", m.exemptions.clone());
+        registry.register("bundle_seq", "Sequence number of the stored bundle", m.seq.clone());
         let help = "Anchors that everyone holds and that sign nothing yet; 0: an emergency would \
                     have to wait for a census";
-        add("standbys", help, Box::new(m.standbys.clone()));
+        registry.register("standbys", help, m.standbys.clone());
         let help = "End of each anchor, in seconds since the epoch";
-        add("anchor_not_after_timestamp_seconds", help, Box::new(m.anchors.clone()));
+        registry.register("anchor_not_after_timestamp_seconds", help, m.anchors.clone());
         let help = "End of the issuer that signs, in seconds since the epoch";
-        add("issuer_not_after_timestamp_seconds", help, Box::new(m.issuer_not_after.clone()));
-        let help = "Until when holders that cannot ack may hold SVIDs under an anchor that retires; 0: none";
-        add("promised_until_timestamp_seconds", help, Box::new(m.promised_until.clone()));
+        registry.register("issuer_not_after_timestamp_seconds", help, m.issuer_not_after.clone());
+        let help = "Until when holders that cannot ack may hold SVIDs under an anchor that \
+                    retires; 0: none";
+        registry.register("promised_until_timestamp_seconds", help, m.promised_until.clone());
     }
 
     /// A look is over.
@@ -232,8 +229,7 @@ impl Metrics {
         // An anchor that has gone to another state, or is gone, leaves no series behind.
         self.anchors.clear();
         for anchor in &state.anchors {
-            let labels =
-                AnchorLabels { anchor: anchor.id.short().to_string(), state: anchor.state.label() };
+            let labels = AnchorLabels { anchor: anchor.id.short(), state: anchor.state.label() };
             self.anchors.get_or_create(&labels).set(seconds(anchor.not_after));
         }
         let issuer = state.active_issuer().map_or(0.0, |issuer| seconds(issuer.not_after));
