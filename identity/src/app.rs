@@ -20,6 +20,7 @@ use crate::certify::{Certifier, IN_FLIGHT_MAX, Profile};
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::front::Front;
+use crate::holders::Holders;
 use crate::issuance_log::{IssuanceLog, LogConfig, LogError, Writer};
 use crate::issuer_keys::IssuerKeys;
 use crate::limits::Limits;
@@ -148,6 +149,7 @@ impl App {
             replica: Replica::new(Arc::clone(&clock), metrics.clone()),
             reviews: Arc::clone(&reviews),
             limits: Limits::new(config.rates),
+            holders: Holders::new(Arc::clone(&platform.store)),
             log,
             clock,
             metrics: metrics.clone(),

@@ -13,6 +13,7 @@ use steadfast_process::Clock;
 use tokio::sync::Semaphore;
 
 use crate::csr::{self, WorkloadKey};
+use crate::holders::Holders;
 use crate::issuance_log::{Facts, IssuanceLog, Record};
 use crate::issue::{Issued, Linted, Prepared, Subject};
 use crate::limits::{Kind, Limits};
@@ -30,6 +31,8 @@ pub struct Certifier {
     pub reviews: Arc<Reviews>,
     /// How many are let through.
     pub limits: Limits,
+    /// What is promised for those who cannot ack.
+    pub holders: Holders,
     /// Where it is written down.
     pub log: IssuanceLog,
     /// The clocks.
@@ -64,6 +67,13 @@ pub struct Request<'a> {
     pub csr: &'a [u8],
     /// Where it came from, for the log.
     pub peer: Option<SocketAddr>,
+}
+
+impl Request<'_> {
+    /// What kind of holder asks, if it is one that cannot ack: its API has no trust stream.
+    fn holder_without_acks(&self) -> Option<&'static str> {
+        (self.api == LINKERD).then_some(LINKERD)
+    }
 }
 
 /// The reply to a request.
@@ -138,7 +148,19 @@ impl Certifier {
         // 6. Prepare, record the intent, sign, verify, look again, record.
         let bearer = Bearer::of(&pod);
         let signer = bearer.signer(&view)?;
+        // 5a. No census can ask this holder: the state says first how long it may hold it.
+        let mut promised = None;
+        if let Some(holder) = request.holder_without_acks() {
+            let lifetime = view.svid_life(signer, self.profile.svid_lifetime);
+            let latest = self.clock.now() + lifetime + PROMISE_MARGIN;
+            self.holders.cover(&view, signer.anchor_id(), holder, latest).await?;
+            promised = Some(latest);
+        }
         let issued = self.issue(&view, signer, subject, key, bearer).await?;
+        if let Some(latest) = promised.filter(|latest| issued.not_after > *latest) {
+            let what = format!("the SVID ends at {}, {latest} was promised", issued.not_after);
+            return Err(Refusal::new(Code::SELF_CHECK_FAILED, what));
+        }
         // 7. The next request of this workload is a renewal.
         self.limits.issued(&pod.pod_uid, issued.not_after);
         let renew_at = renew_at(&issued);
@@ -284,6 +306,10 @@ pub(crate) fn renew_at(issued: &Issued) -> UnixTime {
     issued.issued_at + life.mul_f64(0.6 + 0.1 * issued.serial.fraction())
 }
 
+/// Linkerd's API, by which its own proxy asks.
+pub const LINKERD: &str = "linkerd";
+/// Between a promise and the signature lie a write to the store and one to the log.
+const PROMISE_MARGIN: Duration = Duration::from_secs(60);
 /// Each holds some kilobytes; more than a core does in a second never wait.
 pub const IN_FLIGHT_MAX: usize = 4096;
 const IDENTITY_CHARS_SHOWN: usize = 300;

@@ -19,7 +19,7 @@ use tonic::Status;
 
 use crate::authority::SKEW;
 use crate::certify::{Certifier, IN_FLIGHT_MAX};
-use crate::member::{Ack, Instance, Member};
+use crate::member::{Ack, Instance, IssuerUse, Member};
 use crate::metrics::RefusalLabels;
 use crate::own::OwnSvid;
 use crate::refusal::Refusal;
@@ -217,6 +217,7 @@ fn member(known: &Member) -> v1::Member {
         used: known.used.iter().map(|id| id.as_bytes().to_vec()).collect(),
         ack: known.ack.as_ref().map(ack),
         version: known.version.clone(),
+        issuers: known.issuers.iter().map(issuer_use).collect(),
     }
 }
 
@@ -235,7 +236,19 @@ fn ack(ack: &Ack) -> v1::Ack {
         svid_not_after: ack.svid_not_after.map(Into::into),
         clock_offset: Some(prost_types::Duration { seconds, nanos }),
         handshakes: Vec::new(),
+        issuers: Vec::new(),
         held: ack.held.clone(),
+    }
+}
+
+fn issuer_use(used: &IssuerUse) -> v1::IssuerUse {
+    v1::IssuerUse {
+        issuer_id: used.issuer.as_bytes().to_vec(),
+        inbound: used.inbound,
+        outbound: used.outbound,
+        failed: used.failed,
+        failure: used.failure.clone(),
+        failed_at: used.failed_at.map(Into::into),
     }
 }
 

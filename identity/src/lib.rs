@@ -22,6 +22,7 @@ pub mod streams;
 
 pub mod certify;
 pub mod csr;
+pub mod holders;
 pub mod issuance_log;
 pub mod issue;
 pub mod limits;

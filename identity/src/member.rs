@@ -45,6 +45,25 @@ pub struct Member {
     using: Vec<KeyId>,
     /// Handshakes by anchor since this replica knows it.
     pub handshakes: Vec<(KeyId, u64)>,
+    /// Handshakes by issuer since this replica knows it.
+    pub issuers: Vec<IssuerUse>,
+}
+
+/// Handshakes of a member that name an issuer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IssuerUse {
+    /// Which.
+    pub issuer: KeyId,
+    /// Peers that dialled and were accepted.
+    pub inbound: u64,
+    /// Peers that were dialled and accepted.
+    pub outbound: u64,
+    /// Handshakes that failed over a certificate.
+    pub failed: u64,
+    /// The label of the newest failure's code; empty: none failed.
+    pub failure: String,
+    /// When that was told.
+    pub failed_at: Option<UnixTime>,
 }
 
 /// An ack, as far as it is kept.
@@ -72,6 +91,9 @@ pub struct Ack {
     /// Handshakes since its ack before, by anchor.
     #[serde(skip)]
     handshakes: Vec<(KeyId, u64)>,
+    /// The same by issuer.
+    #[serde(skip)]
+    issuers: Vec<IssuerUse>,
 }
 
 impl Member {
@@ -97,6 +119,7 @@ impl Member {
             used: Vec::new(),
             using: Vec::new(),
             handshakes: Vec::new(),
+            issuers: Vec::new(),
         }
     }
 
@@ -107,6 +130,7 @@ impl Member {
     pub fn inherit(&mut self, older: Self) {
         self.ack = older.ack;
         self.handshakes = older.handshakes;
+        self.issuers = older.issuers;
     }
 
     /// Keeps an ack.
@@ -129,7 +153,41 @@ impl Member {
                 None => self.handshakes.push((*anchor, *count)),
             }
         }
+        for used in &ack.issuers {
+            self.count_issuer(used);
+        }
         self.ack = Some(ack);
+    }
+
+    fn count_issuer(&mut self, used: &IssuerUse) {
+        let full = self.issuers.len() >= ISSUERS_MAX;
+        match self.issuers.iter_mut().find(|known| known.issuer == used.issuer) {
+            Some(total) => {
+                total.inbound = total.inbound.saturating_add(used.inbound);
+                total.outbound = total.outbound.saturating_add(used.outbound);
+                total.failed = total.failed.saturating_add(used.failed);
+                if used.failed > 0 {
+                    (total.failure, total.failed_at) = (used.failure.clone(), used.failed_at);
+                }
+            }
+            None if full => {}
+            None => self.issuers.push(used.clone()),
+        }
+    }
+}
+
+impl IssuerUse {
+    fn new(used: &v1::IssuerUse, at: UnixTime) -> Option<Self> {
+        let failed = used.failed > 0;
+        let failure = used.failure.chars().take(FAILURE_CHARS_MAX).collect();
+        Some(Self {
+            issuer: KeyId::from_slice(&used.issuer_id)?,
+            inbound: used.inbound,
+            outbound: used.outbound,
+            failed: used.failed,
+            failure: if failed { failure } else { String::new() },
+            failed_at: failed.then_some(at),
+        })
     }
 }
 
@@ -148,6 +206,9 @@ impl Ack {
             clock_offset_ms: ack.clock_offset.as_ref().map_or(0, millis),
             handshakes: handshakes
                 .filter_map(|used| Some((KeyId::from_slice(&used.anchor_id)?, used.count)))
+                .collect(),
+            issuers: (ack.issuers.iter().take(ISSUERS_MAX))
+                .filter_map(|used| IssuerUse::new(used, at))
                 .collect(),
             held: ack.held.as_ref().map(bounded),
         }
@@ -175,6 +236,10 @@ fn millis(duration: &prost_types::Duration) -> i64 {
 const ANCHORS_MAX: usize = 16;
 /// A century of yearly rotations.
 const HELD_MAX: usize = 100;
+
+/// Those of a rotation or two, and what strangers show.
+const ISSUERS_MAX: usize = 32;
+const FAILURE_CHARS_MAX: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -246,6 +311,29 @@ mod tests {
         newer.inherit(older);
         assert_eq!((newer.answered_before, newer.answered, newer.used.len()), (0, 0, 0));
         assert_eq!(newer.ack.as_ref().unwrap().nonce, 6);
+    }
+
+    #[test]
+    fn handshakes_by_issuer_add_up_and_the_newest_failure_is_dated_when_it_was_told() {
+        let mut member = member();
+        let told = |secs: i64, inbound: u64, failed: u64, failure: &str| {
+            let used = v1::IssuerUse {
+                issuer_id: vec![7; 32],
+                inbound,
+                failed,
+                failure: failure.to_owned(),
+                ..Default::default()
+            };
+            let wire = v1::Ack { issuers: vec![used], ..Default::default() };
+            Ack::new(&wire, UnixTime::from_secs(secs))
+        };
+        member.acked(told(1, 2, 0, ""));
+        member.acked(told(2, 1, 3, "expired"));
+        member.acked(told(3, 4, 0, "ignored"));
+        let [used] = member.issuers.as_slice() else { panic!("{:?}", member.issuers) };
+        assert_eq!((used.inbound, used.outbound, used.failed), (7, 0, 3));
+        assert_eq!(used.failed_at, Some(UnixTime::from_secs(2)));
+        assert_eq!(used.failure, "expired");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use steadfast_api_grpc::fleet_server::Fleet as FleetApi;
 use steadfast_api_grpc::trust_server::Trust;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::certify::{Certifier, Request as CertifyRequest};
+use crate::certify::{Certifier, LINKERD, Request as CertifyRequest};
 use crate::fleet::{Fleet, Parts};
 use crate::server::{Activity, Peer};
 use crate::streams::Streams;
@@ -38,7 +38,7 @@ impl Identity for Service {
         let peer = peer(&request);
         let message = request.get_ref();
         let request = CertifyRequest {
-            api: "linkerd",
+            api: LINKERD,
             identity: Some(&message.identity),
             token: &message.token,
             csr: &message.certificate_signing_request,

@@ -137,7 +137,7 @@ impl Streams {
     ) -> Result<BoxStream<'static, Result<v1::StreamResponse, Status>>, Status> {
         let mut known = None;
         let hello = self.hello(&mut inbound, &mut known).await;
-        let (instance, joined) = hello.map_err(|refusal| {
+        let (instance, namespace, joined) = hello.map_err(|refusal| {
             self.refused(&refusal, known.as_ref(), peer);
             refusal.status()
         })?;
@@ -149,6 +149,7 @@ impl Streams {
             streams: self,
             inbound,
             instance,
+            namespace,
             id: joined.id,
             replaced: joined.replaced,
             peer,
@@ -166,7 +167,7 @@ impl Streams {
         &self,
         inbound: &mut Streaming<v1::StreamRequest>,
         known: &mut Option<SpiffeId>,
-    ) -> Result<(Instance, Joined), Refusal> {
+    ) -> Result<(Instance, String, Joined), Refusal> {
         let protocol = |what: &str| Refusal::new(Code::STREAM_PROTOCOL, what);
         let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
             .await
@@ -194,7 +195,7 @@ impl Streams {
         let member = Member::new(instance.clone(), spiffe_id, &pod, version, now);
         let joined = self.lock().join(member)?;
         self.count_open();
-        Ok((instance, joined))
+        Ok((instance, pod.namespace.clone(), joined))
     }
 
     fn acked(&self, instance: &Instance, id: u64, ack: v1::Ack) -> Result<(), Refusal> {
@@ -260,6 +261,7 @@ struct Session {
     orders: watch::Receiver<Orders>,
     heartbeat: Interval,
     instance: Instance,
+    namespace: String,
     id: u64,
     /// Ends when a newer stream has taken this one's place.
     replaced: oneshot::Receiver<()>,
@@ -329,7 +331,8 @@ impl Session {
         // Nothing else before the first bundle.
         self.sent.bundle?;
         if let Ok(view) = current
-            && let Some(order) = view.state.renew.filter(|order| order.id > self.sent.state_renew)
+            && let order = view.state.renew_for(&self.namespace, &self.instance.pod_uid)
+            && let Some(order) = order.filter(|order| order.id > self.sent.state_renew)
         {
             self.sent.state_renew = order.id;
             // From then on nobody has an SVID from before it.

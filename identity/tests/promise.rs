@@ -84,5 +84,39 @@ async fn an_anchor_that_comes_with_a_shorter_promise_is_raised_too() {
     promised(&mesh).await;
 }
 
+#[tokio::test]
+async fn what_a_holder_that_cannot_ack_gets_is_promised_before_and_once_for_an_hour() {
+    let mesh = Mesh::start().await;
+    let csr = plain_csr();
+    let ask = async |api| {
+        let request = Request { api, identity: None, token: b"web", csr: &csr, peer: None };
+        mesh.app.certifier.certify(request).await
+    };
+    let promised = async || {
+        let state: TrustDomainState = serde_json::from_value(stored(&mesh).await).unwrap();
+        state.promised
+    };
+    // Ours acks: nothing is promised, and nothing written.
+    mesh.store.refuse_writes.store(true, Ordering::SeqCst);
+    ask("steadfast").await.unwrap();
+    let refused = ask("linkerd").await.unwrap_err();
+    assert_eq!(refused.code, steadfast_api::Code::STORE_UNAVAILABLE, "{refused:?}");
+    assert_eq!(promised().await, []);
+    mesh.store.refuse_writes.store(false, Ordering::SeqCst);
+    let revision = async || mesh.store.get(TRUST_DOMAIN_KEY).await.unwrap().unwrap().revision;
+    let issued = ask("linkerd").await.unwrap().issued;
+    let written = revision().await;
+    let [promise] = promised().await.try_into().unwrap();
+    assert_eq!(promise.holder, "linkerd");
+    assert_eq!(promise.anchor_id, mesh.founding.active.id);
+    assert!(promise.not_after >= issued.not_after);
+    assert!(promise.not_after < issued.not_after + Duration::from_secs(2 * 3600));
+    ask("linkerd").await.unwrap();
+    let again = promised().await;
+    // The hour may turn between the two, and then there is one write more.
+    assert_eq!(again.len(), 1);
+    assert!(revision().await == written || again[0].not_after > promise.not_after);
+}
+
 const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);

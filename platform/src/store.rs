@@ -111,6 +111,16 @@ pub const ANCHOR_KEYS_PREFIX: &str = "trust/anchor-keys/";
 /// Where the ledger of instances is kept, so that nobody is forgotten who has vanished.
 pub const LEDGER_KEY: &str = "trust/ledger";
 
+/// The prefix of the evidence of rotations,
+/// `trust/evidence/<rotation>/<step>/<digest>/<piece>`: who acked what before a phase was left.
+pub const EVIDENCE_PREFIX: &str = "trust/evidence/";
+
+/// Where it is written down which evidence there is.
+pub const EVIDENCE_INDEX_KEY: &str = "trust/evidence-index";
+
+/// Where it is kept which controller of rotations leads.
+pub const LEADER_KEY: &str = "trust/rotation-leader";
+
 /// What workloads hold, as long as the trust domain is halted: the `Findings` of the rotation
 /// controller in JSON, which `steadfast trust recover` reads.
 pub const FINDINGS_KEY: &str = "trust/findings";

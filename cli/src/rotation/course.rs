@@ -169,6 +169,7 @@ pub(crate) fn ending(past: &PastRotation) -> String {
     let outcome = match past.outcome {
         Outcome::Aborted => "undone",
         Outcome::Done => "done",
+        Outcome::Overtaken => "overtaken by another",
     };
     let took = time(seconds(past.started, past.ended));
     format!("rotation {} ({}) is {outcome}, after {}", past.number, past.kind, took.trim())
@@ -184,6 +185,7 @@ pub(crate) const fn name(phase: PhaseName) -> &'static str {
         PhaseName::Activated => "activated",
         PhaseName::Draining => "draining",
         PhaseName::Withdrawn => "withdrawn",
+        PhaseName::Denied => "denied",
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 use steadfast_api::UnixTime;
 use steadfast_process::duration;
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::canary::CanaryStanding;
 use steadfast_rotation_protocol::census::{Missing, Reason, Tally};
 use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::trust_domain::{Consumer, Halt};
@@ -39,6 +40,7 @@ impl Waiting {
     pub(crate) fn of(wait: &Wait, state: &TrustDomainState, now: UnixTime) -> Self {
         let guard = |guard: String| Self { guard, ..Self::default() };
         match wait {
+            Wait::Canary(standing) => Self::canary(standing, now),
             Wait::Census(tally) => Self::census(tally, now),
             Wait::Clock { offset_ms } => guard(format!(
                 "the clock of steadfast-rotation is {} the store's: it takes no step before that \
@@ -97,6 +99,36 @@ impl Waiting {
                 ..Self::default()
             },
         }
+    }
+
+    fn canary(standing: &CanaryStanding, now: UnixTime) -> Self {
+        let failing = standing.failures.iter().map(|failure| Absent {
+            name: failure.name.clone(),
+            reason: format!("{} of its handshakes failed, last: {}", failure.failed, failure.code),
+            for_s: Some(now.since(failure.at).as_secs()),
+        });
+        let without = standing.without.iter().map(|name| Absent {
+            name: name.clone(),
+            reason: "it has no SVID of the next issuer yet".to_owned(),
+            for_s: None,
+        });
+        let guard = match standing {
+            CanaryStanding { canaries: 0, .. } => {
+                "the canary plan selects no workload that runs: undo it with `steadfast anchor \
+                 abort`, and order it with another plan"
+            }
+            CanaryStanding { failures, .. } if !failures.is_empty() => {
+                "handshakes that name the canaries' issuer fail: mend that, or undo the rotation \
+                 with `steadfast anchor abort`"
+            }
+            CanaryStanding { inbound: false, .. } | CanaryStanding { outbound: false, .. } => {
+                "the canaries: a handshake with one must be accepted each way, when it dials and \
+                 when it is dialled"
+            }
+            _ => "the canaries: each must hold an SVID of the next issuer",
+        };
+        let missing = failing.chain(without).collect();
+        Self { guard: guard.to_owned(), missing, ..Self::default() }
     }
 
     fn census(tally: &Tally, now: UnixTime) -> Self {

@@ -1,15 +1,15 @@
 //! What a workload says about itself on the trust stream.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use steadfast_api::KeyId;
 use steadfast_api::trust::v1::stream_request::Message;
-use steadfast_api::trust::v1::{Ack, AnchorUse, Held, Instance, StreamRequest};
+use steadfast_api::trust::v1::{Ack, AnchorUse, Held, Instance, IssuerUse, StreamRequest};
 use steadfast_rotation_protocol::Jitter;
 
 use crate::context::TlsContext;
-use crate::observed::Observed;
+use crate::observed::{Counted, Issuers, Observed};
 use crate::trust::Trust;
 
 /// The ack of what this snapshot uses, in both its client and its server side.
@@ -19,11 +19,12 @@ pub(crate) fn of(
     instance: &Instance,
     mounted_digest: Vec<u8>,
     observed: &Observed,
-    handshakes: &BTreeMap<KeyId, u64>,
+    counted: &Counted,
     differs: bool,
 ) -> StreamRequest {
     let (bundle, svid) = (context.bundle.as_ref(), context.svid.as_ref());
-    let uses = handshakes
+    let uses = counted
+        .handshakes
         .iter()
         .map(|(anchor, &count)| AnchorUse { anchor_id: anchor.as_bytes().to_vec(), count });
     let ack = Ack {
@@ -36,9 +37,28 @@ pub(crate) fn of(
         svid_not_after: svid.map(|svid| svid.facts().not_after.into()),
         clock_offset: observed.clock_offset_ms().map(signed_millis),
         handshakes: uses.collect(),
+        issuers: by_issuer(&counted.issuers),
         held: bundle.filter(|_| differs).map(|bundle| held(bundle)),
     };
     StreamRequest { message: Some(Message::Ack(ack)) }
+}
+
+fn by_issuer(issuers: &Issuers) -> Vec<IssuerUse> {
+    let named: BTreeSet<_> = issuers.accepted.keys().chain(issuers.failed.keys()).collect();
+    let uses = named.into_iter().map(|issuer| {
+        let accepted = issuers.accepted.get(issuer).copied().unwrap_or_default();
+        let (failed, code) =
+            issuers.failed.get(issuer).map_or((0, ""), |(failed, code)| (*failed, code.label()));
+        IssuerUse {
+            issuer_id: issuer.as_bytes().to_vec(),
+            inbound: accepted.inbound,
+            outbound: accepted.outbound,
+            failed,
+            failure: code.to_owned(),
+            failed_at: None,
+        }
+    });
+    uses.collect()
 }
 
 fn held(bundle: &Trust) -> Held {

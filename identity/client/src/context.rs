@@ -186,7 +186,7 @@ impl TlsContext {
         let failure = match result {
             Ok(Ok(stream)) => match judgement {
                 Some(Ok(peer)) => {
-                    self.local.observed.count_handshake(peer.anchor);
+                    self.local.observed.count_handshake(&peer, direction);
                     return Ok((stream, Some(peer)));
                 }
                 Some(Err(refused)) => Failure::of_peer(*refused),
@@ -198,6 +198,12 @@ impl TlsContext {
                 HANDSHAKE_TIMEOUT.as_secs()
             )),
         };
+        // Whoever refuses us names our issuer, whomever we refuse shows his.
+        let issuer = match failure.code {
+            Code::PEER_REFUSED_US => self.local.issuer,
+            _ => failure.peer.issuer,
+        };
+        self.local.observed.count_failure(issuer, failure.code);
         Err(self.local.refusal(direction, expected, failure))
     }
 
@@ -256,7 +262,12 @@ impl Contexts {
     /// Publishes a first snapshot that holds nothing: every handshake is refused.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let observed = Arc::new(Observed::default());
-        let local = Arc::new(Local { id: None, clock: clock.clone(), observed: observed.clone() });
+        let local = Arc::new(Local {
+            id: None,
+            issuer: None,
+            clock: clock.clone(),
+            observed: observed.clone(),
+        });
         let nothing = TlsContext {
             generation: 0,
             svid: None,
@@ -326,7 +337,8 @@ impl Contexts {
                 })
             })
             .transpose()?;
-        let local = Local { id, clock: self.clock.clone(), observed: self.observed.clone() };
+        let (clock, observed) = (self.clock.clone(), self.observed.clone());
+        let local = Local { id, issuer: own.map(OwnSvid::issuer), clock, observed };
         Ok(TlsContext {
             generation: self.sender.borrow().generation + 1,
             svid,

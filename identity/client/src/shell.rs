@@ -431,10 +431,9 @@ impl Shell {
         let put_back = there.difference(&self.leaving).copied().collect();
         self.tell_withdrawn("the mounted bundle", put_back);
         let observed = self.dialer.contexts.observed();
-        let handshakes = observed.take_handshakes();
+        let counted = observed.take_counted();
         let mounted = self.dialer.mounted.digest();
-        let (differs, uses) = (self.differs, &handshakes);
-        room.send(ack::of(&context, nonce, &instance, mounted, observed, uses, differs));
+        room.send(ack::of(&context, nonce, &instance, mounted, observed, &counted, self.differs));
         self.owed = None;
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use rustls::{AlertDescription, InvalidMessage};
-use steadfast_api::{Code, SpiffeId};
+use steadfast_api::{Code, KeyId, SpiffeId};
 use steadfast_process::Clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -34,6 +34,8 @@ pub struct LateRefusal(Arc<OnceLock<Refusal>>);
 /// Our side, as a refusal tells it; no key is in it, so a long connection keeps none alive.
 pub(crate) struct Local {
     pub(crate) id: Option<SpiffeId>,
+    /// Of our SVID.
+    pub(crate) issuer: Option<KeyId>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) observed: Arc<Observed>,
 }
@@ -111,8 +113,11 @@ impl<IO> TlsStream<IO> {
         if let (Some(late), Err(error)) = (&self.late, &result)
             && let Some(refusal) = self.refusal_of(error)
         {
+            let code = refusal.code;
             // The first refusal is the reason; what follows it are consequences.
-            let _ = late.set(refusal);
+            if late.set(refusal).is_ok() && code == Code::PEER_REFUSED_US {
+                self.local.observed.count_failure(self.local.issuer, code);
+            }
         }
         result
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{DnsIdentity, TrustDomain};
@@ -33,6 +32,7 @@ use tokio::sync::watch;
 use crate::anchors::Anchors;
 use crate::config::Config;
 use crate::fleet::Network;
+use crate::metrics::Metrics;
 use crate::shell::{Parts, Shell};
 
 /// Why the controller ended before it was asked to.
@@ -77,7 +77,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut registry = Registry::default();
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
     let keys = Arc::new(FileKeys::open(directory.anchor_keys())?);
-    let shell = Shell::new(Parts {
+    let mut shell = Shell::new(Parts {
         anchors: Anchors::new(keys, Arc::clone(&store)),
         fleet: Arc::new(Network::new(identity.replicas(), config.identity_addr.clone())),
         store,
@@ -86,18 +86,20 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         timings: Timings { lease, ..config.timings },
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
+        name: name(),
+        metrics: Metrics::new(&mut registry),
     });
-    let halted = Gauge::<i64>::default();
-    let help = "1 while nothing is issued until a person has looked: `steadfast trust recover`";
-    registry.register("steadfast_rotation_halted", help, halted.clone());
     let (status, standing, round) = (identity.status(), shell.standing(), shell.newest_round());
-    let tell = tell_halted(standing.clone(), halted);
     let pages = Admin::new(Arc::new(registry), readiness)
         .with_routes(move |request| page(request, &status, &standing, &round));
     let mut tasks = Tasks::new();
     tasks.spawn("identity", identity.run(drain.clone()));
-    tasks.spawn("rotation", until(drain.clone(), shell.run(state)));
-    tasks.spawn("halted", until(drain.clone(), tell));
+    let stop = drain.clone();
+    tasks.spawn("rotation", async move {
+        let run = until(stop, shell.run(&state)).await;
+        shell.resign().await;
+        run
+    });
     tasks.spawn("admin", pages.serve(listener, drain.clone()));
     tracing::info!(%trust_domain, "the controller of rotations has started");
     Ok(tasks.run(&drain, DRAIN_DEADLINE).await?)
@@ -125,6 +127,13 @@ async fn founded(store: &dyn Store, waiting: &Component) -> TrustDomainState {
     }
 }
 
+/// By what other controllers know this process: where it runs, and which one it is there.
+fn name() -> String {
+    let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
+    let (pid, since) = (std::process::id(), SystemClock.now());
+    format!("{}/{pid} since {since}", host.trim())
+}
+
 fn identity(
     config: &Config,
     trust_domain: &TrustDomain,
@@ -143,17 +152,6 @@ fn identity(
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Ok(Identity::new(config, clock, readiness, registry)?)
-}
-
-/// Keeps the metric that an alert looks at.
-async fn tell_halted(mut standing: watch::Receiver<Standing>, halted: Gauge) -> Infallible {
-    loop {
-        let state = standing.borrow_and_update().state.as_ref().map(|state| state.halted.is_some());
-        halted.set(i64::from(state == Some(true)));
-        if standing.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 /// What the admin port tells beside what every process does.
@@ -182,5 +180,7 @@ async fn until(drain: Drain, service: impl Future<Output = Infallible>) -> Resul
     }
 }
 
+/// On Kubernetes, the name of the pod.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const TRUST_DOMAIN_PAUSE: Duration = Duration::from_millis(250);

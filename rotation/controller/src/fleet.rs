@@ -9,7 +9,9 @@ use steadfast_api::{KeyId, UnixTime};
 use steadfast_api_grpc::fleet_client::FleetClient;
 use steadfast_identity_client::Replicas;
 use steadfast_rotation_protocol::Instance;
-use steadfast_rotation_protocol::census::{Ack, Held, HeldSvid, Member, Replica};
+use steadfast_rotation_protocol::census::{
+    Ack, Failed, Held, HeldSvid, IssuerUse, Member, Replica,
+};
 use tonic::transport::Channel;
 
 use crate::shell::Fleet;
@@ -69,8 +71,7 @@ impl Network {
                     tracing::warn!(replica = name, %error, "a replica of identity tells nothing");
                 }
                 *client = None;
-                let (reached, newest_nonce) = (false, 0);
-                Replica { name, reached, newest_nonce, loaded: vec![], own: None, members: vec![] }
+                Replica { name, ..Replica::default() }
             }
         }
     }
@@ -102,6 +103,7 @@ impl Network {
                 return Ok(Replica {
                     name: name.to_owned(),
                     reached: answer.taken,
+                    started_at: head.started_at.map(UnixTime::from).unwrap_or_default(),
                     newest_nonce: answer.newest_nonce.max(head.newest_nonce),
                     loaded: ids(&head.loaded_issuers),
                     own: head.own.as_ref().map(ack),
@@ -161,8 +163,19 @@ fn member(wire: &v1::Member) -> Option<Member> {
         answered: wire.answered,
         answered_before: wire.answered_before,
         used: ids(&wire.used),
+        issuers: wire.issuers.iter().filter_map(issuer_use).collect(),
         ack: wire.ack.as_ref().map(ack),
     })
+}
+
+fn issuer_use(wire: &v1::IssuerUse) -> Option<IssuerUse> {
+    let failed = (wire.failed > 0).then(|| Failed {
+        at: wire.failed_at.map(UnixTime::from).unwrap_or_default(),
+        count: wire.failed,
+        code: wire.failure.clone(),
+    });
+    let (inbound, outbound) = (wire.inbound, wire.outbound);
+    Some(IssuerUse { issuer: KeyId::from_slice(&wire.issuer_id)?, inbound, outbound, failed })
 }
 
 fn ack(wire: &v1::Ack) -> Ack {

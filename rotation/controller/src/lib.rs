@@ -8,9 +8,14 @@ pub mod app;
 pub mod config;
 
 pub mod fleet;
+pub mod leader;
 pub mod ledger;
 pub mod listing;
 pub mod shell;
+
+pub mod events;
+pub mod evidence;
+pub mod metrics;
 
 pub mod anchors;
 pub mod external;

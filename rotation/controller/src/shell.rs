@@ -25,9 +25,13 @@ use steadfast_rotation_protocol::trust_domain::{IssuerRequest, Label, WantedIssu
 use tokio::sync::watch;
 
 use crate::anchors::{Anchors, AnchorsError};
+use crate::events;
+use crate::evidence::{self, KeepError};
 use crate::external::Told;
+use crate::leader::{Candidate, Role};
 use crate::ledger::Ledger;
 use crate::listing;
+use crate::metrics::{LookResult, Metrics};
 
 /// The replicas of identity.
 #[async_trait::async_trait]
@@ -55,12 +59,19 @@ pub struct Parts {
     pub anchor_lifetime: Duration,
     /// The namespace of the control plane.
     pub control_namespace: String,
+    /// By what the other controllers know us; no other process has this name.
+    pub name: String,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// The shell, between two looks.
 pub struct Shell {
     parts: Parts,
     controller: Controller,
+    candidate: Candidate,
+    /// Whether we led at the last turn.
+    led: bool,
     standing: watch::Sender<Standing>,
     /// The newest round.
     round: watch::Sender<Option<Arc<Round>>>,
@@ -78,6 +89,10 @@ pub struct Shell {
     made: Option<Made>,
     signed: Option<Signed>,
     ledger: Option<(Ledger, Option<Revision>)>,
+    /// The newest rotation of the past when evidence was tidied last.
+    past: Option<u64>,
+    /// The state as it was seen last, for what has happened since.
+    before: Option<(u64, TrustDomainState)>,
 }
 
 /// Why a look came to nothing.
@@ -86,6 +101,9 @@ pub enum LookError {
     /// Keys or certificates.
     #[error(transparent)]
     Anchors(#[from] AnchorsError),
+    /// Evidence.
+    #[error("the evidence of a rotation cannot be kept, so no phase is left")]
+    Evidence(#[from] KeepError),
     /// Another trust domain than the one we were started for.
     #[error(
         "the stored trust domain has a read lease of {stored:?}, and this process was started with \
@@ -123,9 +141,12 @@ impl Shell {
         let controller = Controller::new(parts.timings);
         let standing =
             watch::Sender::new(Standing { timings: Some(parts.timings), ..Standing::default() });
+        let candidate = Candidate::new(parts.name.clone());
         Self {
             parts,
             controller,
+            candidate,
+            led: false,
             standing,
             round: watch::Sender::default(),
             asked: None,
@@ -137,6 +158,8 @@ impl Shell {
             made: None,
             signed: None,
             ledger: None,
+            past: None,
+            before: None,
         }
     }
 
@@ -153,6 +176,51 @@ impl Shell {
     /// What it waited for when it looked last.
     pub fn waiting(&self) -> &Wait {
         self.controller.waiting()
+    }
+
+    /// Does what its part is: looks, where we lead, and otherwise tells what is stored alone.
+    ///
+    /// # Errors
+    /// [`LookError`]; nothing is lost by it, the next turn begins anew.
+    pub async fn turn(&mut self) -> Result<Looked, LookError> {
+        let now = Now { wall: self.store_time(), ..self.now() };
+        let role = self.candidate.role(&*self.parts.store, now).await;
+        let leads = matches!(role, Ok(Role::Leads));
+        if leads != self.led {
+            self.begin_anew(leads);
+        }
+        match role? {
+            Role::Leads => {
+                let looked = self.look().await?;
+                self.tell(&looked.state, Some(self.candidate.name().to_owned()));
+                Ok(looked)
+            }
+            Role::Follows { leader } => {
+                let (state, revision) = self.state().await?;
+                self.before = Some((revision.0, state.clone()));
+                self.tell(&state, Some(leader).filter(|leader| !leader.is_empty()));
+                Ok(Looked { changed: false, state })
+            }
+        }
+    }
+
+    /// What was known while somebody else led, or while we did, is old.
+    fn begin_anew(&mut self, leads: bool) {
+        tracing::info!(event = if leads { "leads" } else { "follows" }, "who decides has changed");
+        self.led = leads;
+        // The controller stays: its fence is of a revision, and it knows the newest there has been.
+        (self.query, self.ledger) = (None, None);
+        self.round.send_replace(None);
+    }
+
+    /// Somebody else may decide, at once.
+    pub async fn resign(&mut self) {
+        let resigning = self.candidate.resign(&*self.parts.store);
+        match tokio::time::timeout(RESIGN_TIMEOUT, resigning).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the lead lapses by itself, in seconds"),
+            Err(_) => tracing::warn!("the lead lapses by itself, in seconds"),
+        }
     }
 
     /// Looks once and does what there is to do.
@@ -182,6 +250,8 @@ impl Shell {
         if let Some(round) = &seen.round {
             self.round.send_replace(Some(Arc::new(round.clone())));
         }
+        self.happened(seen.revision, &seen.state);
+        self.tidy_evidence(&seen.state).await?;
         self.find_out(&seen).await?;
         // 3. Decide.
         let effects = self.controller.handle(self.now(), &seen);
@@ -251,7 +321,13 @@ impl Shell {
         Now { wall: self.parts.clock.now(), boot: self.parts.clock.since_boot() }
     }
 
-    /// By the store's clock.
+    /// Our clock, put right by how far it was off the store's at its last reply.
+    fn store_time(&self) -> UnixTime {
+        let offset = (self.parts.clock_offset_ms)().unwrap_or(0);
+        let distance = Duration::from_millis(offset.unsigned_abs());
+        if offset < 0 { self.wall() + distance } else { self.wall() - distance }
+    }
+
     fn wall(&self) -> UnixTime {
         self.parts.clock.now()
     }
@@ -307,7 +383,11 @@ impl Shell {
     }
 
     async fn persist(&mut self, persist: Persist) -> Result<(), LookError> {
-        let Persist { expected, state, change, .. } = persist;
+        let Persist { expected, state, change, evidence } = persist;
+        // What the state relies on is there before the state says so.
+        if let Some(kept) = &evidence {
+            evidence::keep(&*self.parts.store, kept).await?;
+        }
         let value = serde_json::to_vec(&state);
         let value = value.map_err(|error| LookError::State(TRUST_DOMAIN_KEY.to_owned(), error))?;
         let expected = Some(Revision(expected));
@@ -317,6 +397,36 @@ impl Shell {
         self.controller.persisted(self.now(), revision.0);
         let phase = state.rotation.as_ref().map(|rotation| rotation.phase.name());
         tracing::info!(?change, ?phase, halted = ?state.halted, seq = state.seq, revision = revision.0, "state changed");
+        Ok(())
+    }
+
+    /// One line for each event since the last look.
+    fn happened(&mut self, revision: u64, state: &TrustDomainState) {
+        if self.before.as_ref().is_some_and(|(before, _)| *before == revision) {
+            return;
+        }
+        let before = self.before.replace((revision, state.clone()));
+        for event in before.iter().flat_map(|(_, before)| events::between(before, state)) {
+            event.log();
+        }
+    }
+
+    /// Once after each change of the past, and after a start.
+    async fn tidy_evidence(&mut self, state: &TrustDomainState) -> Result<(), LookError> {
+        let newest = state.past.last().map_or(0, |past| past.number);
+        if self.past == Some(newest) {
+            return Ok(());
+        }
+        match evidence::tidy(&*self.parts.store, state).await {
+            // Somebody else has written to it: the next look finds what is left.
+            Err(KeepError::Store(StoreError::Conflict { .. })) => return Ok(()),
+            Err(KeepError::Store(error)) => return Err(error.into()),
+            // It only takes room: no phase waits for that.
+            Err(error) => tracing::warn!(error = %ErrorChain(&error), "old evidence stays"),
+            Ok(0) => {}
+            Ok(deleted) => tracing::info!(deleted, "evidence that nothing names any more is gone"),
+        }
+        self.past = Some(newest);
         Ok(())
     }
 
@@ -348,35 +458,48 @@ impl Shell {
     }
 
     /// Looks for ever: at once after a change, and a few times a second otherwise.
-    pub async fn run(mut self, ready: Component) -> Infallible {
+    pub async fn run(&mut self, ready: &Component) -> Infallible {
         loop {
-            let looked = self.look().await;
+            let looked = self.turn().await;
+            let conflict = matches!(&looked, Err(LookError::Store(StoreError::Conflict { .. })));
             let pause = match &looked {
                 Ok(looked) if looked.changed => Duration::ZERO,
                 // Somebody else was faster: what he wrote is looked at.
-                Err(LookError::Store(StoreError::Conflict { .. })) => Duration::ZERO,
+                Err(_) if conflict => Duration::ZERO,
                 _ => LOOK_EVERY,
             };
-            self.tell(looked, &ready);
+            self.parts.metrics.looked(match &looked {
+                Ok(_) => LookResult::Ok,
+                Err(_) if conflict => LookResult::Conflict,
+                Err(_) => LookResult::Failed,
+            });
+            match looked {
+                Ok(_) => ready.ready(),
+                Err(_) if conflict => {}
+                Err(error) => self.tell_trouble(ErrorChain(&error).to_string(), ready),
+            }
             tokio::time::sleep(pause).await;
         }
     }
 
-    fn tell(&self, looked: Result<Looked, LookError>, ready: &Component) {
-        let trouble = match looked {
-            Ok(Looked { state, .. }) => {
-                self.standing.send_replace(Standing {
-                    state: Some(state),
-                    seen_at: self.wall(),
-                    waiting: Some(self.controller.waiting().clone()),
-                    trouble: None,
-                    timings: Some(self.parts.timings),
-                });
-                return ready.ready();
-            }
-            Err(LookError::Store(StoreError::Conflict { .. })) => return,
-            Err(error) => ErrorChain(&error).to_string(),
+    fn tell(&mut self, state: &TrustDomainState, leader: Option<String>) {
+        let leads = self.led;
+        let standing = Standing {
+            state: Some(state.clone()),
+            seen_at: self.wall(),
+            waiting: leads.then(|| self.controller.waiting().clone()),
+            trouble: None,
+            timings: Some(self.parts.timings),
+            leader,
+            leads,
         };
+        let offset_ms = (self.parts.clock_offset_ms)();
+        let round = self.round.borrow().clone();
+        self.parts.metrics.show(&standing, round.as_deref(), offset_ms);
+        self.standing.send_replace(standing);
+    }
+
+    fn tell_trouble(&self, trouble: String, ready: &Component) {
         ready.not_ready(&trouble);
         self.standing.send_if_modified(|standing| {
             let new = standing.trouble.as_ref() != Some(&trouble);
@@ -402,6 +525,7 @@ fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> 
     serde_json::from_slice(&entry.value).map_err(|error| LookError::State(entry.key.clone(), error))
 }
 
+const RESIGN_TIMEOUT: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Everybody is asked so often though no phase waits for it; more often when a person waits.
 const ASK_EVERY: Duration = Duration::from_secs(10);

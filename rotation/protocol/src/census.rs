@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_api::{KeyId, UnixTime};
 
+use crate::evidence::{Said, Witness};
 use crate::instance::Instance;
 use crate::trust_domain::{AnchorState, TrustDomainState};
 
@@ -52,12 +53,15 @@ pub enum ProxyStatus {
 }
 
 /// A replica of the identity service.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Replica {
     /// Its name, for people.
     pub name: String,
     /// Whether it took the query of this round.
     pub reached: bool,
+    /// When it was started: what it had counted before is lost.
+    #[serde(default)]
+    pub started_at: UnixTime,
     /// The newest query that it knows, of whomever.
     pub newest_nonce: u64,
     /// The issuers whose key and certificate it has loaded.
@@ -85,8 +89,35 @@ pub struct Member {
     pub answered_before: u64,
     /// The anchors that its handshakes used between the two answers.
     pub used: Vec<KeyId>,
+    /// Its handshakes by issuer, since the replica knows it.
+    #[serde(default)]
+    pub issuers: Vec<IssuerUse>,
     /// Its newest ack.
     pub ack: Option<Ack>,
+}
+
+/// Handshakes that name an issuer: the peer's, or one's own where the peer refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct IssuerUse {
+    /// Which.
+    pub issuer: KeyId,
+    /// Peers of that issuer that dialled and were accepted.
+    pub inbound: u64,
+    /// Peers of that issuer that were dialled and accepted.
+    pub outbound: u64,
+    /// Those that failed, if any did.
+    pub failed: Option<Failed>,
+}
+
+/// Handshakes that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Failed {
+    /// When the newest was told, by the replica's clock.
+    pub at: UnixTime,
+    /// How many.
+    pub count: u64,
+    /// The label of the newest one's code.
+    pub code: String,
 }
 
 /// What an instance says of itself.
@@ -172,8 +203,8 @@ pub struct Bounds {
 /// How a census stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Who has settled, by name.
-    pub settled: Vec<(String, Instance)>,
+    /// Who has settled, and by what word.
+    pub settled: Vec<Witness>,
     /// Who has not, by name, and why.
     pub missing: Vec<Missing>,
     /// Whose exemption is over, because they have settled or started anew.
@@ -233,6 +264,36 @@ pub enum Reason {
     },
 }
 
+impl Reason {
+    /// In one word, for labels; [`Reason::LABELS`] are all of them.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Unanswered => "unanswered",
+            Self::Behind { .. } => "behind",
+            Self::ClockOff { .. } => "clock_off",
+            Self::Differs => "differs",
+            Self::MountedStale => "mounted_stale",
+            Self::NotConnected { .. } => "not_connected",
+            Self::Svid { .. } => "svid",
+            Self::Used { .. } => "used",
+            Self::Vanished { .. } => "vanished",
+        }
+    }
+
+    /// Every label.
+    pub const LABELS: [&'static str; 9] = [
+        "unanswered",
+        "behind",
+        "clock_off",
+        "differs",
+        "mounted_stale",
+        "not_connected",
+        "svid",
+        "used",
+        "vanished",
+    ];
+}
+
 /// Takes stock of a round. Answers to queries older than `floor` are none.
 pub fn tally(
     state: &TrustDomainState,
@@ -273,6 +334,7 @@ pub fn tally(
             Some(own) => judge.ack(own),
             None => Ok(()),
         };
+        let verdict = verdict.map(|()| Said::Serves(replica.own.clone()));
         tally.count(state, &replica.name, instance, verdict);
     }
     for gone in round.vanished.iter().filter(|gone| {
@@ -327,7 +389,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn known(&self, known: &Known<'_>) -> Result<(), Reason> {
+    fn known(&self, known: &Known<'_>) -> Result<Said, Reason> {
         let member = known.member;
         if !known.connected {
             return Err(Reason::NotConnected { since: Some(member.last_heard) });
@@ -336,7 +398,11 @@ impl Judge<'_> {
             return Err(Reason::Unanswered);
         };
         self.ack(ack)?;
-        if self.demand.unused { self.unused(member) } else { Ok(()) }
+        if self.demand.unused {
+            self.unused(member)?;
+        }
+        let (answered, last_heard) = (member.answered, member.last_heard);
+        Ok(Said::Acked { ack: ack.clone(), answered, last_heard })
     }
 
     fn ack(&self, ack: &Ack) -> Result<(), Reason> {
@@ -389,9 +455,13 @@ impl Judge<'_> {
     }
 
     /// Nothing can be valid any more that was issued before it was last heard of.
-    fn vanished(&self, last_heard: UnixTime) -> Result<(), Reason> {
+    fn vanished(&self, last_heard: UnixTime) -> Result<Said, Reason> {
         let until = last_heard + self.bounds.svid_life_max + self.bounds.skew;
-        if self.now > until { Ok(()) } else { Err(Reason::Vanished { until }) }
+        if self.now > until {
+            Ok(Said::Outlived { last_heard })
+        } else {
+            Err(Reason::Vanished { until })
+        }
     }
 }
 
@@ -406,7 +476,7 @@ impl Tally {
         state: &TrustDomainState,
         name: &str,
         instance: Instance,
-        verdict: Result<(), Reason>,
+        verdict: Result<Said, Reason>,
     ) {
         let exempt = state
             .exemptions
@@ -418,7 +488,7 @@ impl Tally {
             self.healed.push(exempt.clone());
         }
         match verdict {
-            Ok(()) => self.settled.push((name.to_owned(), instance)),
+            Ok(said) => self.settled.push(Witness { name: name.to_owned(), instance, said }),
             Err(_) if exempt.is_some() && !anew => {}
             Err(reason) => self.missing.push(Missing { name: name.to_owned(), instance, reason }),
         }

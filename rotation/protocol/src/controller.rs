@@ -20,8 +20,8 @@ pub use self::decided::{Change, Effect, Persist, Standing, Wait};
 pub use self::seen::{Made, Now, Observation, Signed, Timings};
 use crate::census::{self, Demand};
 use crate::emergency;
+use crate::evidence::Kept;
 use crate::guard::Fence;
-use crate::instance::Instance;
 use crate::recover;
 use crate::rotation::{Goal, Next, Phase};
 use crate::trust_domain::{Halt, TrustDomainState};
@@ -34,8 +34,8 @@ pub struct Controller {
     waiting: Wait,
 }
 
-/// What one look at things comes to: a change, or what it waits for.
-type Step = Result<(Change, Vec<(String, Instance)>), Wait>;
+/// What one look at things comes to: a change and what it relies on, or what it waits for.
+type Step = Result<(Change, Option<Kept>), Wait>;
 
 impl Controller {
     /// A controller that has seen nothing.
@@ -82,10 +82,10 @@ impl Controller {
         }
         let mut state = seen.state.clone();
         match self.look(&mut state, now, seen, went_back) {
-            Ok((change, settled)) => {
+            Ok((change, evidence)) => {
                 self.waiting = Wait::Nothing;
                 let expected = seen.revision;
-                vec![Effect::Persist(Box::new(Persist { expected, state, change, settled }))]
+                vec![Effect::Persist(Box::new(Persist { expected, state, change, evidence }))]
             }
             Err(waiting) => {
                 self.waiting = waiting;
@@ -107,27 +107,30 @@ impl Controller {
         }
         if let Some(seen_seq) = recover::unknown_bundle(state, seen, went_back) {
             state.halted = Some(Halt::Restored { seen_seq });
-            return Ok((Change::Halted, Vec::new()));
+            return Ok((Change::Halted, None));
         }
         if emergency::replan(state, now.wall) {
-            return Ok((Change::Emergency, Vec::new()));
+            return Ok((Change::Emergency, None));
         }
         if self.heal(state, now, seen) {
-            return Ok((Change::Healed, Vec::new()));
+            return Ok((Change::Healed, None));
         }
         if store_issuer(state, seen) {
-            return Ok((Change::IssuerStored, Vec::new()));
+            return Ok((Change::IssuerStored, None));
         }
         if state.tidy(now.wall, self.timings.skew) {
-            return Ok((Change::Tidied, Vec::new()));
+            return Ok((Change::Tidied, None));
         }
         let condemned = state.condemned.len();
         state.condemned.retain(|key| seen.undestroyed.contains(key));
         if state.condemned.len() != condemned {
-            return Ok((Change::Destroyed, Vec::new()));
+            return Ok((Change::Destroyed, None));
         }
-        let issuer = self.issuer_step(state, now, seen);
+        // What a step has changed before it found something in its way is not stored.
+        let mut next = state.clone();
+        let issuer = self.issuer_step(&mut next, now, seen);
         if issuer.is_ok() {
+            *state = next;
             return issuer;
         }
         match self.rotation_step(state, now, seen) {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use steadfast_api::{KeyId, UnixTime};
 
 use crate::rotation::{
-    Activated, Generating, Goal, Next, Phase, Preparing, Rotation, Staged, Withdrawn, withdraw,
+    Activated, Generating, Goal, Left, Next, Phase, Preparing, Rotation, Staged, Withdrawn,
+    withdraw,
 };
 use crate::trust_domain::{AnchorRecord, AnchorState, Condemned, Taint, TrustDomainState};
 
@@ -71,11 +72,11 @@ fn remove_unused(domain: &mut TrustDomainState, id: KeyId, now: UnixTime) {
         // Without what it was to add it adds another one.
         Phase::Staged(Staged { added }) if added == id && !given => {
             rotation.attempt += 1;
-            rotation.enter(Phase::Generating(Generating), 0, now);
+            rotation.enter(Phase::Generating(Generating), Left::default(), now);
         }
         Phase::Staged(Staged { added: to }) | Phase::Preparing(Preparing { to }) if to == id => {
             rotation.goal = Goal::Removal;
-            rotation.enter(Phase::Withdrawn(Withdrawn), 0, now);
+            rotation.enter(Phase::Withdrawn(Withdrawn), Left::default(), now);
         }
         Phase::Generating(_) | Phase::Staged(_) => {
             let aims = match &rotation.goal {
@@ -131,7 +132,7 @@ fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -
     (rotation.abort, rotation.turned_back) = (false, false);
     match begins {
         true => rotation.phase = phase,
-        false => rotation.enter(phase, 0, now),
+        false => rotation.enter(phase, Left::default(), now),
     }
     domain.rotation = Some(rotation);
     true
@@ -174,7 +175,7 @@ fn hurry(domain: &mut TrustDomainState, id: KeyId, taint: &Taint, now: UnixTime)
         (rotation.abort, rotation.turned_back) = (false, false);
     }
     if let Some(phase) = phase {
-        rotation.enter(Phase::Activated(phase), 0, now);
+        rotation.enter(Phase::Activated(phase), Left::default(), now);
     }
     domain.rotation = Some(rotation);
     changed

@@ -10,11 +10,18 @@ use serde::{Deserialize, Serialize};
 use steadfast_api::{KeyId, UnixTime};
 
 use crate::guard::{Fenced, Loaded, Settled};
-use crate::trust_domain::{AnchorState, DeniedIssuer, IssuerRecord, TrustDomainState};
+use crate::rotation::{Left, PhaseName, Step};
+use crate::trust_domain::{
+    AnchorState, DeniedIssuer, IssuerRecord, Outcome, PastRotation, TrustDomainState,
+};
 
 /// A rotation of the issuer that is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct IssuerRotation {
+    /// The how manieth rotation of this trust domain, those of anchors included; 0: it began under
+    /// a version that did not count it.
+    #[serde(default)]
+    pub number: u64,
     /// The issuer that signs no more when it is over.
     pub old: KeyId,
     /// Who wanted it.
@@ -27,6 +34,9 @@ pub struct IssuerRotation {
     pub urgent: Option<Duration>,
     /// Where it stands.
     pub phase: IssuerPhase,
+    /// What it has gone through.
+    #[serde(default)]
+    pub steps: Vec<Step>,
 }
 
 /// Where a rotation of the issuer stands.
@@ -94,12 +104,72 @@ impl Draining {
 }
 
 impl Denied {
-    pub(crate) fn finish(self, domain: &mut TrustDomainState, _: &Fenced, _: Settled) {
-        domain.issuer_rotation = None;
+    /// Everybody refuses it.
+    pub(crate) fn finish(self, _: &Fenced, _: Settled) {}
+}
+
+impl IssuerPhase {
+    /// Its name.
+    pub const fn name(&self) -> PhaseName {
+        match self {
+            Self::Preparing(_) => PhaseName::Preparing,
+            Self::Activated(_) => PhaseName::Activated,
+            Self::Draining(_) => PhaseName::Draining,
+            Self::Denied(_) => PhaseName::Denied,
+        }
+    }
+}
+
+impl IssuerRotation {
+    /// Leaves a phase for the next.
+    pub(crate) fn enter(&mut self, phase: IssuerPhase, left: Left, now: UnixTime) {
+        self.steps.push(left.step(self.phase.name(), now));
+        (self.phase, self.since) = (phase, now);
     }
 }
 
 impl TrustDomainState {
+    /// The active issuer is to be replaced.
+    pub(crate) fn begin_issuer_rotation(
+        &mut self,
+        by: String,
+        urgent: Option<Duration>,
+        now: UnixTime,
+    ) {
+        self.rotations += 1;
+        self.issuer_rotation = Some(IssuerRotation {
+            number: self.rotations,
+            old: self.active_issuer,
+            by,
+            started: now,
+            since: now,
+            urgent,
+            phase: IssuerPhase::Preparing(Preparing),
+            steps: Vec::new(),
+        });
+    }
+
+    /// It is over: its last phase was left on this.
+    pub(crate) fn end_issuer_rotation(
+        &mut self,
+        mut rotation: IssuerRotation,
+        left: Left,
+        outcome: Outcome,
+        now: UnixTime,
+    ) {
+        rotation.enter(rotation.phase, left, now);
+        self.remember(PastRotation {
+            number: rotation.number,
+            kind: "issuer".to_owned(),
+            by: rotation.by,
+            started: rotation.started,
+            ended: now,
+            outcome,
+            steps: rotation.steps,
+        });
+        self.issuer_rotation = None;
+    }
+
     /// The issuer that an anchor's SVIDs are signed by, or would be: the one that lives longest.
     /// One that a rotation is getting rid of is none.
     pub(crate) fn issuer_of(&self, anchor: KeyId, ends_after: UnixTime) -> Option<&IssuerRecord> {

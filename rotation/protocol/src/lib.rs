@@ -13,9 +13,11 @@ pub mod renewal;
 
 pub mod trust_domain;
 
+pub mod canary;
 pub mod census;
 pub mod controller;
 mod emergency;
+pub mod evidence;
 pub mod guard;
 pub mod import;
 pub mod issuer;

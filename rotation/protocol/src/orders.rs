@@ -6,7 +6,6 @@ use std::time::Duration;
 use steadfast_api::{KeyId, UnixTime};
 
 use crate::instance::Instance;
-use crate::issuer::{IssuerPhase, IssuerRotation, Preparing};
 use crate::rotation::Phase;
 use crate::trust_domain::{
     AnchorState, Consumer, Exemption, Halt, Request, Taint, TrustDomainState,
@@ -186,16 +185,7 @@ impl TrustDomainState {
                 rotation.by = by;
             }
             Some(_) => {}
-            None => {
-                self.issuer_rotation = Some(IssuerRotation {
-                    old: self.active_issuer,
-                    by,
-                    started: now,
-                    since: now,
-                    urgent,
-                    phase: IssuerPhase::Preparing(Preparing),
-                });
-            }
+            None => self.begin_issuer_rotation(by, urgent, now),
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_api::{KeyId, UnixTime};
 
+use crate::canary::Proven;
 use crate::guard::{Fenced, Loaded, Settled};
 use crate::trust_domain::{
     AnchorRecord, AnchorState, CanaryPlan, Condemned, Label, Outcome, PastRotation, RenewOrder,
@@ -126,6 +127,19 @@ pub struct Step {
     pub evidence: Option<KeyId>,
 }
 
+/// On what a phase was left; nothing where nobody is asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Left {
+    pub(crate) acked: usize,
+    pub(crate) evidence: Option<KeyId>,
+}
+
+impl Left {
+    pub(crate) fn step(self, phase: PhaseName, at: UnixTime) -> Step {
+        Step { phase, at, acked: self.acked, evidence: self.evidence }
+    }
+}
+
 /// The name of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -138,6 +152,24 @@ pub enum PhaseName {
     Activated,
     Draining,
     Withdrawn,
+    /// Of the rotation of an issuer alone ([`crate::issuer::IssuerPhase`]).
+    Denied,
+}
+
+impl PhaseName {
+    /// In one word, for labels.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Generating => "generating",
+            Self::Staged => "staged",
+            Self::Preparing => "preparing",
+            Self::Canary => "canary",
+            Self::Activated => "activated",
+            Self::Draining => "draining",
+            Self::Withdrawn => "withdrawn",
+            Self::Denied => "denied",
+        }
+    }
 }
 
 /// See [`Phase::Generating`].
@@ -167,6 +199,9 @@ pub struct Canary {
     pub issuer: KeyId,
     /// Who gets SVIDs of it, and for how long.
     pub plan: CanaryPlan,
+    /// The order to them to renew early.
+    #[serde(default)]
+    pub renew: Option<RenewOrder>,
 }
 
 /// See [`Phase::Activated`].
@@ -219,9 +254,18 @@ impl Preparing {
         switch(domain, self.to, loaded.issuer, now)
     }
 
-    /// Some workloads go first.
-    pub(crate) fn canary(self, plan: CanaryPlan, loaded: Loaded) -> Canary {
-        Canary { to: self.to, issuer: loaded.issuer, plan }
+    /// Some workloads go first: they renew from `from` on, over a part of their window.
+    pub(crate) fn canary(
+        self,
+        domain: &TrustDomainState,
+        plan: CanaryPlan,
+        loaded: Loaded,
+        from: UnixTime,
+        window: Duration,
+    ) -> Canary {
+        let last = domain.renew.map_or(0, |order| order.id);
+        let renew = RenewOrder { id: from.as_millis().max(last + 1), from, window };
+        Canary { to: self.to, issuer: loaded.issuer, plan, renew: Some(renew) }
     }
 }
 
@@ -232,6 +276,7 @@ impl Canary {
         domain: &mut TrustDomainState,
         _: &Fenced,
         _: Settled,
+        _: Proven,
         now: UnixTime,
     ) -> Activated {
         switch(domain, self.to, self.issuer, now)
@@ -365,7 +410,7 @@ impl TrustDomainState {
 
     /// The rotation is over.
     pub(crate) fn end_rotation(&mut self, rotation: Rotation, outcome: Outcome, now: UnixTime) {
-        self.past.push(PastRotation {
+        self.remember(PastRotation {
             number: rotation.number,
             kind: rotation.kind().to_owned(),
             by: rotation.by,
@@ -374,9 +419,13 @@ impl TrustDomainState {
             outcome,
             steps: rotation.steps,
         });
+        self.rotation = None;
+    }
+
+    pub(crate) fn remember(&mut self, past: PastRotation) {
+        self.past.push(past);
         let surplus = self.past.len().saturating_sub(PAST_MAX);
         self.past.drain(..surplus);
-        self.rotation = None;
     }
 }
 
@@ -430,8 +479,8 @@ impl Rotation {
     }
 
     /// Leaves a phase for the next.
-    pub(crate) fn enter(&mut self, phase: Phase, acked: usize, now: UnixTime) {
-        self.steps.push(Step { phase: self.phase.name(), at: now, acked, evidence: None });
+    pub(crate) fn enter(&mut self, phase: Phase, left: Left, now: UnixTime) {
+        self.steps.push(left.step(self.phase.name(), now));
         self.phase = phase;
         self.since = now;
     }
@@ -457,5 +506,5 @@ impl Phase {
     }
 }
 
-/// Of finished rotations kept in the state; the evidence of all is kept beside it.
+/// Of finished rotations kept in the state, and the evidence of these beside it.
 const PAST_MAX: usize = 32;

@@ -314,6 +314,26 @@ pub enum Outcome {
     Aborted,
     /// As planned.
     Done,
+    /// Something else has done meanwhile what it was for.
+    Overtaken,
+}
+
+impl Outcome {
+    /// In one word, for labels.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Aborted => "aborted",
+            Self::Done => "done",
+            Self::Overtaken => "overtaken",
+        }
+    }
+}
+
+impl Exemption {
+    /// Whether it is of somebody who had not answered at the deadline of an emergency.
+    pub fn is_cut_off(&self) -> bool {
+        self.by == DEADLINE
+    }
 }
 
 impl AnchorRecord {
@@ -324,6 +344,18 @@ impl AnchorRecord {
 }
 
 impl AnchorState {
+    /// In one word, for labels.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Generated => "generated",
+            Self::Staged => "staged",
+            Self::Standby => "standby",
+            Self::Active => "active",
+            Self::Retiring => "retiring",
+            Self::Withdrawn => "withdrawn",
+        }
+    }
+
     /// Whether an anchor in this state is in the published bundle.
     pub const fn published(self) -> bool {
         matches!(self, Self::Staged | Self::Standby | Self::Active | Self::Retiring)
@@ -452,6 +484,8 @@ impl Selector {
     }
 }
 
+/// By whom those are exempt who had not answered at a deadline.
+pub(crate) const DEADLINE: &str = "deadline";
 fn read_lease_default() -> Duration {
     READ_LEASE
 }

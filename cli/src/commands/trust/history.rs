@@ -69,6 +69,7 @@ fn listing(past: &[PastRotation]) -> String {
             let outcome = match past.outcome {
                 Outcome::Aborted => "undone",
                 Outcome::Done => "done",
+                Outcome::Overtaken => "overtaken by another",
             };
             [
                 past.number.to_string(),

@@ -2,14 +2,15 @@
 
 use steadfast_api::{KeyId, UnixTime};
 
+use crate::canary::{self, CanaryStanding, Unproven};
 use crate::controller::asked::{BUNDLE_AND_CLOCKS, DRAINED, WITHDRAWN, loaded_by, past_deadline};
 use crate::controller::issuer::wish;
 use crate::controller::turn_back::turn_back;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
+use crate::evidence::Asked;
 use crate::guard::Loaded;
-use crate::instance::Instance;
-use crate::rotation::{self, Drained, Goal, Next, Phase, Preparing, Rotation, Withdrawn};
-use crate::trust_domain::{AnchorRecord, AnchorState, Outcome, TrustDomainState};
+use crate::rotation::{self, Drained, Goal, Left, Next, Phase, Preparing, Rotation, Withdrawn};
+use crate::trust_domain::{AnchorRecord, AnchorState, CanaryPlan, Outcome, TrustDomainState};
 
 impl Controller {
     /// Phase 0: whether one begins.
@@ -20,11 +21,11 @@ impl Controller {
         }
         let (fence, round) = (self.fence.as_ref(), seen.round.as_ref());
         let floor = fence.zip(round).and_then(|(fence, round)| fence.floor_unfenced(round));
-        let (_, settled) = self.settled_since(state, BUNDLE_AND_CLOCKS, floor, now, seen)?;
+        self.settled_since(state, BUNDLE_AND_CLOCKS, floor, now, seen)?;
         state.rotations += 1;
         state.requested = None;
         state.rotation = Some(Rotation::begin(state.rotations, by, goal, now.wall));
-        Ok((Change::Started, settled))
+        Ok((Change::Started, None))
     }
 
     /// What there is reason for: a standby before all else.
@@ -64,12 +65,12 @@ impl Controller {
     ) -> Step {
         let left = Change::Left(rotation.phase.name());
         if rotation.abort && !rotation.turned_back && turn_back(state, &mut rotation, now.wall) {
-            return Ok((left, Vec::new()));
+            return Ok((left, None));
         }
         if state.paused {
             return Err(Wait::Paused);
         }
-        let (phase, settled) = match rotation.phase.clone() {
+        let (phase, asked) = match rotation.phase.clone() {
             Phase::Generating(phase) => {
                 let staged = phase.stage(state, made(state, &rotation, seen)?);
                 rotation.added = Some(staged.added);
@@ -77,18 +78,18 @@ impl Controller {
                     true => staged.unasked(state),
                     false => Phase::Staged(staged),
                 };
-                (Some(next), Vec::new())
+                (Some(next), Asked::default())
             }
             Phase::Staged(phase) => {
                 let fenced = self.fence_passed(now)?;
-                let (guard, settled) =
+                let (guard, asked) =
                     self.settled_or_cut_off(state, &rotation, BUNDLE_AND_CLOCKS, now, seen)?;
                 consumers(state, &rotation, now.wall)?;
                 if !seen.mirrors_current {
                     return Err(Wait::Mirrors);
                 }
                 let added = phase.settle(state, &fenced, guard);
-                (after_staged(state, &rotation, added), settled)
+                (after_staged(state, &rotation, added), asked)
             }
             Phase::Preparing(phase) => {
                 let urgent = rotation.urgent.is_some();
@@ -102,27 +103,31 @@ impl Controller {
                     false => loaded_by(seen, issuer, urgent)?,
                 };
                 match &rotation.goal {
-                    Goal::Successor { canary: Some(plan), .. } if !rotation.turned_back => {
-                        (Some(Phase::Canary(phase.canary(plan.clone(), loaded))), Vec::new())
-                    }
+                    Goal::Successor { canary: Some(plan), .. } if !rotation.turned_back => (
+                        Some(self.canary(state, phase, plan, loaded, now, seen)?),
+                        Asked::default(),
+                    ),
                     _ => {
                         rotation.restart_deadline(now.wall);
                         (
                             Some(Phase::Activated(phase.activate(state, loaded, now.wall))),
-                            Vec::new(),
+                            Asked::default(),
                         )
                     }
                 }
             }
             Phase::Canary(phase) => {
-                let until = rotation.since + phase.plan.window;
-                if now.wall < until {
-                    return Err(Wait::Until(until));
-                }
                 let fenced = self.fence_passed(now)?;
-                let (guard, settled) = self.settled(state, BUNDLE_AND_CLOCKS, now, seen)?;
-                let activated = phase.activate(state, &fenced, guard, now.wall);
-                (Some(Phase::Activated(activated)), settled)
+                let Some(round) = &seen.round else { return Err(Wait::Round) };
+                loaded_by(seen, phase.issuer, false)?;
+                let proven = canary::judge(state, &phase, round, rotation.since, now.wall);
+                let proven = proven.map_err(|unproven| match unproven {
+                    Unproven::Standing(standing) => Wait::Canary(standing),
+                    Unproven::Until(until) => Wait::Until(until),
+                })?;
+                let (guard, asked) = self.settled(state, BUNDLE_AND_CLOCKS, now, seen)?;
+                let activated = phase.activate(state, &fenced, guard, proven, now.wall);
+                (Some(Phase::Activated(activated)), asked)
             }
             Phase::Activated(phase) => {
                 let fenced = self.fence_passed(now)?;
@@ -132,40 +137,65 @@ impl Controller {
                 };
                 let lease = self.timings.lease;
                 let draining = phase.drain(state, &fenced, now.wall, lease, window);
-                (Some(Phase::Draining(draining)), Vec::new())
+                (Some(Phase::Draining(draining)), Asked::default())
             }
             Phase::Draining(phase) => {
-                let (drained, settled) = self.drained(state, &rotation, now, seen)?;
-                (Some(Phase::Withdrawn(phase.withdraw(state, drained))), settled)
+                let (drained, asked) = self.drained(state, &rotation, now, seen)?;
+                (Some(Phase::Withdrawn(phase.withdraw(state, drained))), asked)
             }
             Phase::Withdrawn(phase) => {
                 let fenced = self.fence_passed(now)?;
-                let (guard, settled) = self.settled(state, WITHDRAWN, now, seen)?;
+                let (guard, asked) = self.settled(state, WITHDRAWN, now, seen)?;
                 phase.finish(state, &fenced, guard);
                 // The same census was about an anchor that a stolen key has left half staged.
                 let staged: Vec<_> = state.in_state(AnchorState::Staged).map(|a| a.id).collect();
                 for id in staged {
                     state.set_state(id, AnchorState::Standby);
                 }
-                (None, settled)
+                (None, asked)
             }
         };
         for exemption in &mut state.exemptions {
             exemption.relied_on = true;
         }
+        let acked = asked.witnesses.len();
+        let step = (rotation.number, rotation.steps.len(), rotation.phase.name());
+        let evidence = asked.keep(step, &seen.state, &state.exemptions, now.wall);
+        let digest = evidence.as_ref().map(|evidence| evidence.digest);
+        let relied_on = Left { acked, evidence: digest };
         match phase {
             Some(phase) => {
-                rotation.enter(phase, settled.len(), now.wall);
+                rotation.enter(phase, relied_on, now.wall);
                 state.rotation = Some(rotation);
             }
             None => {
                 let aborted = rotation.turned_back || rotation.abort;
                 let outcome = if aborted { Outcome::Aborted } else { Outcome::Done };
-                rotation.enter(Phase::Withdrawn(Withdrawn), settled.len(), now.wall);
+                rotation.enter(Phase::Withdrawn(Withdrawn), relied_on, now.wall);
                 state.end_rotation(rotation, outcome, now.wall);
             }
         }
-        Ok((left, settled))
+        Ok((left, evidence))
+    }
+
+    /// Some go first, if there are any.
+    fn canary(
+        &self,
+        state: &TrustDomainState,
+        phase: Preparing,
+        plan: &CanaryPlan,
+        loaded: Loaded,
+        now: Now,
+        seen: &Observation,
+    ) -> Result<Phase, Wait> {
+        let Some(round) = &seen.round else { return Err(Wait::Round) };
+        if canary::selected(plan, round).is_empty() {
+            return Err(Wait::Canary(CanaryStanding::default()));
+        }
+        // Before the fence has passed a replica would give them what they have.
+        let from = now.wall + self.timings.lease * 2;
+        let window = self.timings.renew_window.min(plan.window / 2);
+        Ok(Phase::Canary(phase.canary(state, plan.clone(), loaded, from, window)))
     }
 
     /// Whether the old anchor may go: asked and answered, or outlived, or at the deadline.
@@ -175,7 +205,7 @@ impl Controller {
         rotation: &Rotation,
         now: Now,
         seen: &Observation,
-    ) -> Result<(Drained, Vec<(String, Instance)>), Wait> {
+    ) -> Result<(Drained, Asked), Wait> {
         let Timings { lease, skew, .. } = self.timings;
         let retiring = || state.in_state(AnchorState::Retiring);
         let promised = state.promised.iter();
@@ -190,13 +220,13 @@ impl Controller {
         };
         let promise_over = promised.is_none_or(|until| now.wall > until);
         if now.wall > outlived && promise_over {
-            return Ok((Drained::Expired, Vec::new()));
+            return Ok((Drained::Expired, Asked::default()));
         }
         let fenced = self.fence_passed(now)?;
-        let (guard, settled) = self.settled_or_cut_off(state, rotation, DRAINED, now, seen)?;
+        let (guard, asked) = self.settled_or_cut_off(state, rotation, DRAINED, now, seen)?;
         match promised.filter(|_| !promise_over && !past_deadline(rotation, now.wall)) {
             Some(until) => Err(Wait::Promised { until }),
-            None => Ok((Drained::Acked(fenced, guard), settled)),
+            None => Ok((Drained::Acked(fenced, guard), asked)),
         }
     }
 }

@@ -4,13 +4,13 @@ use steadfast_api::{KeyId, UnixTime};
 
 use crate::census::{self, Bounds, Demand, FreeOf};
 use crate::controller::{Controller, Now, Observation, Wait};
+use crate::evidence::Asked;
 use crate::guard::{Fenced, Loaded, Settled, loaded};
-use crate::instance::Instance;
 use crate::rotation::Rotation;
-use crate::trust_domain::{Exemption, TrustDomainState};
+use crate::trust_domain::{DEADLINE, Exemption, TrustDomainState};
 
-/// Who has settled, as a guard and by name.
-pub(super) type SettledBy = Result<(Settled, Vec<(String, Instance)>), Wait>;
+/// Who has settled, as a guard and by word.
+pub(super) type SettledBy = Result<(Settled, Asked), Wait>;
 
 impl Controller {
     pub(super) fn fenced(&self, now: Now) -> Option<Fenced> {
@@ -47,7 +47,7 @@ impl Controller {
         let (Some(floor), Some(round)) = (floor, &seen.round) else { return Err(Wait::Round) };
         let tally = census::tally(state, demand, round, floor, now.wall, self.bounds(state));
         match tally.guard() {
-            Some(guard) => Ok((guard, tally.settled)),
+            Some(guard) => Ok((guard, Asked { floor, witnesses: tally.settled })),
             None => Err(Wait::Census(tally)),
         }
     }
@@ -115,4 +115,3 @@ pub(super) const DRAINED: Demand =
     Demand { clocks: true, free_of: Some(FreeOf::Retiring), unused: true, mounted: false };
 pub(super) const WITHDRAWN: Demand =
     Demand { clocks: false, free_of: Some(FreeOf::Retiring), unused: false, mounted: true };
-const DEADLINE: &str = "deadline";

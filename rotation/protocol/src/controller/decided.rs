@@ -5,8 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_api::{KeyId, UnixTime};
 
-use super::seen::Timings;
+use crate::canary::CanaryStanding;
 use crate::census::Tally;
+use crate::controller::Timings;
+use crate::evidence::Kept;
 use crate::rotation;
 use crate::trust_domain::{Condemned, Halt, Label, TrustDomainState, WantedIssuer};
 
@@ -35,8 +37,8 @@ pub struct Persist {
     pub state: TrustDomainState,
     /// In a few words, for the log.
     pub change: Change,
-    /// Who had settled, for the evidence; empty where nobody is asked.
-    pub settled: Vec<(String, crate::Instance)>,
+    /// What the state relies on and names by its SHA-256: to be kept before the state is written.
+    pub evidence: Option<Kept>,
 }
 
 /// What a change of the state is about.
@@ -72,6 +74,8 @@ pub enum Wait {
         /// By so much.
         offset_ms: i64,
     },
+    /// The canaries: there are none, or they have not shown yet that they do well, or fail.
+    Canary(CanaryStanding),
     /// Those who have not settled.
     Census(Tally),
     /// Holders that cannot ack, by name: they read the bundle once and for all, or so often that
@@ -111,6 +115,48 @@ pub enum Wait {
     Until(UnixTime),
 }
 
+impl Wait {
+    /// In one word, for labels; [`Wait::LABELS`] are all of them.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Clock { .. } => "clock",
+            Self::Canary(_) => "canary",
+            Self::Census(_) => "census",
+            Self::Consumers(_) => "consumers",
+            Self::Fence { .. } => "fence",
+            Self::Halted(_) => "halted",
+            Self::Issuer(_) => "issuer",
+            Self::Key => "key",
+            Self::Mirrors => "mirrors",
+            Self::Nothing => "nothing",
+            Self::Paused => "paused",
+            Self::Promised { .. } => "promised",
+            Self::Round => "round",
+            Self::Signature { .. } => "signature",
+            Self::Until(_) => "until",
+        }
+    }
+
+    /// Every label.
+    pub const LABELS: [&'static str; 15] = [
+        "canary",
+        "clock",
+        "census",
+        "consumers",
+        "fence",
+        "halted",
+        "issuer",
+        "key",
+        "mirrors",
+        "nothing",
+        "paused",
+        "promised",
+        "round",
+        "signature",
+        "until",
+    ];
+}
+
 /// How things stand, for displays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -125,4 +171,8 @@ pub struct Standing {
     pub trouble: Option<String>,
     /// How long things take.
     pub timings: Option<Timings>,
+    /// Which controller decides; it alone knows what is waited for.
+    pub leader: Option<String>,
+    /// Whether that is the one that says this.
+    pub leads: bool,
 }

@@ -6,10 +6,12 @@ use crate::census::{Demand, FreeOf};
 use crate::controller::anchor::SCHEDULE;
 use crate::controller::asked::loaded_by;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
+use crate::evidence::Asked;
 use crate::guard::Loaded;
-use crate::issuer::{self, IssuerPhase, IssuerRotation};
+use crate::issuer::IssuerPhase;
 use crate::recover;
-use crate::trust_domain::{AnchorRecord, IssuerRecord, TrustDomainState};
+use crate::rotation::Left;
+use crate::trust_domain::{AnchorRecord, IssuerRecord, Outcome, TrustDomainState};
 
 impl Controller {
     /// The rotation of the issuer.
@@ -19,7 +21,7 @@ impl Controller {
         now: Now,
         seen: &Observation,
     ) -> Step {
-        let changed = Ok((Change::Issuer, Vec::new()));
+        let changed = Ok((Change::Issuer, None));
         // One that ends sooner than any SVID would signs nothing.
         let active = state.active_anchor();
         let active = active.filter(|active| recover::signs(active, now.wall, self.timings.skew));
@@ -32,23 +34,16 @@ impl Controller {
             if !due {
                 return Err(Wait::Nothing);
             }
-            state.issuer_rotation = Some(IssuerRotation {
-                old: state.active_issuer,
-                by: SCHEDULE.to_owned(),
-                started: now.wall,
-                since: now.wall,
-                urgent: None,
-                phase: IssuerPhase::Preparing(issuer::Preparing),
-            });
+            state.begin_issuer_rotation(SCHEDULE.to_owned(), None, now.wall);
             return changed;
         };
         let urgent = rotation.urgent;
-        let (phase, settled) = match rotation.phase {
+        let (phase, asked) = match rotation.phase {
             IssuerPhase::Preparing(_)
                 if state.active_issuer != rotation.old && urgent.is_none() =>
             {
                 // Another anchor was activated meanwhile, with an issuer of its own.
-                state.issuer_rotation = None;
+                state.end_issuer_rotation(rotation, Left::default(), Outcome::Overtaken, now.wall);
                 return changed;
             }
             IssuerPhase::Preparing(phase) => {
@@ -63,35 +58,45 @@ impl Controller {
                 };
                 let activated = phase.activate(state, loaded);
                 if urgent.is_none() {
-                    state.issuer_rotation = None;
+                    state.end_issuer_rotation(rotation, Left::default(), Outcome::Done, now.wall);
                     return changed;
                 }
-                (IssuerPhase::Activated(activated), Vec::new())
+                (Some(IssuerPhase::Activated(activated)), Asked::default())
             }
             IssuerPhase::Activated(phase) => {
                 let (fenced, window) = (self.fence_passed(now)?, self.timings.renew_window_urgent);
                 let deadline = urgent.unwrap_or_default();
                 let draining = phase.drain(state, &fenced, now.wall, window, deadline);
-                (IssuerPhase::Draining(draining), Vec::new())
+                (Some(IssuerPhase::Draining(draining)), Asked::default())
             }
             IssuerPhase::Draining(phase) => {
                 let fenced = self.fence_passed(now)?;
                 let free_of = Some(FreeOf::Issuer(rotation.old));
                 let demand = Demand { free_of, ..Demand::default() };
                 let late = now.wall >= phase.deadline;
-                let (_, settled) = self.settled_or_late(state, demand, late, now, seen)?;
-                (IssuerPhase::Denied(phase.deny(state, &fenced, rotation.old)), settled)
+                let (_, asked) = self.settled_or_late(state, demand, late, now, seen)?;
+                let denied = phase.deny(state, &fenced, rotation.old);
+                (Some(IssuerPhase::Denied(denied)), asked)
             }
             IssuerPhase::Denied(phase) => {
                 let fenced = self.fence_passed(now)?;
-                let (guard, settled) = self.settled(state, Demand::default(), now, seen)?;
-                phase.finish(state, &fenced, guard);
-                return Ok((Change::Issuer, settled));
+                let (guard, asked) = self.settled(state, Demand::default(), now, seen)?;
+                phase.finish(&fenced, guard);
+                (None, asked)
             }
         };
-        (rotation.phase, rotation.since) = (phase, now.wall);
-        state.issuer_rotation = Some(rotation);
-        Ok((Change::Issuer, settled))
+        let acked = asked.witnesses.len();
+        let step = (rotation.number, rotation.steps.len(), rotation.phase.name());
+        let evidence = asked.keep(step, &seen.state, &state.exemptions, now.wall);
+        let relied_on = Left { acked, evidence: evidence.as_ref().map(|kept| kept.digest) };
+        match phase {
+            Some(phase) => {
+                rotation.enter(phase, relied_on, now.wall);
+                state.issuer_rotation = Some(rotation);
+            }
+            None => state.end_issuer_rotation(rotation, relied_on, Outcome::Done, now.wall),
+        }
+        Ok((Change::Issuer, evidence))
     }
 
     /// An issuer whose beginning is past on every clock: another CA's may begin when it was signed.
@@ -140,7 +145,7 @@ pub(super) fn wish(
     urgent: bool,
 ) -> Step {
     if state.want_issuer(anchor, revision, urgent) {
-        return Ok((Change::IssuerStored, Vec::new()));
+        return Ok((Change::IssuerStored, None));
     }
     match is_external(state, anchor) {
         true => Err(Wait::Signature { anchor }),

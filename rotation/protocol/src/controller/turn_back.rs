@@ -4,7 +4,7 @@ use steadfast_api::UnixTime;
 
 use crate::controller::anchor::close;
 use crate::controller::issuer::is_external;
-use crate::rotation::{Generating, Goal, Next, Phase, Preparing, Rotation, Withdrawn};
+use crate::rotation::{Generating, Goal, Left, Next, Phase, Preparing, Rotation, Withdrawn};
 use crate::trust_domain::{AnchorState, Condemned, Outcome, TrustDomainState};
 
 /// Undoes what can be undone; `false` where nothing can.
@@ -54,11 +54,11 @@ pub(super) fn turn_back(
     };
     match phase {
         Some(phase) => {
-            rotation.enter(phase, 0, now);
+            rotation.enter(phase, Left::default(), now);
             state.rotation = Some(rotation.clone());
         }
         None => {
-            rotation.enter(Phase::Withdrawn(Withdrawn), 0, now);
+            rotation.enter(Phase::Withdrawn(Withdrawn), Left::default(), now);
             state.end_rotation(rotation.clone(), Outcome::Aborted, now);
         }
     }

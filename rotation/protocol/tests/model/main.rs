@@ -75,8 +75,8 @@ fn the_end_stays_in_reach() {
 
 fn worlds() -> Vec<Config> {
     use Order::{
-        Abort, ExemptMissing, IssuerStolen, Rotate, RotateGiven, RotateIssuer, TaintActive,
-        TaintOther,
+        Abort, ExemptMissing, IssuerStolen, Rotate, RotateCanary, RotateGiven, RotateIssuer,
+        TaintActive, TaintOther,
     };
     let none = Faults::default();
     let small = |config: Config| Config { small: true, ..config };
@@ -85,6 +85,10 @@ fn worlds() -> Vec<Config> {
     let mut worlds = vec![
         small(world("rotation", &[Rotate])),
         world("given anchor", &[RotateGiven]),
+        with(Faults { failures: 1, ..none }, world("canary", &[RotateCanary])),
+        with(Faults { failures: 1, ..none }, world("canary, abort", &[RotateCanary, Abort])),
+        world("canary, emergency", &[RotateCanary, TaintActive]),
+        world("canary stolen", &[RotateCanary, TaintOther]),
         world("abort", &[Rotate, Abort]),
         world("abort, given anchor", &[RotateGiven, Abort]),
         small(world("issuer", &[RotateIssuer])),
@@ -207,6 +211,13 @@ fn mutants() -> Vec<(Shortcut, Config)> {
             Config {
                 faults: Faults { cuts: 1, ..none },
                 ..from(PhaseName::Activated, alone(world("", &[Rotate, ExemptMissing])))
+            },
+        ),
+        (
+            Shortcut::FailingCanariesAreNoMatter,
+            Config {
+                faults: Faults { failures: 1, ..none },
+                ..alone(world("", &[Order::RotateCanary]))
             },
         ),
         (

@@ -6,7 +6,7 @@ use steadfast_rotation_protocol::census::Reason;
 use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::orders::OrderRefused;
 use steadfast_rotation_protocol::rotation::PhaseName;
-use steadfast_rotation_protocol::trust_domain::AnchorState;
+use steadfast_rotation_protocol::trust_domain::{AnchorState, Selector};
 use steadfast_rotation_protocol::{TrustDomainState, journal};
 
 use crate::world::{Action, Config, Faults, Order, World, key};
@@ -141,6 +141,42 @@ fn what_was_decided_is_decided_again_from_the_journal() {
     assert!(journal::replay("no line").unwrap_err().to_string().contains("line 1"));
 }
 
+#[test]
+fn a_canary_that_fails_is_named_and_holds_the_rotation_up_and_an_abort_leads_back() {
+    let mut told = Told::new(&[Order::RotateCanary]);
+    told.run_to(PhaseName::Canary);
+    told.step();
+    told.act(Action::Fail(0));
+    told.step();
+    assert_eq!(told.phase(), Some(PhaseName::Canary));
+    let Wait::Canary(standing) = told.waiting() else { panic!("{:?}", told.waiting()) };
+    assert_eq!((standing.canaries, standing.failures.len()), (1, 1), "{standing:?}");
+    assert_eq!(standing.failures[0].name, "a");
+    told.order(|state| state.abort().unwrap());
+    told.run_to_the_end();
+    assert_eq!(told.anchors(), [(A, AnchorState::Active), (S, AnchorState::Standby)]);
+}
+
+#[test]
+fn canaries_that_do_well_lead_on_and_a_plan_that_selects_nobody_is_told_before() {
+    let mut told = Told::new(&[Order::RotateCanary]);
+    let phases = told.run_to_the_end();
+    assert!(phases.contains(&PhaseName::Canary), "{phases:?}");
+    assert_eq!(told.anchors(), [(B, AnchorState::Active), (S, AnchorState::Standby)]);
+    let mut told = Told::new(&[Order::RotateCanary]);
+    told.act(Action::Give);
+    told.order(|state| {
+        let canary = state.requested.as_mut().and_then(|request| request.canary.as_mut());
+        canary.unwrap().selector = Selector::Namespace("nobody".to_owned());
+    });
+    for _ in 0..60 {
+        told.step();
+    }
+    assert_eq!(told.phase(), Some(PhaseName::Preparing));
+    let Wait::Canary(standing) = told.waiting() else { panic!("{:?}", told.waiting()) };
+    assert_eq!(standing.canaries, 0);
+}
+
 /// A world, and what is told of it.
 pub(crate) struct Told {
     pub(crate) config: Config,
@@ -149,8 +185,10 @@ pub(crate) struct Told {
 
 impl Told {
     pub(crate) fn new(orders: &[Order]) -> Self {
-        let config =
-            Config { faults: Faults { cuts: 1, ..Faults::default() }, ..crate::world("", orders) };
+        let config = Config {
+            faults: Faults { cuts: 1, failures: 1, ..Faults::default() },
+            ..crate::world("", orders)
+        };
         let world = World::new(&config);
         Self { config, world }
     }

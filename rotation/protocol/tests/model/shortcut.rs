@@ -20,6 +20,7 @@ pub(crate) enum Shortcut {
     CompareRotationAndPhase,
     DeadlineInsideTheFence,
     ExemptionEndsWithTheRotation,
+    FailingCanariesAreNoMatter,
     NoLease,
     NoSkewMargin,
     ReplyCrossesAck,
@@ -46,6 +47,11 @@ impl Shortcut {
                 }
             }
             Self::AcksFromBeforeTheFence => answered_all(seen, |_| {}),
+            Self::FailingCanariesAreNoMatter => {
+                let Some(round) = &mut seen.round else { return };
+                let members = round.replicas.iter_mut().flat_map(|replica| &mut replica.members);
+                members.flat_map(|member| &mut member.issuers).for_each(|used| used.failed = None);
+            }
             Self::TimedWaits => {
                 let (seq, digest) = (seen.state.seq, seen.state.digest());
                 answered_all(seen, |member| {

@@ -59,6 +59,8 @@ pub(crate) struct Faults {
     /// A workload is on no list any more, and runs on.
     pub(crate) vanishes: u8,
     pub(crate) restores: u8,
+    /// A workload tells of a handshake that failed and names the canaries' issuer.
+    pub(crate) failures: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +68,8 @@ pub(crate) enum Order {
     Abort,
     ExemptMissing,
     Rotate,
+    /// One workload goes first.
+    RotateCanary,
     /// With an anchor of the person's own, that everybody still has to learn.
     RotateGiven,
     RotateIssuer,
@@ -91,6 +95,8 @@ pub(crate) struct World {
     backup: Option<(Arc<TrustDomainState>, u64)>,
     /// Anchors whose addition the census has settled.
     settled: BTreeSet<KeyId>,
+    /// When somebody last told of a handshake that names the canaries' issuer and failed.
+    failed: Option<u64>,
     /// What went wrong, if something did.
     pub(crate) broken: Option<&'static str>,
 }
@@ -118,6 +124,8 @@ pub(crate) enum Action {
     RestartReplica(usize),
     RestartProxy(usize),
     Cut(usize),
+    /// A workload tells of a failure.
+    Fail(usize),
     /// A workload opens a stream at a replica.
     Reconnect(usize, usize),
     Vanish(usize),
@@ -158,8 +166,8 @@ impl World {
             for i in 0..config.proxies {
                 self.take(config, Action::Bundle(i));
                 let proxy = self.nodes[i].proxy.as_ref();
-                let active = self.state.active_issuer;
-                if proxy.is_some_and(|p| p.svid.is_none_or(|svid| svid.issuer != active)) {
+                let due = self.state.issuer_for(&uid(i), &uid(i));
+                if proxy.is_some_and(|p| p.svid.is_none_or(|svid| svid.issuer != due)) {
                     self.take(config, Action::Request(i, 0));
                     self.take(config, Action::Install(i));
                 }
@@ -240,6 +248,7 @@ impl World {
             faults: config.faults,
             backup: None,
             settled: [a, b].into(),
+            failed: None,
             broken: None,
             state: Arc::new(state),
         }
@@ -266,6 +275,10 @@ impl World {
                 );
                 if self.faults.cuts > 0 {
                     actions.push(Action::Cut(i));
+                }
+                let canary = self.state.rotation.as_ref().and_then(|r| r.canary());
+                if self.faults.failures > 0 && canary.is_some() {
+                    actions.push(Action::Fail(i));
                 }
             } else {
                 actions.extend(
@@ -357,7 +370,7 @@ impl World {
                     proxy.reply = None;
                 }
                 let rec = Rec::of(proxy, nonce, answered);
-                self.home(i)?.members.insert(i, rec);
+                self.home(i)?.keep(i, rec);
             }
             Action::Look(i) => self.look(config, i)?,
             Action::Write(i) => self.write(config, i)?,
@@ -390,6 +403,11 @@ impl World {
                 self.nodes[i].proxy.as_mut()?.connected = false;
                 self.close(i);
             }
+            Action::Fail(i) => {
+                self.faults.failures -= 1;
+                self.home(i)?.members.get_mut(&i).filter(|m| m.open)?.failed = Some(NOW);
+                self.failed = Some(NOW);
+            }
             Action::Reconnect(i, r) => {
                 // The first message of a stream is the bundle.
                 self.nodes[i].proxy.as_mut()?.home = r;
@@ -398,7 +416,7 @@ impl World {
                 proxy.connected = true;
                 proxy.take(&served);
                 let rec = Rec::of(proxy, 0, 0);
-                self.home(i)?.members.insert(i, rec);
+                self.home(i)?.keep(i, rec);
             }
             Action::Vanish(i) => {
                 self.faults.vanishes -= 1;
@@ -434,7 +452,9 @@ impl World {
         let leased = replica.leased || config.shortcut == Some(Shortcut::NoLease);
         let served = replica.served.as_ref().filter(|served| leased && !served.halted)?;
         let not_after = config.not_after() + config.skew;
-        let svid = Svid { anchor: served.anchor, issuer: served.issuer, not_after };
+        let canary = served.canary.filter(|_| uid(i) == CANARY);
+        let (issuer, anchor) = canary.unwrap_or((served.issuer, served.anchor));
+        let svid = Svid { anchor, issuer, not_after };
         if !self.settled.contains(&svid.anchor) {
             self.broken = Some("S3: an SVID was issued under an anchor that was not acked");
         }
@@ -518,6 +538,10 @@ fn started(n: u64) -> UnixTime {
     UnixTime::from_millis(1 + n)
 }
 
+/// The workload that goes first.
+const CANARY: &str = "a";
+/// How long no handshake with it may fail, in ticks.
+const CANARY_WINDOW: u64 = 2;
 /// Where the clocks stand, always.
 pub(crate) const NOW: u64 = 100;
 /// Older is all the same.

@@ -10,11 +10,15 @@ use steadfast_rotation_protocol::controller::{
 };
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::schedule::Schedule;
-use steadfast_rotation_protocol::trust_domain::{AnchorState, Condemned, Label, Request};
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorState, CanaryPlan, Condemned, Label, Request, Selector,
+};
 use steadfast_rotation_protocol::{Instance, TrustDomainState, journal};
 
 use super::parts::Pending;
-use super::{Config, NOW, Order, TICK, World, anchor, issuer, key, started, uid};
+use super::{
+    CANARY, CANARY_WINDOW, Config, NOW, Order, TICK, World, anchor, issuer, key, started, uid,
+};
 use crate::shortcut::Shortcut;
 
 impl World {
@@ -97,6 +101,14 @@ impl World {
             self.controllers[i].fence = None;
             return Some(());
         }
+        let after = place(&pending.state).1;
+        if pending.from.1 == Some(PhaseName::Canary)
+            && after == Some(PhaseName::Activated)
+            && pending.state.rotation.as_ref().is_some_and(|r| !r.turned_back)
+            && self.failed.is_some_and(|at| at + CANARY_WINDOW > NOW)
+        {
+            self.broken = Some("a rotation went on past a canary that fails");
+        }
         self.state = Arc::new(pending.state);
         self.revision += 1;
         let acked = self.state.anchors.iter().filter(|anchor| anchor.state.acked());
@@ -135,11 +147,12 @@ impl World {
     }
 
     fn round(&self, i: usize, nonce: u64) -> Round {
+        let canary = self.state.rotation.as_ref().and_then(|r| r.canary()).map(|c| c.issuer);
         let proxies = self.nodes.iter().enumerate();
         let listed = proxies.filter_map(|(n, node)| Some((n, node.proxy.as_ref()?)));
         let listed = listed.filter(|(_, proxy)| proxy.listed).map(|(n, _)| Listed {
             pod_uid: uid(n),
-            name: uid(n),
+            name: format!("{0}/{0}", uid(n)),
             proxy: ProxyStatus::Running,
         });
         let replicas = self.nodes.iter().enumerate().filter_map(|(n, node)| {
@@ -147,10 +160,11 @@ impl World {
             Some(Replica {
                 name: format!("replica {}", uid(n)),
                 reached: replica.taken.get(&i) == Some(&nonce),
+                started_at: UnixTime::default(),
                 newest_nonce: replica.nonce,
                 own: None,
                 loaded: self.state.issuers.iter().map(|issuer| issuer.id).collect(),
-                members: replica.members.iter().map(|(p, rec)| rec.member(*p)).collect(),
+                members: replica.members.iter().map(|(p, rec)| rec.member(*p, canary)).collect(),
             })
         });
         Round {
@@ -206,6 +220,12 @@ impl World {
                 Ok(())
             }
             Order::Rotate => state.request(request(None)),
+            Order::RotateCanary => {
+                let selector = Selector::Namespace(CANARY.to_owned());
+                let window = Duration::from_millis(CANARY_WINDOW * TICK);
+                let canary = Some(CanaryPlan { selector, window });
+                state.request(Request { canary, ..request(None) })
+            }
             Order::RotateGiven => state.request(request(Some(key(9)))),
             Order::RotateIssuer => state.rotate_issuer(String::new(), None, now),
             Order::IssuerStolen => state.rotate_issuer(String::new(), Some(deadline), now),

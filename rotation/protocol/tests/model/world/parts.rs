@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use steadfast_api::{KeyId, UnixTime};
-use steadfast_rotation_protocol::census::{Ack, HeldSvid, Member};
+use steadfast_rotation_protocol::census::{Ack, Failed, HeldSvid, IssuerUse, Member};
 use steadfast_rotation_protocol::guard::Fence;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::{Instance, TrustDomainState};
@@ -37,6 +37,8 @@ pub(crate) struct Served {
     pub(super) denied: Vec<KeyId>,
     pub(super) issuer: KeyId,
     pub(super) anchor: KeyId,
+    /// The canaries' issuer, and its anchor.
+    pub(super) canary: Option<(KeyId, KeyId)>,
     pub(super) halted: bool,
 }
 
@@ -52,6 +54,8 @@ pub(super) struct Rec {
     pub(super) anchors: Vec<KeyId>,
     pub(super) denied: Vec<KeyId>,
     pub(super) svid: Option<Svid>,
+    /// When it last told of a handshake that failed.
+    pub(super) failed: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,6 +103,7 @@ impl Served {
     pub(super) fn of(state: &TrustDomainState) -> Self {
         let mut anchors: Vec<_> = state.published().map(|anchor| anchor.id).collect();
         anchors.sort();
+        let canary = state.rotation.as_ref().and_then(|rotation| rotation.canary());
         Self {
             seq: state.seq,
             anchors,
@@ -106,8 +111,17 @@ impl Served {
             denied: state.denied_issuers.iter().map(|denied| denied.id).collect(),
             issuer: state.active_issuer,
             anchor: state.active_issuer().map_or_else(|| key(0), |issuer| issuer.anchor_id),
+            canary: canary.map(|canary| (canary.issuer, canary.to)),
             halted: state.halted.is_some(),
         }
+    }
+}
+
+impl Rep {
+    /// What was told of failures stays.
+    pub(super) fn keep(&mut self, n: usize, rec: Rec) {
+        let failed = self.members.get(&n).and_then(|known| known.failed);
+        self.members.insert(n, Rec { failed, ..rec });
     }
 }
 
@@ -140,10 +154,12 @@ impl Rec {
             anchors: proxy.anchors.clone(),
             denied: proxy.denied.clone(),
             svid: proxy.svid,
+            failed: None,
         }
     }
 
-    pub(super) fn member(&self, n: usize) -> Member {
+    /// As a replica reports it; its handshakes name the canaries' issuer.
+    pub(super) fn member(&self, n: usize, canary: Option<KeyId>) -> Member {
         let (anchors, denied) = (self.anchors.iter().copied(), self.denied.iter().copied());
         let digest = steadfast_api::bundle::digest(anchors, denied);
         let svid = self.svid.map(|svid| HeldSvid {
@@ -158,6 +174,7 @@ impl Rec {
             answered: self.answered,
             answered_before: self.answered_before,
             used: Vec::new(),
+            issuers: canary.map(|issuer| self.used(issuer)).into_iter().collect(),
             ack: Some(Ack {
                 seq: self.seq,
                 digest: KeyId::from_slice(&digest),
@@ -167,6 +184,16 @@ impl Rec {
                 held: None,
             }),
         }
+    }
+
+    /// Everybody deals with everybody.
+    fn used(&self, issuer: KeyId) -> IssuerUse {
+        let failed = self.failed.map(|at| Failed {
+            at: UnixTime::from_millis(at * TICK),
+            count: 1,
+            code: String::new(),
+        });
+        IssuerUse { issuer, inbound: 1, outbound: 1, failed }
     }
 }
 

@@ -7,14 +7,15 @@ use std::time::Duration;
 use steadfast_api::UnixTime;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::issuer::IssuerPhase;
-use steadfast_rotation_protocol::rotation::Phase;
+use steadfast_rotation_protocol::rotation::{Goal, Phase};
 
-use super::{EXPIRED, NOW, OLDEST, TICK, World};
+use super::{CANARY_WINDOW, EXPIRED, NOW, OLDEST, TICK, World};
 
 impl World {
     /// Everything that has a time is one tick older.
     pub(super) fn tick(&mut self, skew: u64) {
         older(Arc::make_mut(&mut self.state));
+        self.failed = failure_older(self.failed);
         if let Some(backup) = &mut self.backup {
             older(Arc::make_mut(&mut backup.0));
         }
@@ -36,6 +37,7 @@ impl World {
                         member.last_heard = (member.last_heard - 1).max(OLDEST);
                     }
                     member.svid = member.svid.map(|svid| svid.older(skew));
+                    member.failed = failure_older(member.failed);
                 }
             }
             if let Some(proxy) = &mut node.proxy {
@@ -64,8 +66,10 @@ impl World {
                 forget_dates(&mut pending.state);
             }
         }
-        // Two pairs of a workload and its replica are told apart by nothing but an exemption.
+        // Two pairs of a workload and its replica are told apart by nothing but an exemption, and
+        // where one of them is the canary.
         if self.state.exemptions.is_empty()
+            && !has_canaries(&self.state)
             && self.nodes.len() == 2
             && self.nodes.iter().all(|node| node.replica.is_some() && node.proxy.is_some())
         {
@@ -143,6 +147,9 @@ fn older(state: &mut TrustDomainState) {
     older(&mut state.activated_at);
     if let Some(rotation) = &mut state.rotation {
         rotation.deadline.iter_mut().for_each(older);
+        if rotation.canary().is_some() {
+            older(&mut rotation.since);
+        }
     }
     if let Some(rotation) = &mut state.issuer_rotation
         && let IssuerPhase::Draining(draining) = &mut rotation.phase
@@ -157,7 +164,11 @@ fn forget_dates(state: &mut TrustDomainState) {
     state.past.clear();
     state.renew = None;
     if let Some(rotation) = &mut state.rotation {
-        (rotation.started, rotation.since) = (epoch, epoch);
+        rotation.started = epoch;
+        match &mut rotation.phase {
+            Phase::Canary(canary) => canary.renew = None,
+            _ => rotation.since = epoch,
+        }
         rotation.steps.clear();
         if matches!(rotation.phase, Phase::Withdrawn(_)) {
             state.activated_at = UnixTime::from_millis(OLDEST * TICK);
@@ -167,6 +178,7 @@ fn forget_dates(state: &mut TrustDomainState) {
     }
     if let Some(rotation) = &mut state.issuer_rotation {
         (rotation.started, rotation.since) = (epoch, epoch);
+        rotation.steps.clear();
     }
     if let Some(request) = &mut state.requested {
         request.at = epoch;
@@ -174,4 +186,15 @@ fn forget_dates(state: &mut TrustDomainState) {
     if let Some(wanted) = &mut state.wanted_issuer {
         wanted.number = 0;
     }
+}
+
+fn has_canaries(state: &TrustDomainState) -> bool {
+    let requested = state.requested.as_ref().is_some_and(|request| request.canary.is_some());
+    let goal = state.rotation.as_ref().map(|rotation| &rotation.goal);
+    requested || matches!(goal, Some(Goal::Successor { canary: Some(_), .. }))
+}
+
+/// One that is older than the window counts for nothing.
+fn failure_older(failed: Option<u64>) -> Option<u64> {
+    failed.map(|at| at - 1).filter(|at| at + CANARY_WINDOW > NOW)
 }

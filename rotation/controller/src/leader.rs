@@ -1,0 +1,140 @@
+//! Which of several controllers asks and decides, so that they do not disturb each other.
+//!
+//! A lease in the store, taken by compare-and-swap and dated by the store's clock. It avoids noise
+//! and nothing else: two that think they lead would cost each other's rounds, and the
+//! compare-and-swap on the state still says whose decision counts. Who cannot renew it stops asking
+//! when it has run out on his own clock.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use steadfast_api::UnixTime;
+use steadfast_platform::store::LEADER_KEY;
+use steadfast_platform::{Store, StoreError};
+use steadfast_rotation_protocol::controller::Now;
+
+/// The lease as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Which process.
+    pub holder: String,
+    /// When it was taken or renewed last, by the store's clock.
+    pub renewed_at: UnixTime,
+    /// How long it holds from then on.
+    pub duration: Duration,
+}
+
+/// Whether we lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Somebody else does.
+    Follows {
+        /// Who.
+        leader: String,
+    },
+    /// We do.
+    Leads,
+}
+
+/// Our part in it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    name: String,
+    held: Option<Held>,
+}
+
+/// The lease is ours.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    /// When the write that was answered last was sent, on the boot clock.
+    renewed: Duration,
+}
+
+impl Candidate {
+    /// A process of this name, which no other process has.
+    pub fn new(name: String) -> Self {
+        Self { name, held: None }
+    }
+
+    /// Who we are.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether we lead now: takes the lease where it is free, and renews it in time. `now.wall` is
+    /// by the store's clock.
+    ///
+    /// # Errors
+    /// The store's, when the lease is not certainly ours.
+    pub async fn role(&mut self, store: &dyn Store, now: Now) -> Result<Role, StoreError> {
+        let age = self.held.map(|held| now.boot.saturating_sub(held.renewed));
+        if age.is_some_and(|age| age < RENEW_EVERY) {
+            return Ok(Role::Leads);
+        }
+        match self.claim(store, now).await {
+            // What we hold lasts, though it cannot be renewed at the moment.
+            Err(StoreError::Unavailable(_) | StoreError::WriteFailed(_))
+                if age.is_some_and(|age| age < DURATION) =>
+            {
+                Ok(Role::Leads)
+            }
+            Err(error) => {
+                self.held = None;
+                Err(error)
+            }
+            role => role,
+        }
+    }
+
+    /// Gives the lease up, for whoever comes next.
+    ///
+    /// # Errors
+    /// The store's: it lapses by itself.
+    pub async fn resign(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        self.held = None;
+        let Some(entry) = store.get(LEADER_KEY).await? else { return Ok(()) };
+        let lease: Option<Lease> = serde_json::from_slice(&entry.value).ok();
+        if lease.is_some_and(|lease| lease.holder == self.name) {
+            store.compare_and_swap(LEADER_KEY, Some(entry.revision), None).await?;
+        }
+        Ok(())
+    }
+
+    async fn claim(&mut self, store: &dyn Store, now: Now) -> Result<Role, StoreError> {
+        let entry = store.get(LEADER_KEY).await?;
+        // One that does not parse holds nobody back.
+        let lease =
+            entry.as_ref().and_then(|entry| serde_json::from_slice::<Lease>(&entry.value).ok());
+        if let Some(lease) = lease.filter(|lease| lease.holder != self.name && lease.holds(now)) {
+            self.held = None;
+            return Ok(Role::Follows { leader: lease.holder });
+        }
+        let ours = Lease { holder: self.name.clone(), renewed_at: now.wall, duration: DURATION };
+        let value = serde_json::to_vec(&ours).map_err(|e| StoreError::Denied(e.to_string()))?;
+        let expected = entry.map(|entry| entry.revision);
+        match store.compare_and_swap(LEADER_KEY, expected, Some(value.into())).await {
+            Ok(_) => {
+                self.held = Some(Held { renewed: now.boot });
+                Ok(Role::Leads)
+            }
+            // Somebody was faster; the next look finds who.
+            Err(StoreError::Conflict { .. }) => {
+                self.held = None;
+                Ok(Role::Follows { leader: String::new() })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Lease {
+    /// Whether it holds now. One that is dated in the future, by a clock that was set back since,
+    /// holds no longer than any other.
+    fn holds(&self, now: Now) -> bool {
+        now.wall < self.renewed_at + self.duration && self.renewed_at < now.wall + self.duration
+    }
+}
+
+/// How long a controller that has died is waited for.
+const DURATION: Duration = Duration::from_secs(8);
+const RENEW_EVERY: Duration = Duration::from_secs(2);
