@@ -280,10 +280,12 @@ impl TrustDomainState {
                 self.toward(to.map(|anchor| anchor.id))
             }
         };
+        // Without any anchor nobody could recognise identity, so that nobody could be asked.
+        let rescue = matches!(phase, Phase::Generating(_));
         self.requested = None;
         self.rotations += 1;
         let rotation = Rotation::begin(self.rotations, by, goal, now);
-        self.rotation = Some(Rotation { phase, ..rotation });
+        self.rotation = Some(Rotation { phase, rescue, ..rotation });
     }
 
     /// To this anchor, with an issuer of its own whose key is there; else to a fresh one.
