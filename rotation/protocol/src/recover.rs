@@ -225,8 +225,8 @@ impl TrustDomainState {
     /// in any case, whose census shows that everybody holds it.
     pub fn recover(&mut self, found: &Findings, by: String, now: UnixTime) {
         // 1. Above everything that was seen.
-        self.seq = self.seq.max(found.seq).saturating_add(1);
-        self.halted = None;
+        let seen_seq = self.halted.take().map_or(0, |Halt::Restored { seen_seq }| seen_seq);
+        self.seq = self.seq.max(found.seq).max(seen_seq).saturating_add(1);
         // What was wished for may have been answered, and the key of the answer destroyed.
         self.wanted_issuer = None;
         // 2. What was withdrawn stays so.
