@@ -216,3 +216,25 @@ async fn an_issuer_stands_in_unless_its_own_key_is_stolen() {
     let status = mesh.trust().await.certify(request).await.unwrap_err();
     assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-022", "{status}");
 }
+
+#[tokio::test]
+async fn while_it_is_halted_the_service_goes_on_showing_what_it_was_recognised_by() {
+    let mesh = Mesh::start().await;
+    // As after a restore: the stored issuer is another than the one that was in use.
+    let shown = mesh.app.own.issuer().unwrap().0;
+    let older = issuer(&mesh, &mesh.founding.active, ISSUER_LIFETIME).await;
+    let mut state = mesh.founding.state.clone();
+    state.issuers.push(older.as_issuer(mesh.founding.active.id));
+    state.active_issuer = older.id;
+    state.halted = Some(Halt::Restored { seen_seq: 9 });
+    put(&mesh, &state).await;
+    mesh.not_ready("issuer", "SFT-ID-026").await;
+    // A replica that is started now has nothing else to show: meanwhile the first one has looked.
+    let beside = mesh.beside().await;
+    assert_eq!(beside.app.own.issuer().unwrap().0, older.id);
+    assert_eq!(mesh.app.own.issuer().unwrap().0, shown);
+    // It is another matter once a person has looked.
+    state.halted = None;
+    put(&mesh, &state).await;
+    mesh.wait(|| mesh.app.own.issuer().unwrap().0 == older.id, "under the stored issuer").await;
+}

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_api::{KeyId, UnixTime};
 
-use crate::census::{ProxyStatus, Round};
+use crate::census::{self, ProxyStatus, Round};
 use crate::controller::Observation;
 use crate::rotation::{
     Activated, Generating, Goal, Next, Phase, Preparing, Rotation, Withdrawn, withdraw,
@@ -121,6 +121,29 @@ impl Findings {
                 .collect(),
             tombstones: count(held().flat_map(|held| &held.tombstones)),
             denied: count(held().flat_map(|held| &held.denied)),
+        }
+    }
+
+    /// Takes in what the controller holds itself: it may be the only one who can tell.
+    pub fn and_own(&mut self, state: &TrustDomainState, seq: u64, own: &census::Held) {
+        if !is_believable(state, seq) {
+            return;
+        }
+        self.seq = self.seq.max(seq);
+        self.told = self.told.max(1);
+        for id in &own.anchors {
+            if !self.anchors.iter().any(|held| held.id == *id) {
+                self.anchors.push(HeldAnchor { id: *id, by: 1, record: None });
+            }
+        }
+        for (known, ids) in
+            [(&mut self.tombstones, &own.tombstones), (&mut self.denied, &own.denied)]
+        {
+            for id in ids {
+                if !known.iter().any(|held| held.id == *id) {
+                    known.push(Held { id: *id, by: 1 });
+                }
+            }
         }
     }
 
