@@ -254,7 +254,7 @@ impl<'a> Bearer<'a> {
     /// What signs for it. This process is no pod, so no canary, whatever its namespace.
     fn signer<'v>(&self, view: &'v View) -> Result<&'v Arc<Signer>, Refusal> {
         if self.pod_uid.is_empty() {
-            return view.signer();
+            return view.own_signer();
         }
         view.signer_for(self.namespace, self.pod_uid)
     }

@@ -152,7 +152,14 @@ impl IssuerKeys {
         requests: &[Entry],
     ) -> Result<(), IssuerKeyError> {
         let key = format!("{ISSUER_REQUESTS_PREFIX}{}", wish.number);
-        let posted = requests.iter().any(|entry| entry.key == key);
+        let entry = requests.iter().find(|entry| entry.key == key);
+        if let Some(entry) = entry
+            && let Some(request) = request(entry)
+            && !self.keys.exists(request.key_id).await?
+        {
+            return self.withdraw(entry, request.key_id).await;
+        }
+        let posted = entry.is_some();
         // One that was posted and is not there any more has been deleted: the wish still stands.
         let current = |made: &Made| posted || made.posted != Posted::Over;
         let mut made = match self.made.remove(&wish.number).filter(current) {
@@ -163,6 +170,22 @@ impl IssuerKeys {
         let outcome = self.post(&key, &mut made).await;
         self.made.insert(wish.number, made);
         outcome
+    }
+
+    /// Takes a request back whose key somebody has removed: what would be signed for it could sign
+    /// nothing. The wish stands, and the next look answers it with another key.
+    async fn withdraw(&mut self, entry: &Entry, key_id: KeyId) -> Result<(), IssuerKeyError> {
+        self.made = None;
+        match self.store.compare_and_swap(&entry.key, Some(entry.revision), None).await {
+            Ok(_) => {
+                tracing::warn!(request = entry.key, key = %key_id,
+                    "the key of a request for an issuer is gone: another one is made");
+                Ok(())
+            }
+            // Another replica was faster.
+            Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A key that is kept, and the request for it. One that is lost to a crash before it is posted

@@ -123,7 +123,9 @@ impl OwnSvid {
             return true;
         }
         let Ok(view) = certifier.replica.current() else { return false };
-        view.own_signer()
+        // While the trust domain is halted this is none: whoever we talk to may know that the
+        // stored issuer's anchor was withdrawn, and recognises us by what we show.
+        view.signer()
             .is_ok_and(|signer| signer.id() != shown.issuer || signer.anchor_id() != shown.anchor)
     }
 

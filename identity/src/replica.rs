@@ -285,19 +285,11 @@ impl Replica {
                 }
                 return Ok(());
             }
-            if revision < known {
-                self.went_back(held, entry, sources).await?;
-            }
         }
         let state: TrustDomainState = serde_json::from_slice(&entry.value)
             .map_err(|error| format!("{TRUST_DOMAIN_KEY} in the store does not parse: {error}"))?;
-        // A state that is halted may be older: nothing is issued by it, and its bundle is refused
-        // by whoever holds a newer one.
-        if let Some(held) = &held
-            && state.seq < held.state.seq
-            && state.halted.is_none()
-        {
-            return Err(format!("seq fell from {} to {}", held.state.seq, state.seq));
+        if let Some(held) = &held {
+            self.check_not_back(held, &state, entry, sources).await?;
         }
         tell_put_back(&state);
         let view = self.view(state, entry.revision, held.as_deref(), sources).await?;
@@ -307,26 +299,39 @@ impl Replica {
         Ok(())
     }
 
-    /// The store was put back: what it says is taken when a person has recovered it, since its seq
-    /// is above every one that was seen, or when it says itself that it is halted. Else it is made
-    /// to say so, as nobody but us may have seen it.
-    async fn went_back(&self, held: &View, entry: &Entry, sources: &Sources) -> Result<(), String> {
-        let (revision, known) = (entry.revision.0, held.revision.0);
-        let parsed = serde_json::from_slice::<TrustDomainState>(&entry.value);
-        let mut state = parsed
-            .map_err(|error| format!("{TRUST_DOMAIN_KEY} in the store does not parse: {error}"))?;
-        if state.halted.is_some() || state.seq > held.state.seq {
+    /// A store that was put back shows an older revision, or an older seq. What it says is taken if
+    /// it is halted, since nothing is issued by it and its bundle is refused by whoever holds a
+    /// newer one; and if a person has recovered it, whose seq is above every one that was seen.
+    /// Else it is made to say that it is halted, as nobody but us may have seen it.
+    async fn check_not_back(
+        &self,
+        held: &View,
+        state: &TrustDomainState,
+        entry: &Entry,
+        sources: &Sources,
+    ) -> Result<(), String> {
+        let (known, seq, revision) = (held.revision, held.state.seq, entry.revision);
+        let recovered = state.seq > seq;
+        if state.halted.is_some() || recovered || (revision > known && state.seq == seq) {
             return Ok(());
         }
-        state.halted = Some(Halt::Restored { seen_seq: held.state.seq });
-        let halted = serde_json::to_vec(&state).map_err(|error| error.to_string())?;
-        let (store, expected) = (&sources.store, Some(entry.revision));
-        match store.compare_and_swap(TRUST_DOMAIN_KEY, expected, Some(halted.into())).await {
-            Ok(_) => tracing::error!(code = %Code::HALTED, known, revision,
+        // As it is stored, not as it was parsed: a newer version may have put more into it.
+        let halted = || {
+            let mut stored: serde_json::Value = serde_json::from_slice(&entry.value)?;
+            stored["halted"] = serde_json::to_value(Halt::Restored { seen_seq: seq })?;
+            serde_json::to_vec(&stored)
+        };
+        let halted = halted().map_err(|error| error.to_string())?;
+        let store = &sources.store;
+        match store.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(halted.into())).await {
+            Ok(_) => tracing::error!(code = %Code::HALTED, known = known.0, revision = revision.0,
                 "the store was put back: nothing is issued before `steadfast trust recover`"),
             Err(error) => tracing::debug!(%error, "the trust domain could not be halted"),
         }
-        Err(format!("the store went back from revision {known} to {revision}"))
+        let (sent, revision, known) = (state.seq, revision.0, known.0);
+        Err(format!(
+            "the store went back from revision {known} (seq {seq}) to {revision} (seq {sent})"
+        ))
     }
 
     async fn view(

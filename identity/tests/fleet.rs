@@ -84,6 +84,11 @@ async fn a_query_that_is_not_newer_than_every_other_asks_nobody() {
     assert_eq!(proxy.next().await.unwrap(), Some(Down::Query(v1::Query { nonce: 7 })));
     assert_eq!(query(&mesh, "controller", 7).await.unwrap(), answer(false, 7));
     assert_eq!(query(&mesh, "controller", 6).await.unwrap(), answer(false, 7));
+    // Nothing would ascend from one that is far ahead of the time.
+    let tomorrow_us = (mesh.clock.now().as_millis() + 86_400_000) * 1000;
+    for ahead in [tomorrow_us, u64::MAX] {
+        assert_eq!(query(&mesh, "controller", ahead).await.unwrap(), answer(false, 7));
+    }
     assert_eq!(query(&mesh, "controller", 8).await.unwrap(), answer(true, 8));
     assert_eq!(proxy.next().await.unwrap(), Some(Down::Query(v1::Query { nonce: 8 })));
 }

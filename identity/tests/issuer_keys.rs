@@ -115,6 +115,25 @@ async fn a_request_that_could_not_be_posted_is_posted_later_with_the_same_key() 
 }
 
 #[tokio::test]
+async fn a_request_whose_key_was_removed_is_posted_anew_with_another() {
+    let mesh = Mesh::start().await;
+    let (state, wish) = wish(&mesh);
+    mesh.store.put_state(&state);
+    until(async || !requests(&mesh).await.is_empty(), "posted").await;
+    let first = parse(&requests(&mesh).await[0]).key_id;
+    keys(&mesh).destroy(first).await.unwrap();
+    let again = async || {
+        let posted = requests(&mesh).await;
+        let second = posted.first().map(|entry| parse(entry).key_id);
+        second.is_some_and(|second| second != first)
+    };
+    until(again, "posted anew").await;
+    let second = parse(&requests(&mesh).await[0]);
+    assert_eq!(second.number, wish.number);
+    assert!(keys(&mesh).exists(second.key_id).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_request_of_a_wish_that_is_newer_than_the_view_stays() {
     let mesh = Mesh::start().await;
     let revision = mesh.app.certifier.replica.newest().unwrap().revision.0;

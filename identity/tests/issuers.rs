@@ -173,14 +173,15 @@ async fn a_halted_trust_domain_issues_nothing_and_still_serves_its_bundle() {
     assert_eq!(status.code(), tonic::Code::Unavailable);
     let mut proxy = support::proxy::web(&mesh).await;
     assert_eq!(proxy.bundle().await.seq, 1);
-    // Its own SVID is renewed by nobody either: two fifths of its life are left.
+    // Its own SVID is renewed all the same: else nobody could be served, nor asked what he holds.
     let own = || mesh.log().iter().filter(|line| line["token_id"] == "own").count();
     let before = own();
     let ahead = i64::try_from(Duration::from_secs(3600 * 4 / 5).as_millis()).unwrap();
     mesh.clock.wall_ms.store(ahead, std::sync::atomic::Ordering::SeqCst);
-    let failures = || mesh.app.certifier.metrics.own_svid_failures.get();
-    mesh.wait(|| failures() > 0, "tried").await;
-    assert_eq!(own(), before);
+    mesh.wait(|| own() > before, "renewed").await;
+    // So is that of a replica which is started meanwhile.
+    let beside = mesh.beside().await;
+    assert!(beside.app.own.issuer().is_some());
     mesh.clock.wall_ms.store(0, std::sync::atomic::Ordering::SeqCst);
     // A person has looked.
     put(&mesh, &mesh.founding.state).await;
@@ -216,4 +217,26 @@ async fn an_issuer_stands_in_unless_its_own_key_is_stolen() {
     let request = CertifyRequest { token: b"web".to_vec(), csr: plain_csr() };
     let status = mesh.trust().await.certify(request).await.unwrap_err();
     assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-022", "{status}");
+}
+
+#[tokio::test]
+async fn while_it_is_halted_the_service_goes_on_showing_what_it_was_recognised_by() {
+    let mesh = Mesh::start().await;
+    // As after a restore: the stored issuer is another than the one that was in use.
+    let shown = mesh.app.own.issuer().unwrap().0;
+    let older = issuer(&mesh, &mesh.founding.active, ISSUER_LIFETIME).await;
+    let mut state = mesh.founding.state.clone();
+    state.issuers.push(older.as_issuer(mesh.founding.active.id));
+    state.active_issuer = older.id;
+    state.halted = Some(Halt::Restored { seen_seq: 9 });
+    put(&mesh, &state).await;
+    mesh.not_ready("issuer", "SFT-ID-026").await;
+    // A replica that is started now has nothing else to show: meanwhile the first one has looked.
+    let beside = mesh.beside().await;
+    assert_eq!(beside.app.own.issuer().unwrap().0, older.id);
+    assert_eq!(mesh.app.own.issuer().unwrap().0, shown);
+    // It is another matter once a person has looked.
+    state.halted = None;
+    put(&mesh, &state).await;
+    mesh.wait(|| mesh.app.own.issuer().unwrap().0 == older.id, "under the stored issuer").await;
 }

@@ -12,9 +12,12 @@ use std::time::Duration;
 use steadfast_api::trust::v1::CertifyRequest;
 use steadfast_identity::authority::{ISSUER_LIFETIME, found, make_issuer};
 use steadfast_identity::replica::{LEASE, Lease};
+use steadfast_platform::Store as _;
 use steadfast_platform::keys::{FileKeys, Zeroizing};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_process::{Clock as _, SystemClock};
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::Halt;
 use support::{Mesh, plain_csr};
 use tonic::Code as Grpc;
 
@@ -84,22 +87,30 @@ async fn a_replica_without_a_trust_domain_says_which_command_makes_one() {
 }
 
 #[tokio::test]
-async fn a_store_that_went_back_is_not_believed() {
+async fn a_store_that_went_back_is_halted_and_believed_once_it_is_recovered() {
     let mesh = Mesh::start().await;
-    let mut newer = mesh.founding.state.clone();
-    newer.seq = 5;
-    let revision = mesh.store.put_state(&newer);
+    let at = |seq| TrustDomainState { seq, ..mesh.founding.state.clone() };
     let seq = || mesh.app.certifier.replica.current().map_or(0, |view| view.state.seq);
+    let revision = mesh.store.put_state(&at(5));
     mesh.wait(|| seq() == 5, "at seq 5").await;
     // An older seq under a newer revision, and an older revision: both are a backup put back.
-    mesh.store.put_state(&mesh.founding.state);
-    pass(&mesh, LEASE);
-    mesh.not_ready("trust_domain", "seq fell from 5 to 1").await;
-    assert_code(certify(&mesh).await, "SFT-ID-021");
-    let old = serde_json::to_vec(&mesh.founding.state).unwrap();
+    let old = serde_json::to_vec(&at(1)).unwrap();
     let before = steadfast_platform::Revision(revision.0 - 1);
-    mesh.store.restore(TRUST_DOMAIN_KEY, old, before);
-    mesh.not_ready("trust_domain", "went back from revision").await;
+    mesh.store.put_state(&at(1));
+    for recovered in [6, 7] {
+        mesh.not_ready("issuer", "SFT-ID-026").await;
+        assert_code(certify(&mesh).await, "SFT-ID-026");
+        let stored = mesh.store.get(TRUST_DOMAIN_KEY).await.unwrap().unwrap();
+        let stored: TrustDomainState = serde_json::from_slice(&stored.value).unwrap();
+        assert_eq!(stored.halted, Some(Halt::Restored { seen_seq: recovered - 1 }));
+        mesh.store.put_state(&at(recovered));
+        mesh.ready().await;
+        certify(&mesh).await.unwrap();
+        assert_eq!(seq(), recovered);
+        if recovered == 6 {
+            mesh.store.restore(TRUST_DOMAIN_KEY, old.clone(), before);
+        }
+    }
 }
 
 #[tokio::test]
@@ -272,9 +283,7 @@ async fn a_lease_that_ends_while_the_log_is_written_hands_out_nothing() {
     assert!(read("failed") && !read("issued"), "{text}");
 }
 
-fn second_issuer(
-    mesh: &Mesh,
-) -> (steadfast_rotation_protocol::TrustDomainState, steadfast_identity::authority::Authority) {
+fn second_issuer(mesh: &Mesh) -> (TrustDomainState, steadfast_identity::authority::Authority) {
     let active = &mesh.founding.active;
     let domain = &mesh.founding.state.trust_domain;
     let now = SystemClock.now();

@@ -16,7 +16,8 @@ use tower::Service;
 use crate::context::{Expected, TlsContext};
 use crate::metrics::Refusals;
 use crate::refusal::Refusal;
-use crate::stream::TlsStream;
+use crate::standing::Footing;
+use crate::vouched::Vouched;
 
 /// A service for `Endpoint::connect_with_connector`: the address of the URI is not used.
 #[derive(Clone)]
@@ -62,7 +63,7 @@ impl Connector {
         Self { contexts, address: address.into(), expected: Arc::new(expected), refusals }
     }
 
-    async fn connect(mut self) -> Result<TlsStream<TcpStream>, ConnectError> {
+    async fn connect(mut self) -> Result<Vouched<TcpStream>, ConnectError> {
         let has_svid = self.contexts.wait_for(|context| context.svid.is_some());
         let context = match tokio::time::timeout(SVID_WAIT_MAX, has_svid).await {
             Ok(Ok(context)) => context.clone(),
@@ -71,7 +72,9 @@ impl Connector {
         let io = dial_tcp(&self.address).await?;
         let address = io.peer_addr().ok();
         match context.connect(io, &self.expected, Some(ALPN_H2)).await {
-            Ok((stream, _)) => Ok(stream),
+            Ok((stream, peer)) => {
+                Ok(Vouched::new(stream, Footing::new(&context, Some(peer)), self.contexts))
+            }
             Err(refusal) => {
                 self.refusals.report(address, &refusal);
                 Err(ConnectError::Refused(refusal))
@@ -81,7 +84,7 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = TokioIo<Vouched<TcpStream>>;
     type Error = ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 

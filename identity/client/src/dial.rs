@@ -19,8 +19,9 @@ use crate::context::{Contexts, Expected, TlsContext};
 use crate::metrics::Refusals;
 use crate::mounted::{Mounted, MountedError};
 use crate::refusal::Refusal;
-use crate::stream::TlsStream;
+use crate::standing::Footing;
 use crate::trust::Trust;
+use crate::vouched::Vouched;
 
 /// Dials replicas of the identity service.
 pub(crate) struct Dialer {
@@ -96,10 +97,15 @@ impl Dialer {
         &self,
         context: &TlsContext,
         io: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, Refusal> {
+    ) -> Result<Vouched<TcpStream>, Refusal> {
         let address = io.peer_addr().ok();
         let result = context.connect_bootstrap(io, &self.expected, Some(ALPN_H2)).await;
-        result.map(|(stream, _)| stream).inspect_err(|refusal| {
+        let vouched = |(stream, peer)| {
+            // Our own SVID plays no part.
+            let footing = Footing::between(None, Some(peer));
+            Vouched::new(stream, footing, self.contexts.subscribe())
+        };
+        result.map(vouched).inspect_err(|refusal| {
             self.refusals.report(address, refusal);
         })
     }
@@ -114,7 +120,7 @@ impl Dialer {
     }
 
     /// A channel over this one connection: when it breaks, the next dial may go elsewhere.
-    async fn channel(&self, stream: TlsStream<TcpStream>) -> Result<Channel, DialError> {
+    async fn channel(&self, stream: Vouched<TcpStream>) -> Result<Channel, DialError> {
         let mut once = Some(stream);
         let connector = tower::service_fn(move |_| {
             let stream = once.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));

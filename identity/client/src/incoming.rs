@@ -19,9 +19,10 @@ use tonic::transport::server::Connected;
 use crate::context::TlsContext;
 use crate::metrics::Refusals;
 use crate::refusal::Refusal;
-use crate::stream::TlsStream;
+use crate::standing::Footing;
 use crate::tls::ClientAuth;
 use crate::verify::VerifiedPeer;
+use crate::vouched::Vouched;
 
 /// What an accepting listener needs.
 pub struct Incoming {
@@ -48,10 +49,10 @@ pub struct PeerInfo {
     pub peer: Option<Arc<VerifiedPeer>>,
 }
 
-type Handshake = Result<TlsStream<TcpStream>, (SocketAddr, Refusal)>;
+type Handshake = Result<Vouched<TcpStream>, (SocketAddr, Refusal)>;
 
 /// The accepted connections, until the drain starts.
-pub fn incoming(settings: Incoming) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> {
+pub fn incoming(settings: Incoming) -> impl Stream<Item = io::Result<Vouched<TcpStream>>> {
     let state = (settings, JoinSet::new());
     futures::stream::unfold(state, |(settings, mut handshakes)| async move {
         loop {
@@ -79,17 +80,19 @@ pub fn incoming(settings: Incoming) -> impl Stream<Item = io::Result<TlsStream<T
 
 impl Incoming {
     fn begin(&self, handshakes: &mut JoinSet<Handshake>, io: TcpStream, address: SocketAddr) {
-        let context = self.contexts.borrow().clone();
+        let (context, contexts) = (self.contexts.borrow().clone(), self.contexts.clone());
         let (client_auth, alpns) = (self.client_auth, self.alpns);
         handshakes.spawn(async move {
             // A socket that takes no option is closed already; the handshake finds out.
             let _ = io.set_nodelay(true);
             let accepted = context.accept(io, client_auth, alpns).await;
-            accepted.map(|(stream, _)| stream).map_err(|refusal| (address, refusal))
+            let vouched =
+                |(stream, peer)| Vouched::new(stream, Footing::new(&context, peer), contexts);
+            accepted.map(vouched).map_err(|refusal| (address, refusal))
         });
     }
 
-    fn take(&self, ended: Result<Handshake, JoinError>) -> Option<TlsStream<TcpStream>> {
+    fn take(&self, ended: Result<Handshake, JoinError>) -> Option<Vouched<TcpStream>> {
         match ended {
             Ok(Ok(stream)) => Some(stream),
             Ok(Err((address, refusal))) => {
@@ -104,11 +107,11 @@ impl Incoming {
     }
 }
 
-impl Connected for TlsStream<TcpStream> {
+impl Connected for Vouched<TcpStream> {
     type ConnectInfo = PeerInfo;
 
     fn connect_info(&self) -> PeerInfo {
-        PeerInfo { address: self.io().peer_addr().ok(), peer: self.peer().cloned() }
+        PeerInfo { address: self.peer_addr(), peer: self.tls().peer().cloned() }
     }
 }
 

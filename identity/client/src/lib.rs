@@ -21,6 +21,7 @@ mod incoming;
 mod metrics;
 mod standing;
 mod status;
+mod vouched;
 
 mod ack;
 mod bundle;
@@ -51,6 +52,7 @@ pub use svid::{Candidate, Issued, Lapse, OwnSvid, SvidRefused};
 pub use tls::ClientAuth;
 pub use trust::Trust;
 pub use verify::VerifiedPeer;
+pub use vouched::{Vouched, WITHDRAWN_END_MAX};
 
 /// A random share, for retries that must not come in step. The only place here that draws.
 fn random_jitter() -> steadfast_rotation_protocol::Jitter {

@@ -10,9 +10,9 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
 use prometheus_client::registry::Registry;
 use steadfast_api::spiffe::SpiffeError;
-use steadfast_api::{DnsIdentity, TrustDomain};
+use steadfast_api::{DnsIdentity, TrustAnchor, TrustDomain};
 use steadfast_identity_client::{
-    BootstrapBundle, Config as IdentityConfig, ConfigError, Identity, Status,
+    BootstrapBundle, Config as IdentityConfig, ConfigError, Identity, Status, TlsContext,
 };
 use steadfast_platform::Store;
 use steadfast_platform::keys::{FileKeys, KeyStoreError};
@@ -24,7 +24,7 @@ use steadfast_process::readiness::Component;
 use steadfast_process::tasks::TaskError;
 use steadfast_process::{Clock, Drain, ErrorChain, Readiness, SystemClock, Tasks};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::census::Round;
+use steadfast_rotation_protocol::census::{Held, Round};
 use steadfast_rotation_protocol::controller::{Standing, Timings};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -76,6 +76,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (trust_domain, lease) = (founded.trust_domain, founded.read_lease);
     let mut registry = Registry::default();
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
+    let contexts = identity.contexts();
     let keys = Arc::new(FileKeys::open(directory.anchor_keys())?);
     let mut shell = Shell::new(Parts {
         anchors: Anchors::new(keys, Arc::clone(&store)),
@@ -83,6 +84,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         store,
         clock,
         clock_offset_ms: Box::new(move || offset.clock_offset_millis()),
+        held: Box::new(move || held(&contexts.borrow())),
         timings: Timings { lease, ..config.timings },
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
@@ -152,6 +154,17 @@ fn identity(
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Ok(Identity::new(config, clock, readiness, registry)?)
+}
+
+/// What we use ourselves, as a workload would tell it.
+fn held(context: &TlsContext) -> Option<(u64, Held)> {
+    let bundle = context.bundle.as_ref()?;
+    let held = Held {
+        anchors: bundle.anchors().iter().map(TrustAnchor::id).collect(),
+        tombstones: bundle.tombstones().iter().copied().collect(),
+        denied: bundle.denied().iter().copied().collect(),
+    };
+    Some((bundle.sequence(), held))
 }
 
 /// What the admin port tells beside what every process does.

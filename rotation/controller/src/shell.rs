@@ -16,7 +16,7 @@ use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::census::{Replica, Round};
+use steadfast_rotation_protocol::census::{Held, Replica, Round};
 use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait,
 };
@@ -53,6 +53,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Our wall clock less the store's, where the store says its time.
     pub clock_offset_ms: Box<dyn Fn() -> Option<i64> + Send + Sync>,
+    /// The sequence number of the bundle that we use ourselves, and what is in it.
+    pub held: Box<dyn Fn() -> Option<(u64, Held)> + Send + Sync>,
     /// How long things take.
     pub timings: Timings,
     /// How long a new anchor lives.
@@ -296,6 +298,9 @@ impl Shell {
         }
         let Some(round) = &seen.round else { return Ok(()) };
         let mut found = Findings::of(&seen.state, round, self.wall());
+        if let Some((seq, own)) = (self.parts.held)() {
+            found.and_own(&seen.state, seq, &own);
+        }
         let lifetime = self.parts.anchor_lifetime;
         let forgotten: Vec<_> = found.forgotten(&seen.state).map(|held| held.id).collect();
         for held in found.anchors.iter_mut().filter(|held| forgotten.contains(&held.id)) {

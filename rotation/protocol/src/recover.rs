@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_api::{KeyId, UnixTime};
 
-use crate::census::{ProxyStatus, Round};
+use crate::census::{self, ProxyStatus, Round};
 use crate::controller::Observation;
 use crate::rotation::{
     Activated, Generating, Goal, Next, Phase, Preparing, Rotation, Withdrawn, withdraw,
@@ -124,6 +124,29 @@ impl Findings {
         }
     }
 
+    /// Takes in what the controller holds itself: it may be the only one who can tell.
+    pub fn and_own(&mut self, state: &TrustDomainState, seq: u64, own: &census::Held) {
+        if !is_believable(state, seq) {
+            return;
+        }
+        self.seq = self.seq.max(seq);
+        self.told = self.told.max(1);
+        for id in &own.anchors {
+            if !self.anchors.iter().any(|held| held.id == *id) {
+                self.anchors.push(HeldAnchor { id: *id, by: 1, record: None });
+            }
+        }
+        for (known, ids) in
+            [(&mut self.tombstones, &own.tombstones), (&mut self.denied, &own.denied)]
+        {
+            for id in ids {
+                if !known.iter().any(|held| held.id == *id) {
+                    known.push(Held { id: *id, by: 1 });
+                }
+            }
+        }
+    }
+
     /// Anchors that are used, not withdrawn, and unknown to this state: their records are wanted.
     pub fn forgotten<'a>(
         &'a self,
@@ -225,8 +248,8 @@ impl TrustDomainState {
     /// in any case, whose census shows that everybody holds it.
     pub fn recover(&mut self, found: &Findings, by: String, now: UnixTime) {
         // 1. Above everything that was seen.
-        self.seq = self.seq.max(found.seq).saturating_add(1);
-        self.halted = None;
+        let seen_seq = self.halted.take().map_or(0, |Halt::Restored { seen_seq }| seen_seq);
+        self.seq = self.seq.max(found.seq).max(seen_seq).saturating_add(1);
         // What was wished for may have been answered, and the key of the answer destroyed.
         self.wanted_issuer = None;
         // 2. What was withdrawn stays so.
@@ -280,10 +303,12 @@ impl TrustDomainState {
                 self.toward(to.map(|anchor| anchor.id))
             }
         };
+        // Without any anchor nobody could recognise identity, so that nobody could be asked.
+        let rescue = matches!(phase, Phase::Generating(_));
         self.requested = None;
         self.rotations += 1;
         let rotation = Rotation::begin(self.rotations, by, goal, now);
-        self.rotation = Some(Rotation { phase, ..rotation });
+        self.rotation = Some(Rotation { phase, rescue, ..rotation });
     }
 
     /// To this anchor, with an issuer of its own whose key is there; else to a fresh one.

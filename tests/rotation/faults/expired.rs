@@ -51,7 +51,7 @@ async fn a_mesh_in_which_everything_has_expired_is_healed_by_one_command() {
     );
 
     // 3. One command.
-    let (well, text) = field.mesh.command(&["trust", "recover", "--yes"]).await;
+    let (well, text) = field.mesh.command(&["trust", "recover", "--yes", "--timeout", "2m"]).await;
     assert!(well && text.contains("Healed"), "{text}");
     until("requests go through", DEADLINE, || hello(&field)).await;
     for pod in [&field.web, &field.api] {
@@ -71,7 +71,7 @@ async fn a_mesh_in_which_everything_has_expired_is_healed_by_one_command() {
     assert_idle(&field.mesh, &state).await;
 
     // 4. A mesh that is well is left as it is.
-    let (well, text) = field.mesh.command(&["trust", "recover", "--yes"]).await;
+    let (well, text) = field.mesh.command(&["trust", "recover", "--yes", "--timeout", "2m"]).await;
     assert!(well && text.contains("nothing to recover"), "{text}");
     assert!(field.mesh.trust_domain().await.1 > revision);
 }

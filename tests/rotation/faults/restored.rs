@@ -85,7 +85,7 @@ async fn put_back(mesh: &mut Mesh, copy: &PathBuf, before: &TrustDomainState) ->
     })
     .await;
     // 3. One command.
-    let (well, text) = mesh.command(&["trust", "recover", "--yes"]).await;
+    let (well, text) = mesh.command(&["trust", "recover", "--yes", "--timeout", "2m"]).await;
     assert!(well && text.contains("Healed"), "{text}");
     for (name, admin) in
         [("steadfast_identity", mesh.identity_admin), ("steadfast_rotation", mesh.rotation_admin)]

@@ -63,7 +63,7 @@ async fn a_withdrawn_anchor_that_somebody_puts_back_is_refused_and_said() {
         refused(field.peer(&thief)).await;
         let halted = |state: &TrustDomainState| state.halted.is_some();
         mesh.state_where("it is found out", DEADLINE, halted).await;
-        let (well, text) = mesh.command(&["trust", "recover", "--yes"]).await;
+        let (well, text) = mesh.command(&["trust", "recover", "--yes", "--timeout", "2m"]).await;
         assert!(well && text.contains("Healed"), "{text}");
         refused(field.peer(&thief)).await;
         let well = |state: &TrustDomainState| {

@@ -1,0 +1,388 @@
+//! The way back where no phase can be left: what `steadfast trust recover` orders.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it is wrong")]
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_rotation_protocol::census::{Ack, Held as Told, Listed, Member, ProxyStatus};
+use steadfast_rotation_protocol::census::{Replica, Round};
+use steadfast_rotation_protocol::controller::{
+    Controller, Effect, Made, Now, Observation, Signed, Timings, Wait,
+};
+use steadfast_rotation_protocol::recover::{Ailment, Findings, Held, HeldAnchor, RecoverRefused};
+use steadfast_rotation_protocol::rotation::{Phase, PhaseName};
+use steadfast_rotation_protocol::schedule::Schedule;
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorRecord, AnchorState, Halt, IssuerRecord, Label,
+};
+use steadfast_rotation_protocol::{Instance, TrustDomainState};
+
+const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+const SKEW: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn id(name: u8) -> KeyId {
+    KeyId::of_spki(&[name])
+}
+
+fn anchor(name: u8, state: AnchorState, not_after: UnixTime) -> AnchorRecord {
+    let (key_ref, svid_life_max) = (String::new(), DAY);
+    AnchorRecord {
+        id: id(name),
+        der: vec![name],
+        not_after,
+        state,
+        taint: None,
+        key_ref,
+        svid_life_max,
+    }
+}
+
+fn issuer(name: u8, anchor: u8, not_after: UnixTime) -> IssuerRecord {
+    let key_ref = String::new();
+    let (id, anchor_id) = (id(name), id(anchor));
+    IssuerRecord { id, anchor_id, der: vec![name], not_before: NOW - DAY * 90, not_after, key_ref }
+}
+
+/// An active anchor 1 that ends then, its issuer 10 that ends a skew before, a standby 2.
+fn state(active_ends: UnixTime, standby_ends: UnixTime) -> TrustDomainState {
+    let anchors = vec![
+        anchor(1, AnchorState::Active, active_ends),
+        anchor(2, AnchorState::Standby, standby_ends),
+    ];
+    let domain = "cluster.local".parse().unwrap();
+    let first = issuer(10, 1, active_ends - SKEW);
+    TrustDomainState::founded(domain, anchors, first, NOW - DAY * 90)
+}
+
+fn timings() -> Timings {
+    Timings {
+        lease: Duration::from_secs(15),
+        skew: SKEW,
+        renew_window: DAY / 24,
+        renew_window_urgent: SKEW,
+        issuer_life: DAY * 30,
+        issuer_left_min: DAY * 10,
+        schedule: Schedule { anchor_period: DAY * 365, window: None },
+    }
+}
+
+/// A controller that can reach nobody: what it is shown is the state, and what was made or signed.
+struct Alone {
+    controller: Controller,
+    state: TrustDomainState,
+    revision: u64,
+    made: Option<Made>,
+    signed: Option<Signed>,
+    seconds: u64,
+}
+
+impl Alone {
+    fn new(state: TrustDomainState) -> Self {
+        let controller = Controller::new(timings());
+        Self { controller, state, revision: 1, made: None, signed: None, seconds: 0 }
+    }
+
+    /// Looks so often, and does what it is told to.
+    fn look(&mut self, times: u64) {
+        for _ in 0..times {
+            self.seconds += 1;
+            let time = self.seconds;
+            let now =
+                Now { wall: NOW + Duration::from_secs(time), boot: Duration::from_secs(time) };
+            let seen = Observation {
+                round: None,
+                state: self.state.clone(),
+                revision: self.revision,
+                clock_offset_ms: None,
+                made: self.made.clone(),
+                signed: self.signed.clone(),
+                mirrors_current: false,
+                undestroyed: Vec::new(),
+            };
+            for effect in self.controller.handle(now, &seen) {
+                match effect {
+                    Effect::Persist(persist) => {
+                        assert_eq!(persist.expected, self.revision);
+                        self.state = persist.state;
+                        self.revision += 1;
+                        self.controller.persisted(now, self.revision);
+                    }
+                    Effect::Generate(label) => self.made = Some(made(label)),
+                    Effect::Sign(wanted) => {
+                        let anchor = self.state.anchor(wanted.anchor_id).expect("an anchor");
+                        assert!(anchor.not_after > NOW, "one that has ended signs nothing");
+                        let issuer =
+                            IssuerRecord { anchor_id: anchor.id, ..issuer(50, 0, NOW + DAY * 30) };
+                        self.signed = Some(Signed { wanted, issuer });
+                    }
+                    Effect::Destroy(_) | Effect::Query(_) => {}
+                }
+            }
+        }
+    }
+
+    fn phase(&self) -> Option<PhaseName> {
+        self.state.rotation.as_ref().map(|rotation| rotation.phase.name())
+    }
+}
+
+fn made(label: Label) -> Made {
+    Made { label, anchor: anchor(40, AnchorState::Generated, NOW + DAY * 761) }
+}
+
+#[test]
+fn an_expired_mesh_does_nothing_before_a_person_says_so_and_then_issues_without_an_answer() {
+    let mut alone = Alone::new(state(NOW - DAY, NOW - DAY));
+    alone.look(5);
+    let ailment = alone.state.ailment(NOW, SKEW);
+    assert!(matches!(ailment, Some(Ailment::Expired { .. })), "{ailment:?}");
+    assert_eq!(alone.state.rotation, None);
+    alone.state.rescue("a person".into(), NOW, SKEW).unwrap();
+    alone.revision += 1;
+    assert_eq!(alone.state.ailment(NOW, SKEW), None, "it is being healed");
+    alone.look(8);
+    let active = alone.state.active_anchor().map(|anchor| anchor.id);
+    assert_eq!((active, alone.phase()), (Some(id(40)), Some(PhaseName::Activated)));
+    assert_eq!(alone.state.active_issuer, id(50));
+    assert!(alone.state.published().any(|anchor| anchor.id == id(1)), "added before removed");
+    // One fence: the old one is gone; everybody is asked whether they hold what is published.
+    alone.look(30);
+    assert_eq!(alone.phase(), Some(PhaseName::Withdrawn));
+    assert!(alone.state.tombstones.contains(&id(1)));
+    assert_eq!(*alone.controller.waiting(), Wait::Round);
+}
+
+#[test]
+fn a_standby_that_lasts_becomes_active_and_no_fresh_anchor_is_made() {
+    let mut alone = Alone::new(state(NOW - DAY, NOW + DAY * 300));
+    alone.state.rescue("a person".into(), NOW, SKEW).unwrap();
+    alone.look(4);
+    assert_eq!(alone.state.active_anchor().map(|anchor| anchor.id), Some(id(2)));
+    assert_eq!(alone.made, None);
+}
+
+#[test]
+fn while_an_svid_may_be_alive_nothing_is_rescued() {
+    // Its anchor signs nothing more; what it has signed lives for a moment.
+    let (ends, moment) = (NOW + SKEW + SKEW / 2, SKEW / 2);
+    let mut dying = state(ends, NOW + DAY * 300);
+    let before = dying.clone();
+    let refused = dying.rescue("a person".into(), NOW, SKEW);
+    assert_eq!(refused, Err(RecoverRefused::Alive(NOW + moment)));
+    assert_eq!(dying, before);
+    let mut well = state(NOW + DAY * 300, NOW + DAY * 300);
+    assert_eq!(well.rescue("a person".into(), NOW, SKEW), Err(RecoverRefused::Well));
+}
+
+#[test]
+fn an_issuer_alone_that_has_expired_is_replaced_without_a_person_and_without_an_answer() {
+    let mut off_for_a_month = state(NOW + DAY * 300, NOW + DAY * 700);
+    off_for_a_month.issuers[0].not_after = NOW - DAY;
+    let mut alone = Alone::new(off_for_a_month);
+    assert_eq!(alone.state.ailment(NOW, SKEW), None);
+    alone.look(5);
+    assert_eq!(alone.state.active_issuer, id(50));
+    assert_eq!(alone.state.active_issuer().unwrap().anchor_id, id(1));
+}
+
+#[test]
+fn an_issuer_that_can_sign_is_not_replaced_by_one_that_nobody_has_loaded() {
+    let mut due = state(NOW + DAY * 300, NOW + DAY * 700);
+    due.issuers[0].not_after = NOW + DAY;
+    let mut alone = Alone::new(due);
+    alone.look(20);
+    assert_eq!(alone.state.active_issuer, id(10));
+    assert!(alone.state.issuer(id(50)).is_some(), "it is made, and waits to be loaded");
+}
+
+fn asked(state: &TrustDomainState, acks: Vec<Ack>) -> Observation {
+    let members = acks.into_iter().enumerate().map(|(index, ack)| Member {
+        instance: Instance { pod_uid: index.to_string(), started_at: NOW },
+        name: format!("demo/web-{index}"),
+        open: true,
+        last_heard: NOW,
+        answered: 1,
+        answered_before: 0,
+        used: Vec::new(),
+        ack: Some(ack),
+    });
+    let replica = Replica {
+        name: "identity".into(),
+        reached: true,
+        newest_nonce: 1,
+        loaded: Vec::new(),
+        own: None,
+        members: members.collect(),
+    };
+    let listed = |uid: &str, name: &str| {
+        let (pod_uid, name) = (uid.to_owned(), name.to_owned());
+        Listed { pod_uid, name, proxy: ProxyStatus::Running }
+    };
+    let listed = vec![listed("0", "demo/web-0"), listed("x", "demo/silent-0")];
+    let round = Round { nonce: 1, listed, replicas: vec![replica], vanished: Vec::new() };
+    Observation {
+        round: Some(round),
+        state: state.clone(),
+        revision: 7,
+        clock_offset_ms: None,
+        made: None,
+        signed: None,
+        mirrors_current: true,
+        undestroyed: Vec::new(),
+    }
+}
+
+fn ack(seq: u64, digest: [u8; 32], held: Option<Told>) -> Ack {
+    let digest = KeyId::from_slice(&digest);
+    Ack { seq, digest, mounted: None, svid: None, clock_offset_ms: 0, held }
+}
+
+/// What the controller makes of it: whether it halts, and at which sequence number.
+fn halts(controller: &mut Controller, seen: &Observation) -> Option<Halt> {
+    let now = Now { wall: NOW, boot: Duration::from_secs(100) };
+    let effects = controller.handle(now, seen);
+    effects.into_iter().find_map(|effect| match effect {
+        Effect::Persist(persist) => persist.state.halted,
+        _ => None,
+    })
+}
+
+#[test]
+fn a_bundle_that_was_never_published_halts_and_a_boast_does_not() {
+    let state = state(NOW + DAY * 300, NOW + DAY * 700);
+    let halts = |seq, digest| {
+        let seen = asked(&state, vec![ack(seq, digest, None)]);
+        halts(&mut Controller::new(timings()), &seen)
+    };
+    assert_eq!(halts(1, state.digest()), None);
+    assert_eq!(halts(0, [7; 32]), None, "it has none yet");
+    assert_eq!(halts(1, [7; 32]), Some(Halt::Restored { seen_seq: 1 }));
+    assert_eq!(halts(9, [7; 32]), Some(Halt::Restored { seen_seq: 9 }));
+    assert_eq!(halts(u64::MAX, [7; 32]), None, "nothing could be above it");
+}
+
+#[test]
+fn a_revision_before_one_that_was_seen_halts() {
+    let state = state(NOW + DAY * 300, NOW + DAY * 700);
+    let mut controller = Controller::new(timings());
+    let seen = asked(&state, Vec::new());
+    assert_eq!(halts(&mut controller, &seen), None);
+    let older = Observation { revision: 6, ..seen };
+    assert_eq!(halts(&mut controller, &older), Some(Halt::Restored { seen_seq: 1 }));
+}
+
+#[test]
+fn what_workloads_tell_is_counted_and_who_is_silent_is_named() {
+    let state = state(NOW + DAY * 300, NOW + DAY * 700);
+    let told = Told { anchors: vec![id(2), id(3)], tombstones: vec![id(1)], denied: vec![id(11)] };
+    let acks = vec![ack(4, [7; 32], Some(told.clone())), ack(1, state.digest(), None)];
+    let found = Findings::of(&state, asked(&state, acks).round.as_ref().unwrap(), NOW);
+    assert_eq!(
+        (found.seq, found.told, found.silent.as_slice()),
+        (4, 2, &["demo/silent-0".to_owned()][..])
+    );
+    assert_eq!(found.tombstones, [Held { id: id(1), by: 1 }]);
+    let forgotten: Vec<_> = found.forgotten(&state).map(|held| held.id).collect();
+    assert_eq!(forgotten, [id(3)], "2 is stored, and 1 is withdrawn");
+}
+
+fn states() -> impl Strategy<Value = AnchorState> {
+    use AnchorState::{Active, Generated, Retiring, Staged, Standby, Withdrawn};
+    prop_oneof![
+        Just(Generated),
+        Just(Staged),
+        Just(Standby),
+        Just(Retiring),
+        Just(Withdrawn),
+        Just(Active)
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_recovered_state_goes_on_from_everything_that_was_seen(
+        kinds in vec(states(), 1..5),
+        seq in 1..50_u64,
+        seen_seq in 0..100_u64,
+        tombstones in vec(1..8_u8, 0..4),
+        held in vec((1..8_u8, any::<bool>()), 0..5),
+        denied in vec(10..14_u8, 0..3),
+        under_way in any::<bool>(),
+    ) {
+        let mut before = state(NOW + DAY * 300, NOW + DAY * 700);
+        // At most one anchor is active.
+        let mut active = false;
+        before.anchors = kinds.iter().zip(1_u8..).map(|(kind, name)| {
+            let kind = match kind {
+                AnchorState::Active if std::mem::replace(&mut active, true) => AnchorState::Standby,
+                kind => *kind,
+            };
+            anchor(name, kind, NOW + DAY * 300)
+        }).collect();
+        before.tombstones =
+            before.in_state(AnchorState::Withdrawn).map(|anchor| anchor.id).collect();
+        (before.seq, before.halted) = (seq, Some(Halt::Restored { seen_seq }));
+        if under_way {
+            let mut other = state(NOW - DAY, NOW + DAY * 300);
+            other.rescue("a person".into(), NOW, SKEW).unwrap();
+            before.rotation = other.rotation;
+        }
+        let held = held.iter().map(|(name, ours)| HeldAnchor {
+            id: id(*name),
+            by: 1,
+            record: ours.then(|| anchor(*name, AnchorState::Generated, NOW + DAY * 761)),
+        });
+        let one = |name: &u8| Held { id: id(*name), by: 1 };
+        let found = Findings {
+            seq: seen_seq,
+            anchors: held.collect(),
+            tombstones: tombstones.iter().map(one).collect(),
+            denied: denied.iter().map(one).collect(),
+            ..Findings::default()
+        };
+        let mut after = before.clone();
+        after.recover(&found, "a person".into(), NOW);
+
+        prop_assert!(after.seq > seq && after.seq > seen_seq);
+        prop_assert_eq!(after.halted, None);
+        let withdrawn = |id: KeyId| {
+            before.tombstones.contains(&id) || found.tombstones.iter().any(|held| held.id == id)
+        };
+        let published = |id: KeyId| after.published().any(|anchor| anchor.id == id);
+        for anchor in before.published() {
+            prop_assert_eq!(published(anchor.id), !withdrawn(anchor.id), "of what was stored");
+        }
+        for held in &found.anchors {
+            let ours = held.record.is_some();
+            prop_assert!(!ours || published(held.id) || withdrawn(held.id), "of what is held");
+        }
+        for anchor in after.published() {
+            let stored = before.published().any(|before| before.id == anchor.id);
+            let ours = found.anchors.iter().any(|h| h.id == anchor.id && h.record.is_some());
+            prop_assert!(stored || ours, "nobody's word brings an anchor in");
+        }
+        for id in before.tombstones.iter().chain(found.tombstones.iter().map(|held| &held.id)) {
+            prop_assert!(after.tombstones.contains(id));
+        }
+        for held in &found.denied {
+            prop_assert!(after.denies(held.id));
+        }
+        let ids: Vec<_> = after.anchors.iter().map(|anchor| anchor.id).collect();
+        let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+        prop_assert_eq!(distinct.len(), ids.len(), "each is there once");
+        prop_assert!(after.in_state(AnchorState::Active).count() <= 1);
+        let rotation = after.rotation.as_ref().expect("its census shows that all is well");
+        if after.active_anchor().is_none() && after.rotations > before.rotations {
+            let to = match &rotation.phase {
+                Phase::Preparing(preparing) => published(preparing.to),
+                Phase::Generating(_) => rotation.rescue,
+                _ => false,
+            };
+            prop_assert!(to, "{:?}", rotation);
+        }
+    }
+}
