@@ -14,6 +14,7 @@ pub mod shell;
 
 pub mod anchors;
 pub mod external;
+pub mod token;
 
 pub use anchors::Anchors;
 pub use app::run;

@@ -28,6 +28,10 @@ pub struct MeshConfig {
     pub netns: Option<String>,
     /// Whether the controller of rotations runs: without it nobody but the test changes the state.
     pub rotation: bool,
+    /// What it is given beside the usual: arguments, and variables of its environment.
+    pub rotation_args: Vec<String>,
+    /// See above.
+    pub rotation_env: Vec<(String, String)>,
 }
 
 /// A running mesh.
@@ -101,6 +105,8 @@ impl Default for MeshConfig {
             ip: Ipv4Addr::LOCALHOST,
             netns: None,
             rotation: false,
+            rotation_args: Vec::new(),
+            rotation_env: Vec::new(),
         }
     }
 }
@@ -210,7 +216,10 @@ impl Mesh {
         let rotation = config.rotation.then(|| {
             let spec = spec("steadfast-rotation", rotation_admin)
                 .args(["--identity-addr", &identity_addr.to_string()])
-                .args(["--renew-window", "1s"]);
+                .args(["--renew-window", "1s"])
+                .args(&config.rotation_args);
+            let env = config.rotation_env.iter();
+            let spec = env.fold(spec, |spec, (name, value)| spec.env(name, value));
             Process::start(&logs, spec)
         });
         let mesh = Self {
