@@ -83,6 +83,9 @@ pub enum KeyStoreError {
     /// Keys are made once: the one that is there stays.
     #[error("the key {0} exists already and is never overwritten")]
     Exists(String),
+    /// The device that has the keys.
+    #[error("{0}")]
+    Device(String),
     /// The file system refused.
     #[error("cannot {action} {}", path.display())]
     Io {

@@ -35,9 +35,10 @@ async fn anchors_of_openssl_are_rotated_to_and_from_under_load_without_a_failed_
     let done = AtomicBool::new(false);
     let owner = Owner { mesh: &mesh, dir: mesh.dir().join("owner") };
     let story = async {
-        owner.goes_to_an_anchor_with_an_intermediate_prepared_before().await;
-        owner.goes_to_an_anchor_whose_issuer_is_waited_for().await;
+        let prepared = owner.prepares_an_anchor_with_an_intermediate();
         owner.goes_to_an_anchor_whose_key_is_given_away().await;
+        owner.goes_to_the_one_that_was_prepared(prepared).await;
+        owner.goes_to_an_anchor_whose_issuer_is_waited_for().await;
         done.store(true, Ordering::SeqCst);
     };
     let ((), http1, http2) =
@@ -55,32 +56,42 @@ struct Owner<'a> {
 }
 
 impl Owner<'_> {
-    /// P-384, an intermediate below it, and the issuer signed before the rotation: it waits for
-    /// nobody. Each workload then shows three certificates, which OpenSSL accepts.
-    async fn goes_to_an_anchor_with_an_intermediate_prepared_before(&self) {
+    /// P-384, and an intermediate below it that signs the issuer, by the very command that is
+    /// printed: it begins now, and is used once it is a minute old.
+    fn prepares_an_anchor_with_an_intermediate(&self) -> KeyId {
         std::fs::create_dir(&self.dir).unwrap();
         self.write("index.txt", "");
         self.write("ca.cnf", CA);
         let root = self.root("p384", "ec -pkeyopt ec_paramgen_curve:P-384");
         let anchor = self.import(&["anchor", "import", &root]);
-        self.authority(
-            "middle",
-            "rsa -pkeyopt rsa_keygen_bits:3072",
-            "-cert p384.pem -keyfile p384.key",
-        );
-        // Signed by the very command that is printed. It begins now, so it is used in a minute.
+        let signer = "-cert p384.pem -keyfile p384.key";
+        self.authority("middle", "rsa -pkeyopt rsa_keygen_bits:3072", signer);
         let command = self.request().replace("root.", "middle.");
         self.openssl(command.strip_prefix("openssl ").unwrap());
         let chain = self.read("issuer.pem") + &self.read("middle.pem");
         self.write("chain.pem", &chain);
         self.import(&["issuer", "import", &self.path("chain.pem")]);
+        anchor
+    }
 
-        let before = self.mesh.trust_domain().await.0;
-        let old = before.active_anchor().unwrap().id;
+    /// P-256, with its key: the controller signs issuers under it by itself.
+    async fn goes_to_an_anchor_whose_key_is_given_away(&self) {
+        let old = self.active().await;
+        let root = self.root("p256", "ec -pkeyopt ec_paramgen_curve:P-256");
+        let anchor = self.import(&["anchor", "import", &root, "--key", &self.path("p256.key")]);
+        assert!(self.key(anchor).exists());
         self.order_rotation(anchor).await;
         self.rotated_to(anchor, old).await;
-        let key = self.mesh.dir().join(format!("keys/anchors/{old}.key"));
-        until("the key of our own old anchor is destroyed", MOMENT, || async {
+    }
+
+    /// Nobody is waited for. Each workload then shows three certificates, which OpenSSL accepts, and
+    /// the key that was given away is destroyed.
+    async fn goes_to_the_one_that_was_prepared(&self, anchor: KeyId) {
+        let old = self.active().await;
+        self.order_rotation(anchor).await;
+        self.rotated_to(anchor, old).await;
+        until("the key of the old anchor is destroyed", MOMENT, || async {
+            let key = self.key(old);
             if key.exists() { Err(key.display().to_string()) } else { Ok(()) }
         })
         .await;
@@ -94,7 +105,7 @@ impl Owner<'_> {
     /// RSA-4096: the rotation is ordered first, waits for the owner and says so. The old anchor is
     /// external too, and its key is nobody's business.
     async fn goes_to_an_anchor_whose_issuer_is_waited_for(&self) {
-        let old = self.mesh.trust_domain().await.0.active_anchor().unwrap().id;
+        let old = self.active().await;
         let root = self.root("rsa", "rsa -pkeyopt rsa_keygen_bits:4096");
         let anchor = self.import(&["anchor", "import", &root]);
         self.order_rotation(anchor).await;
@@ -105,27 +116,24 @@ impl Owner<'_> {
         })
         .await;
         let rotation = self.mesh.rotation.as_ref().unwrap();
-        rotation.logged(&["an issuer under an external anchor is wanted"], MOMENT).await;
+        let wanted = ["an issuer under an external anchor is wanted", &anchor.to_string()];
+        rotation.logged(&wanted, MOMENT).await;
         self.request();
         self.certify("issuer", "-cert rsa.pem -keyfile rsa.key -days 90");
         self.import(&["issuer", "import", &self.path("issuer.pem")]);
         self.rotated_to(anchor, old).await;
-        let gone = ["an external anchor is gone", &old.to_string()];
-        rotation.logged(&gone, MOMENT).await;
+        rotation.logged(&["an external anchor is gone", &old.to_string()], MOMENT).await;
+        // What was withdrawn never comes back.
+        let refused = self.refused(&["anchor", "import", &self.path("p384.pem")]);
+        assert!(refused.contains("was withdrawn"), "{refused}");
     }
 
-    /// P-256, with its key: the controller signs issuers under it by itself.
-    async fn goes_to_an_anchor_whose_key_is_given_away(&self) {
-        let old = self.mesh.trust_domain().await.0.active_anchor().unwrap().id;
-        let root = self.root("p256", "ec -pkeyopt ec_paramgen_curve:P-256");
-        let key = self.path("p256.key");
-        let anchor = self.import(&["anchor", "import", &root, "--key", &key]);
-        assert!(self.mesh.dir().join(format!("keys/anchors/{anchor}.key")).exists());
-        self.order_rotation(anchor).await;
-        self.rotated_to(anchor, old).await;
-        // What was withdrawn never comes back.
-        let refused = self.refused(&["anchor", "import", &self.path("rsa.pem")]);
-        assert!(refused.contains("was withdrawn"), "{refused}");
+    async fn active(&self) -> KeyId {
+        self.mesh.trust_domain().await.0.active_anchor().unwrap().id
+    }
+
+    fn key(&self, anchor: KeyId) -> PathBuf {
+        self.mesh.dir().join(format!("keys/anchors/{anchor}.key"))
     }
 
     async fn order_rotation(&self, anchor: KeyId) {

@@ -21,7 +21,8 @@ use steadfast_rotation_protocol::trust_domain::{AnchorRecord, Condemned, IssuerR
 /// The keys of anchors.
 #[derive(Clone)]
 pub struct Anchors {
-    keys: Arc<dyn KeyStore>,
+    /// The first makes new ones.
+    places: Vec<Arc<dyn KeyStore>>,
     store: Arc<dyn Store>,
 }
 
@@ -31,6 +32,17 @@ pub enum AnchorsError {
     /// The certificate.
     #[error("no certificate could be made")]
     Authority(#[from] AuthorityError),
+    /// Keys of this state are in a place that this controller was not given.
+    #[error(
+        "the key of the anchor {id} is in {place}, and this controller was started without it: give \
+         it --anchor-keys pkcs11 and the flags of the token again, until that anchor is gone"
+    )]
+    Place {
+        /// Which anchor.
+        id: KeyId,
+        /// Where its key is.
+        place: String,
+    },
     /// A panic.
     #[error("the work with a key ended early: {0}")]
     Died(String),
@@ -46,9 +58,41 @@ pub enum AnchorsError {
 }
 
 impl Anchors {
-    /// Keys in this place, found again by this store.
-    pub fn new(keys: Arc<dyn KeyStore>, store: Arc<dyn Store>) -> Self {
-        Self { keys, store }
+    /// Keys in these places, found again by this store. New ones are made in the first; the others
+    /// have those that were there before, or were imported.
+    pub fn new(
+        first: Arc<dyn KeyStore>,
+        others: impl IntoIterator<Item = Arc<dyn KeyStore>>,
+        store: Arc<dyn Store>,
+    ) -> Self {
+        Self { places: std::iter::once(first).chain(others).collect(), store }
+    }
+
+    /// Checks that the keys of this state are in places that are known here: else one that cannot
+    /// be found would pass for destroyed.
+    ///
+    /// # Errors
+    /// [`AnchorsError::Place`]
+    pub fn check_places(&self, state: &TrustDomainState) -> Result<(), AnchorsError> {
+        let ours = state.anchors.iter().filter(|anchor| !anchor.is_external());
+        for anchor in ours {
+            let known = |place: &Arc<dyn KeyStore>| place.place_of(anchor.id) == anchor.key_ref;
+            if !self.places.iter().any(known) {
+                let (id, place) = (anchor.id, anchor.key_ref.clone());
+                return Err(AnchorsError::Place { id, place });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where this key is; the first place, if it is nowhere.
+    async fn place(&self, id: KeyId) -> Result<(&dyn KeyStore, bool), AnchorsError> {
+        for place in &self.places {
+            if place.exists(id).await? {
+                return Ok((&**place, true));
+            }
+        }
+        Ok((&*self.places[0], false))
     }
 
     /// The anchor for this label. Its key is made only once; its certificate is made anew for whom
@@ -66,7 +110,7 @@ impl Anchors {
         let name = name(label);
         let (known, revision) = self.named(&name).await?;
         let id = match known {
-            Some(id) if self.keys.exists(id).await? => id,
+            Some(id) if self.place(id).await?.1 => id,
             _ => self.make_key(&name, revision, state).await?,
         };
         self.certified(&state.trust_domain, id, now, lifetime).await
@@ -84,7 +128,7 @@ impl Anchors {
         now: UnixTime,
         lifetime: Duration,
     ) -> Result<Option<AnchorRecord>, AnchorsError> {
-        if !self.keys.exists(id).await? {
+        if !self.place(id).await?.1 {
             return Ok(None);
         }
         self.certified(trust_domain, id, now, lifetime).await.map(Some)
@@ -97,7 +141,7 @@ impl Anchors {
         now: UnixTime,
         lifetime: Duration,
     ) -> Result<AnchorRecord, AnchorsError> {
-        let (domain, place) = (trust_domain.clone(), self.keys.place_of(id));
+        let (domain, place) = (trust_domain.clone(), self.place(id).await?.0.place_of(id));
         let make = move |key: AuthorityKey| make_anchor_of(&domain, &key, place, now, lifetime);
         self.with_key(id, make).await
     }
@@ -126,7 +170,7 @@ impl Anchors {
         id: KeyId,
         work: impl FnOnce(AuthorityKey) -> Result<T, AuthorityError> + Send + 'static,
     ) -> Result<T, AnchorsError> {
-        let key = self.keys.key(id).await?;
+        let key = self.place(id).await?.0.key(id).await?;
         let worked = tokio::task::spawn_blocking(move || {
             self_test(&*key)?;
             Ok(work(AuthorityKey::of(key))?)
@@ -145,7 +189,7 @@ impl Anchors {
         let mut there = Vec::new();
         for key in condemned {
             if let Some(id) = self.id_of(*key).await?
-                && self.keys.exists(id).await?
+                && self.place(id).await?.1
             {
                 there.push(*key);
             }
@@ -160,7 +204,10 @@ impl Anchors {
     pub async fn destroy(&self, condemned: &[Condemned]) -> Result<(), AnchorsError> {
         for key in condemned {
             if let Some(id) = self.id_of(*key).await? {
-                self.keys.destroy(id).await?;
+                // Wherever it is: an acknowledged destruction holds for all places.
+                for place in &self.places {
+                    place.destroy(id).await?;
+                }
                 tracing::info!(key = %id, "the key of an anchor is destroyed");
             }
         }
@@ -191,7 +238,7 @@ impl Anchors {
             id.map_err(|_| AnchorsError::Name(entry.key.clone()))
         });
         let named = named.collect::<Result<Vec<KeyId>, _>>()?;
-        let kept = self.keys.list().await?;
+        let kept = self.places[0].list().await?;
         Ok(kept.into_iter().find(|id| {
             let condemned = state.condemned.contains(&Condemned::Anchor(*id));
             let known = state.anchor(*id).is_some() || state.tombstones.contains(id);
@@ -208,7 +255,7 @@ impl Anchors {
     ) -> Result<KeyId, AnchorsError> {
         let id = match self.unnamed(state).await? {
             Some(id) => id,
-            None => self.keys.make().await?.id(),
+            None => self.places[0].make().await?.id(),
         };
         let value = format!("\"{id}\"").into_bytes().into();
         match self.store.compare_and_swap(name, revision, Some(value)).await {
@@ -220,7 +267,7 @@ impl Anchors {
                 let (winner, _) = self.named(name).await?;
                 let winner = winner.ok_or_else(|| AnchorsError::Name(name.to_owned()))?;
                 if winner != id {
-                    self.keys.destroy(id).await?;
+                    self.places[0].destroy(id).await?;
                 }
                 Ok(winner)
             }

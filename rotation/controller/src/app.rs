@@ -15,7 +15,7 @@ use steadfast_identity_client::{
     BootstrapBundle, Config as IdentityConfig, ConfigError, Identity, Status, TlsContext,
 };
 use steadfast_platform::Store;
-use steadfast_platform::keys::{FileKeys, KeyStoreError};
+use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
 use steadfast_platform::standalone::{Client, Directory};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_process::admin::Admin;
@@ -34,6 +34,7 @@ use crate::config::Config;
 use crate::fleet::Network;
 use crate::metrics::Metrics;
 use crate::shell::{Parts, Shell};
+use crate::token::Token;
 
 /// Why the controller ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +78,14 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut registry = Registry::default();
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
     let contexts = identity.contexts();
-    let keys = Arc::new(FileKeys::open(directory.anchor_keys())?);
+    let files: Arc<dyn KeyStore> = Arc::new(FileKeys::open(directory.anchor_keys())?);
+    let token = config.token.clone().map(Token::new);
+    let anchors = match &token {
+        Some(token) => Anchors::new(Arc::new(token.clone()), [files], Arc::clone(&store)),
+        None => Anchors::new(files, [], Arc::clone(&store)),
+    };
     let mut shell = Shell::new(Parts {
-        anchors: Anchors::new(keys, Arc::clone(&store)),
+        anchors,
         fleet: Arc::new(Network::new(identity.replicas(), config.identity_addr.clone())),
         store,
         clock,
@@ -92,6 +98,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         metrics: Metrics::new(&mut registry),
     });
     let (status, standing, round) = (identity.status(), shell.standing(), shell.newest_round());
+    let told = token.as_ref().map(|_| readiness.component("anchor_keys", "not asked yet"));
     let pages = Admin::new(Arc::new(registry), readiness)
         .with_routes(move |request| page(request, &status, &standing, &round));
     let mut tasks = Tasks::new();
@@ -102,6 +109,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         shell.resign().await;
         run
     });
+    if let (Some(token), Some(told)) = (token, told) {
+        tasks.spawn("token", until(drain.clone(), watch_token(token, told)));
+    }
     tasks.spawn("admin", pages.serve(listener, drain.clone()));
     tracing::info!(%trust_domain, "the controller of rotations has started");
     Ok(tasks.run(&drain, DRAIN_DEADLINE).await?)
@@ -167,6 +177,29 @@ fn held(context: &TlsContext) -> Option<(u64, Held)> {
     Some((bundle.sequence(), held))
 }
 
+/// Asks the token now and then whether it is there, so that a person hears of it before a rotation
+/// needs it.
+async fn watch_token(token: Token, ready: Component) -> Infallible {
+    let mut told = None;
+    loop {
+        let trouble = token.check().await.err().map(|error| ErrorChain(&error).to_string());
+        match &trouble {
+            None => ready.ready(),
+            Some(trouble) => ready.not_ready(trouble),
+        }
+        if trouble != told {
+            match &trouble {
+                Some(error) => {
+                    tracing::warn!(error, "the token of the anchors' keys cannot be used")
+                }
+                None => tracing::info!("the token of the anchors' keys answers"),
+            }
+            told = trouble;
+        }
+        tokio::time::sleep(TOKEN_ASKED_EVERY).await;
+    }
+}
+
 /// What the admin port tells beside what every process does.
 fn page(
     request: &Request<Bytes>,
@@ -196,4 +229,5 @@ async fn until(drain: Drain, service: impl Future<Output = Infallible>) -> Resul
 /// On Kubernetes, the name of the pod.
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+const TOKEN_ASKED_EVERY: Duration = Duration::from_secs(5);
 const TRUST_DOMAIN_PAUSE: Duration = Duration::from_millis(250);

@@ -1,5 +1,6 @@
 //! The command line of `steadfast-rotation`, checked as a whole.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use steadfast_process::flags::{ConfigErrors, Flags};
 use steadfast_process::{duration, log};
 use steadfast_rotation_protocol::controller::Timings;
 use steadfast_rotation_protocol::schedule::{Schedule, Window};
+
+use crate::token::TokenConfig;
 
 /// Rotates the issuers and trust anchors of a mesh, by schedule and when a person asks for it.
 ///
@@ -63,6 +66,19 @@ pub struct Args {
     /// The hours of the day, UTC, in which anchors are replaced by schedule: 22:00+4h [default: any]
     #[arg(long, value_name = "HH:MM+TIME")]
     maintenance_window: Option<String>,
+    /// Where the keys of new anchors are made: file (DIR/keys/anchors) or pkcs11. Keys that are in
+    /// files already stay there until their anchors are withdrawn
+    #[arg(long, value_name = "PLACE", default_value = "file")]
+    anchor_keys: String,
+    /// The PKCS#11 module of the token, a shared library such as libsofthsm2.so
+    #[arg(long, value_name = "FILE")]
+    pkcs11_module: Option<PathBuf>,
+    /// The label of the token
+    #[arg(long, value_name = "LABEL")]
+    pkcs11_token: Option<String>,
+    /// The file that holds the PIN of the token's user and nothing else, mode 0600
+    #[arg(long, value_name = "FILE")]
+    pkcs11_pin_file: Option<PathBuf>,
     /// What is logged, in the syntax of RUST_LOG
     #[arg(long, value_name = "FILTER", env = "STEADFAST_LOG", default_value = "info")]
     log: String,
@@ -90,6 +106,8 @@ pub struct Config {
     pub timings: Timings,
     /// How long a new anchor lives.
     pub anchor_lifetime: Duration,
+    /// The token in which the keys of new anchors are made; `None`: in files.
+    pub token: Option<TokenConfig>,
     /// The filter of the log.
     pub log_filter: String,
     /// The form of the log.
@@ -139,6 +157,15 @@ impl Args {
             }
             window
         });
+        let token = token(
+            &mut flags,
+            &self.anchor_keys,
+            [
+                ("--pkcs11-module", self.pkcs11_module.map(PathBuf::into_os_string)),
+                ("--pkcs11-token", self.pkcs11_token.map(OsString::from)),
+                ("--pkcs11-pin-file", self.pkcs11_pin_file.map(PathBuf::into_os_string)),
+            ],
+        );
         let schedule = Schedule { window, ..timings.schedule };
         let config = Config {
             admin: flags.address("--admin", &self.admin),
@@ -148,12 +175,44 @@ impl Args {
             bundle_file: self.bundle_file.unwrap_or_else(|| pod.join("bundle.json")),
             timings: Timings { schedule, ..timings },
             anchor_lifetime,
+            token,
             log_filter: self.log,
             log_format: flags.log_format("--log-format", &self.log_format),
             dir: self.dir,
         };
         flags.check(config)
     }
+}
+
+/// The three flags of a token belong together, and to `--anchor-keys pkcs11`.
+fn token(
+    flags: &mut Flags,
+    place: &str,
+    given: [(&str, Option<OsString>); 3],
+) -> Option<TokenConfig> {
+    let wanted = match place {
+        "file" => false,
+        "pkcs11" => true,
+        _ => {
+            flags.wrong("--anchor-keys", place, "expected file or pkcs11");
+            return None;
+        }
+    };
+    for (flag, value) in &given {
+        match value {
+            None if wanted => {
+                flags.wrong(flag, "", "it is needed by --anchor-keys pkcs11");
+            }
+            Some(value) if !wanted => {
+                let why = "it is for --anchor-keys pkcs11 alone: give that too";
+                flags.wrong(flag, &value.to_string_lossy(), why);
+            }
+            _ => {}
+        }
+    }
+    let [(_, Some(module)), (_, Some(label)), (_, Some(pin_file))] = given else { return None };
+    let label = label.to_string_lossy().into_owned();
+    wanted.then(|| TokenConfig { module: module.into(), label, pin_file: pin_file.into() })
 }
 
 fn window(text: &str) -> Option<Window> {
@@ -195,6 +254,23 @@ mod tests {
             let (name, _) = flag.split_once('=').unwrap();
             assert!(error.contains(name), "{name} is not in {error}");
         }
+    }
+
+    #[test]
+    fn the_flags_of_a_token_belong_together() {
+        assert_eq!(check(&[]).unwrap().token, None);
+        let all = ["--pkcs11-module=/m.so", "--pkcs11-token=t", "--pkcs11-pin-file=/p"];
+        let with = |place: &str| check(&[&[place], &all[..]].concat());
+        let token = with("--anchor-keys=pkcs11").unwrap().token.unwrap();
+        assert_eq!((token.module, token.label), ("/m.so".into(), "t".to_owned()));
+        let error = with("--anchor-keys=file").unwrap_err().to_string();
+        let lacking = check(&["--anchor-keys=pkcs11"]).unwrap_err().to_string();
+        for flag in all {
+            let (flag, _) = flag.split_once('=').unwrap();
+            assert!(error.contains(flag) && lacking.contains(flag), "{error}\n{lacking}");
+        }
+        let error = with("--anchor-keys=vault").unwrap_err().to_string();
+        assert!(error.contains("file or pkcs11"), "{error}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod metrics;
 
 pub mod anchors;
 pub mod external;
+pub mod token;
 
 pub use anchors::Anchors;
 pub use app::run;

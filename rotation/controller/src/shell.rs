@@ -238,6 +238,7 @@ impl Shell {
         };
         // 2. Read the state, last: nothing that was answered is newer.
         let (state, revision) = self.state().await?;
+        self.parts.anchors.check_places(&state)?;
         self.told.tell(&state);
         let seen = Observation {
             made: self.made.clone(),

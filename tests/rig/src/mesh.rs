@@ -33,14 +33,16 @@ pub struct MeshConfig {
     pub netns: Option<String>,
     /// Whether the controller of rotations runs: without it nobody but the test changes the state.
     pub rotation: bool,
-    /// Further flags of the controller of rotations.
-    pub rotation_flags: Vec<String>,
     /// The read lease that the trust domain is founded with.
     pub read_lease: Duration,
     /// Whether a second replica of identity runs, on another address of the same name.
     pub second_identity: bool,
     /// The trust domain that the mesh is founded with, and its keys; `None`: a new one.
     pub founding: Option<Arc<Founding>>,
+    /// What it is given beside the usual: arguments, and variables of its environment.
+    pub rotation_args: Vec<String>,
+    /// See above.
+    pub rotation_env: Vec<(String, String)>,
 }
 
 /// A running mesh.
@@ -121,10 +123,11 @@ impl Default for MeshConfig {
             ip: Ipv4Addr::LOCALHOST,
             netns: None,
             rotation: false,
-            rotation_flags: Vec::new(),
             read_lease: READ_LEASE,
             second_identity: false,
             founding: None,
+            rotation_args: Vec::new(),
+            rotation_env: Vec::new(),
         }
     }
 }
@@ -255,7 +258,9 @@ impl Mesh {
             let spec = spec("steadfast-rotation", rotation_admin)
                 .args(["--identity-addr", &identity_name])
                 .args(["--renew-window", "1s", "--emergency-renew-window", "1s"])
-                .args(&config.rotation_flags);
+                .args(&config.rotation_args);
+            let env = config.rotation_env.iter();
+            let spec = env.fold(spec, |spec, (name, value)| spec.env(name, value));
             Process::start(&logs, spec)
         });
         let (identity, identity_2) = (first, second);
