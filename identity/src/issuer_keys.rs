@@ -60,7 +60,7 @@ enum Posted {
 
 /// Why a wish was not answered.
 #[derive(Debug, thiserror::Error)]
-enum IssuerKeyError {
+pub enum IssuerKeyError {
     /// No key, or no request for it.
     #[error("no key could be made for a new issuer: {0}")]
     Key(String),
@@ -102,7 +102,11 @@ impl IssuerKeys {
         }
     }
 
-    async fn look(&mut self) -> Result<(), IssuerKeyError> {
+    /// Looks once: answers the wish that is open, and destroys what is of no use any more.
+    ///
+    /// # Errors
+    /// [`IssuerKeyError`]; what was not done is tried again with the next look.
+    pub async fn look(&mut self) -> Result<(), IssuerKeyError> {
         let Ok(view) = self.replica.current() else {
             self.useless.clear();
             return Ok(());
