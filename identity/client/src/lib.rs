@@ -22,8 +22,8 @@ mod metrics;
 mod standing;
 mod status;
 
-mod ack;
-mod bundle;
+pub mod ack;
+pub mod bundle;
 mod certify;
 mod dial;
 mod identity;
