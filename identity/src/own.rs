@@ -202,9 +202,7 @@ pub fn is_due(
     signed: (KeyId, KeyId),
     signs: Option<(KeyId, KeyId)>,
 ) -> bool {
-    now >= renew_at
-        || now + STEP_BACK_MIN < issued_at
-        || signs.is_some_and(|signs| signs != signed)
+    now >= renew_at || now + STEP_BACK_MIN < issued_at || signs.is_some_and(|signs| signs != signed)
 }
 
 fn page(issued: &Issued, svid: &Svid, signer: &Signer) -> Page {
