@@ -180,7 +180,7 @@ codes! {
     HALTED "SFT-ID-026" "halted"
         "Nothing is issued until a person has looked"
         "A workload holds a bundle that the stored trust domain has never published: the store was put back from a backup, or emptied. SVIDs issued now could be refused by whoever holds the newer bundle, so issuing has stopped. Bundles are still served, and SVIDs that are held stay valid."
-        "Put the newest copy of the store's file back. The log of steadfast-rotation names the sequence number that a workload has seen.";
+        "Run `steadfast trust recover`: it shows what is wrong, and puts together what is stored and what workloads hold. Or put the newest copy of the store's file back.";
     ACK_FOREIGN "SFT-ID-030" "ack_foreign"
         "An ack names another workload than the stream's token"
         "A workload may only speak for itself: a forged ack would break every census. The stream was closed."
@@ -345,6 +345,10 @@ codes! {
         "The trust anchor of the workload's own SVID has been withdrawn"
         "The connection was made with an SVID whose anchor is no longer in the bundle. Requests end in good order; opaque connections and tunnels may go on until STEADFAST_PROXY_WITHDRAWN_TCP_DEADLINE and are cut then."
         "Nothing, if the SVID has been renewed since: new connections use the new one. Otherwise the proxy's log has the reason why it was not.";
+    ANCHOR_PUT_BACK "SFT-TRU-009" "anchor_put_back"
+        "An anchor was put back that is withdrawn for ever"
+        "A mounted bundle, the trust domain in the store, or a bundle in the environment brings back an anchor that a rotation has withdrawn: an old backup, manifest or Helm value, or somebody who has its key. It is not believed, and nobody who stands on it is let in."
+        "Find out who put it back, and take it out there (the line names the anchor and where it is). If the store was put back from a backup, `steadfast trust recover` puts it right.";
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use steadfast_api::{KeyId, SpiffeId, UnixTime};
 
@@ -64,11 +65,21 @@ pub(crate) enum AdminError {
 /// # Errors
 /// Why it is not known.
 pub(crate) async fn identity(addr: SocketAddr) -> Result<IdentityStatus, AdminError> {
-    const PATH: &str = "/identity.json";
-    let body = ok(addr, PATH).await?;
+    json(addr, "/identity.json").await
+}
+
+/// What one of its pages says in JSON.
+///
+/// # Errors
+/// Why it is not known.
+pub(crate) async fn json<T: DeserializeOwned>(
+    addr: SocketAddr,
+    path: &'static str,
+) -> Result<T, AdminError> {
+    let body = ok(addr, path).await?;
     serde_json::from_str(&body).map_err(|error| AdminError::Form {
         addr,
-        path: PATH,
+        path,
         why: error.to_string(),
     })
 }

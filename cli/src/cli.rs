@@ -3,7 +3,9 @@
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, explain, identity, man, trust, version};
+use crate::commands::{
+    anchor, completions, consumer, explain, identity, issuer, man, trust, version,
+};
 use crate::demo;
 
 /// Mutual TLS for every service, and certificates that never take it down.
@@ -28,6 +30,9 @@ pub(crate) enum Command {
     Demo(demo::Args),
     Identity(identity::Args),
     Trust(trust::Args),
+    Anchor(anchor::Args),
+    Issuer(issuer::Args),
+    Consumer(consumer::Args),
     Explain(explain::Args),
     Version(version::Args),
     Completions(completions::Args),
@@ -48,6 +53,7 @@ Examples:
   steadfast demo --for 60s --svid-ttl 15s         a minute of load while every SVID renews
   steadfast trust init --dir ./mesh               anchors and issuer for a mesh of your own
   steadfast identity demo/web-0 --dir ./mesh      who a workload is, and until when
+  steadfast anchor rotate --dir ./mesh            another trust anchor, under live traffic
   steadfast explain SFT-TLS-001                   what an error code means
 
 Exit codes: 0 all is well, 1 a problem was found, 2 wrong usage.";

@@ -11,10 +11,12 @@ use std::time::Duration;
 use steadfast_api::TrustDomain;
 use steadfast_platform::standalone::Directory;
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::admin::AdminError;
 use crate::commands::trust::init::TRUST_DOMAIN_DEFAULT;
+use crate::controller::ControllerArg;
 use crate::output::{self, Paint};
 use crate::problem::Problem;
 use home::{Home, Left};
@@ -24,6 +26,7 @@ use plan::{Plan, PlanError};
 use processes::{Death, Processes};
 use programs::Programs;
 use progress::Progress;
+use rotations::{Performed, Rotations, RotationsError, Shown};
 use signals::Signals;
 use start::{StartError, Starter};
 use summary::Summary;
@@ -40,6 +43,7 @@ mod plan;
 mod processes;
 mod programs;
 mod progress;
+mod rotations;
 mod signals;
 mod start;
 mod summary;
@@ -58,6 +62,7 @@ Examples:
   steadfast demo                                  until Ctrl-C
   steadfast demo --for 60s --svid-ttl 15s         a minute, in which every SVID renews often
   steadfast demo --for 30s --json                 only the summary, for a program
+  steadfast demo --rotate                         every rotation there is, under load
   steadfast demo --dir ./mesh                     keep the mesh's files: edit ./mesh/manifests
   steadfast demo --keep --dir ./mesh              and print how to attach programs of your own
 
@@ -69,6 +74,11 @@ pub(crate) struct Args {
     /// How long each SVID lives: it renews at about two thirds of that
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = svid_ttl)]
     svid_ttl: Duration,
+    /// Rotate the issuer, then the trust anchor, then undo a rotation after its activation, then
+    /// rotate in an emergency, while requests flow; takes some two minutes, and the load lasts
+    /// until then
+    #[arg(long)]
+    rotate: bool,
     /// Requests a second
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=RATE_MAX))]
     rate: u32,
@@ -108,6 +118,8 @@ enum DemoError {
     Interrupted,
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error("the rotations were not performed")]
+    Rotations(#[from] RotationsError),
     #[error("the sidecars do not tell what they have counted")]
     Scrape(#[from] AdminError),
     #[error("the mesh did not come up")]
@@ -153,6 +165,18 @@ pub(crate) async fn run_internal(args: InternalArgs) -> Result<(), Problem> {
     }
 }
 
+/// Why the watching has ended.
+enum Watched {
+    /// A process has.
+    Died(Death),
+    /// It was meant to; what became of the rotations.
+    Enough(Result<Vec<Performed>, RotationsError>),
+}
+
+impl Watched {
+    const ENOUGH: Self = Self::Enough(Ok(Vec::new()));
+}
+
 /// A demo while it runs.
 struct Demo {
     args: Args,
@@ -172,9 +196,20 @@ impl Demo {
         }
         let Some(target) = Target::of(&plan) else { return Ok(ExitCode::SUCCESS) };
         let baseline = observe::scrape(&plan).await.map_err(DemoError::from)?;
-        let load = Load::start(target, self.args.rate, self.args.length);
+        // The rotations take as long as they take.
+        let limit = self.args.length.filter(|_| !self.args.rotate);
+        let load = Load::start(target, self.args.rate, limit);
         let mut observer = Observer::new(baseline, &load);
-        let death = self.watch(&plan, &load, &mut observer).await;
+        let rotations = self.args.rotate.then(|| {
+            let pids = self.processes.running().filter_map(|(_, pid)| pid);
+            let controller = ControllerArg::at(plan.rotation_admin);
+            Rotations::new(self.directory.path(), controller, &load, pids)
+        });
+        let watched = self.watch(&plan, &load, &mut observer, rotations).await;
+        let (death, rotations) = match watched {
+            Watched::Died(death) => (Some(death), Vec::new()),
+            Watched::Enough(rotations) => (None, rotations?),
+        };
         let length = load.elapsed();
         load.stop();
         let patience = if death.is_some() { PATIENCE_AFTER_DEATH } else { PATIENCE };
@@ -183,7 +218,8 @@ impl Demo {
             () = self.signals.next() => {}
         }
         let settling = if death.is_some() { Duration::ZERO } else { SETTLE_DEADLINE };
-        let summary = settle(&plan, &load, &observer, length, settling).await;
+        let mut summary = settle(&plan, &load, &observer, length, settling).await;
+        summary.rotations = rotations;
         self.report(&summary)?;
         if let Some(death) = death {
             return Err(DemoError::Died(death).into());
@@ -227,7 +263,23 @@ impl Demo {
 
     /// Shows what happens until the load's time is over, the user has had enough, or a process
     /// dies.
-    async fn watch(&mut self, plan: &Plan, load: &Load, observer: &mut Observer) -> Option<Death> {
+    async fn watch(
+        &mut self,
+        plan: &Plan,
+        load: &Load,
+        observer: &mut Observer,
+        rotations: Option<Rotations<'_>>,
+    ) -> Watched {
+        let shown = rotations.as_ref().map(Rotations::shown);
+        let rotating = rotations.is_some();
+        let perform = async {
+            match rotations {
+                Some(rotations) => rotations.perform().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(perform);
+        let mut told = 0;
         let mut live = self.live();
         let mut look = interval(if live.is_some() { LOOK } else { LINE });
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -241,17 +293,30 @@ impl Demo {
         loop {
             tokio::select! {
                 biased;
-                death = self.processes.death() => return Some(death),
-                () = self.signals.next() => return None,
-                () = load.finished() => return None,
+                death = self.processes.death() => return Watched::Died(death),
+                () = self.signals.next() => return Watched::ENOUGH,
+                () = load.finished() => return Watched::ENOUGH,
+                performed = &mut perform, if rotating => {
+                    if live.is_none() {
+                        self.tell(&shown, &mut told);
+                    }
+                    return Watched::Enough(performed);
+                }
                 _ = look.tick() => {
                     let now = observer.look(plan, load, SystemClock.now()).await;
-                    let now = Screen { length: self.args.length, ..now };
+                    let rotation = shown.as_ref().map(|shown| shown.borrow().clone());
+                    let length = self.args.length.filter(|_| !rotating);
+                    let now = Screen { length, rotation, ..now };
                     match &mut live {
                         // A terminal that has gone asks for nothing more.
-                        Some(live) => if live.draw(&now, &self.note()).is_err() { return None },
+                        Some(live) => if live.draw(&now, &self.note()).is_err() {
+                            return Watched::ENOUGH;
+                        },
                         // Nor does a reader that has.
-                        None => if self.progress.tick(&now).is_err() { return None },
+                        None => {
+                            self.tell(&shown, &mut told);
+                            if self.progress.tick(&now).is_err() { return Watched::ENOUGH }
+                        }
                     }
                     screen = Some(now);
                 }
@@ -259,13 +324,26 @@ impl Demo {
                     let (Some(live), Some(screen)) = (&mut live, &screen) else { continue };
                     match live.end_asked() {
                         Ok(false) if live.is_stale() => {
-                            if live.draw(screen, &self.note()).is_err() { return None }
+                            if live.draw(screen, &self.note()).is_err() { return Watched::ENOUGH }
                         }
                         Ok(false) => {}
-                        Ok(true) | Err(_) => return None,
+                        Ok(true) | Err(_) => return Watched::ENOUGH,
                     }
                 }
             }
+        }
+    }
+
+    /// The rotations that are over and not told yet, and the one under way.
+    fn tell(&self, shown: &Option<watch::Receiver<Shown>>, told: &mut usize) {
+        let Some(shown) = shown else { return };
+        let shown = shown.borrow();
+        for line in shown.done.iter().skip(*told) {
+            self.progress.say(&format!("  {} {line}", self.progress.paint.green("✓")));
+        }
+        *told = shown.done.len();
+        if !shown.course.is_empty() {
+            self.progress.say(&format!("    {}", shown.course.join("\n    ")));
         }
     }
 

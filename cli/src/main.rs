@@ -6,13 +6,17 @@
 mod admin;
 mod cli;
 mod commands;
+mod confirm;
+mod controller;
 mod demo;
 mod http1;
 mod metrics;
 mod output;
 mod problem;
+mod rotation;
 mod store;
 mod suggest;
+mod trust_domain;
 
 use std::process::ExitCode;
 

@@ -102,26 +102,44 @@ pub fn make_anchor(
     now: UnixTime,
     lifetime: Duration,
 ) -> Result<Authority, AuthorityError> {
-    let (_, pkcs8) = AuthorityKey::generate()?;
-    make_anchor_of(trust_domain, pkcs8, now, lifetime)
+    let (key, pkcs8) = AuthorityKey::generate()?;
+    let (der, validity) = self_signed(trust_domain, &key, now, lifetime)?;
+    Ok(Authority::of(&der, &key, pkcs8, validity))
 }
 
-/// The same of a key that is there already.
+/// The same of a key that is there already, kept in this place.
 ///
 /// # Errors
 /// As [`make_anchor`].
 pub fn make_anchor_of(
     trust_domain: &TrustDomain,
-    pkcs8: Zeroizing<Vec<u8>>,
+    key: &AuthorityKey,
+    key_ref: String,
     now: UnixTime,
     lifetime: Duration,
-) -> Result<Authority, AuthorityError> {
-    let key = AuthorityKey::from_pkcs8(&pkcs8)?;
+) -> Result<AnchorRecord, AuthorityError> {
+    let (der, validity) = self_signed(trust_domain, key, now, lifetime)?;
+    Ok(AnchorRecord {
+        id: key.id(),
+        der,
+        not_after: whole(validity.not_after),
+        state: AnchorState::Generated,
+        taint: None,
+        key_ref,
+        svid_life_max: SVID_LIFETIME_MAX,
+    })
+}
+
+fn self_signed(
+    trust_domain: &TrustDomain,
+    key: &AuthorityKey,
+    now: UnixTime,
+    lifetime: Duration,
+) -> Result<(Vec<u8>, Validity), AuthorityError> {
     let validity = Validity { not_before: now - ANCHOR_BACKDATE, not_after: now + lifetime };
     // Anchor, issuer, SVID: nothing deeper than one issuer.
     let params = params(trust_domain, "trust anchor", key.id(), validity, 1)?;
-    let certificate = params.self_signed(&key)?;
-    Ok(Authority::of(certificate.der(), &key, pkcs8, validity))
+    Ok((params.self_signed(key)?.der().to_vec(), validity))
 }
 
 /// Makes an issuer that lives for `lifetime` from now ([`ISSUER_LIFETIME`] unless told), but no
@@ -137,7 +155,8 @@ pub fn make_issuer(
     lifetime: Duration,
 ) -> Result<Authority, AuthorityError> {
     let (key, pkcs8) = AuthorityKey::generate()?;
-    let signed = sign(trust_domain, anchor_der, anchor_pkcs8, &key, now, lifetime)?;
+    let anchor_key = AuthorityKey::from_pkcs8(anchor_pkcs8)?;
+    let signed = sign(trust_domain, anchor_der, &anchor_key, &key, now, lifetime)?;
     Ok(Authority::of(&signed.0, &key, pkcs8, signed.1))
 }
 
@@ -148,16 +167,15 @@ pub fn make_issuer(
 pub fn sign_issuer(
     trust_domain: &TrustDomain,
     anchor_der: &[u8],
-    anchor_pkcs8: &[u8],
+    anchor_key: &AuthorityKey,
     csr: &[u8],
     now: UnixTime,
     lifetime: Duration,
 ) -> Result<IssuerRecord, AuthorityError> {
     let key = crate::csr::check_key(csr)?;
     let point = Point(key.point());
-    let (der, validity) = sign(trust_domain, anchor_der, anchor_pkcs8, &point, now, lifetime)?;
+    let (der, validity) = sign(trust_domain, anchor_der, anchor_key, &point, now, lifetime)?;
     let anchor = TrustAnchor::parse(anchor_der).map_err(AuthorityError::Anchor)?;
-    let whole = |time: UnixTime| UnixTime::from_millis(time.as_secs() * 1000);
     Ok(IssuerRecord {
         id: key.id(),
         anchor_id: anchor.id(),
@@ -172,13 +190,12 @@ pub fn sign_issuer(
 fn sign(
     trust_domain: &TrustDomain,
     anchor_der: &[u8],
-    anchor_pkcs8: &[u8],
+    anchor_key: &AuthorityKey,
     key: &impl PublicKeyData,
     now: UnixTime,
     lifetime: Duration,
 ) -> Result<(Vec<u8>, Validity), AuthorityError> {
     let anchor = TrustAnchor::parse(anchor_der).map_err(AuthorityError::Anchor)?;
-    let anchor_key = AuthorityKey::from_pkcs8(anchor_pkcs8)?;
     if anchor.id() != anchor_key.id() {
         return Err(AuthorityError::KeyMismatch { key: anchor_key.id(), anchor: anchor.id() });
     }
@@ -191,7 +208,7 @@ fn sign(
     }
     let id = KeyId::of_spki(&key.subject_public_key_info());
     let params = params(trust_domain, "issuer", id, validity, 0)?;
-    let signer = Issuer::from_ca_cert_der(&CertificateDer::from(anchor_der), &anchor_key)?;
+    let signer = Issuer::from_ca_cert_der(&CertificateDer::from(anchor_der), anchor_key)?;
     let certificate = params.signed_by(key, &signer)?;
     Ok((certificate.der().to_vec(), validity))
 }
@@ -212,8 +229,6 @@ pub fn issuer_csr(
 
 impl Authority {
     fn of(der: &[u8], key: &AuthorityKey, pkcs8: Zeroizing<Vec<u8>>, validity: Validity) -> Self {
-        // A certificate has whole seconds: what is said here is what it says.
-        let whole = |time: UnixTime| UnixTime::from_millis(time.as_secs() * 1000);
         Self {
             id: key.id(),
             der: der.to_vec(),
@@ -288,6 +303,11 @@ fn name(trust_domain: &TrustDomain, role: &str, id: KeyId) -> DistinguishedName 
 pub(crate) struct Validity {
     pub(crate) not_before: UnixTime,
     pub(crate) not_after: UnixTime,
+}
+
+/// A certificate has whole seconds: what is said of it is what it says.
+fn whole(time: UnixTime) -> UnixTime {
+    UnixTime::from_millis(time.as_secs() * 1000)
 }
 
 /// 128 random bits. RFC 5280, §4.1.2.2, wants a positive number of at most 20 bytes: rcgen puts a

@@ -17,6 +17,7 @@ use steadfast_api::{Code, KeyId, UnixTime};
 use steadfast_platform::ReviewedToken;
 use tonic::Status;
 
+use crate::authority::SKEW;
 use crate::certify::{Certifier, IN_FLIGHT_MAX};
 use crate::member::{Ack, Instance, Member};
 use crate::metrics::RefusalLabels;
@@ -58,6 +59,12 @@ impl Fleet {
         peer: Option<SocketAddr>,
     ) -> Result<v1::QueryResponse, Refusal> {
         self.authorize(token, peer).await?;
+        // Nonces ascend, and are about the time in microseconds: one far ahead would be the last.
+        let ahead = self.certifier.clock.now() + SKEW * 2;
+        if nonce > ahead.as_millis().saturating_mul(1000) {
+            let newest_nonce = self.streams.newest_query();
+            return Ok(v1::QueryResponse { taken: false, newest_nonce });
+        }
         Ok(match self.streams.query(nonce) {
             Ok(()) => v1::QueryResponse { taken: true, newest_nonce: nonce },
             Err(newest_nonce) => v1::QueryResponse { taken: false, newest_nonce },
@@ -229,6 +236,7 @@ fn ack(ack: &Ack) -> v1::Ack {
         svid_not_after: ack.svid_not_after.map(Into::into),
         clock_offset: Some(prost_types::Duration { seconds, nanos }),
         handshakes: Vec::new(),
+        held: ack.held.clone(),
     }
 }
 

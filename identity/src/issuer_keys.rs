@@ -163,12 +163,10 @@ impl IssuerKeys {
     /// A key that is kept, and the request for it. One that is lost to a crash before it is posted
     /// is nobody's: it is found and destroyed as such.
     async fn make(&self, view: &View, wish: WantedIssuer) -> Result<IssuerRequest, IssuerKeyError> {
-        let no_key =
-            |error: &dyn std::error::Error| IssuerKeyError::Key(ErrorChain(error).to_string());
-        let (key, pkcs8) = AuthorityKey::generate().map_err(|error| no_key(&error))?;
-        let csr = issuer_csr(&view.state.trust_domain, &key).map_err(|error| no_key(&error))?;
+        let key = AuthorityKey::of(self.keys.make().await?);
+        let csr = issuer_csr(&view.state.trust_domain, &key)
+            .map_err(|error| IssuerKeyError::Key(ErrorChain(&error).to_string()))?;
         let WantedIssuer { anchor_id, number } = wish;
-        self.keys.put_new(key.id(), pkcs8).await?;
         Ok(IssuerRequest { number, anchor_id, key_id: key.id(), csr })
     }
 

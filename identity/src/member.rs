@@ -66,6 +66,9 @@ pub struct Ack {
     pub svid_not_after: Option<UnixTime>,
     /// Its clock less ours, in milliseconds.
     pub clock_offset_ms: i64,
+    /// What it holds, told when that is not what it was sent.
+    #[serde(skip)]
+    pub held: Option<v1::Held>,
     /// Handshakes since its ack before, by anchor.
     #[serde(skip)]
     handshakes: Vec<(KeyId, u64)>,
@@ -146,7 +149,21 @@ impl Ack {
             handshakes: handshakes
                 .filter_map(|used| Some((KeyId::from_slice(&used.anchor_id)?, used.count)))
                 .collect(),
+            held: ack.held.as_ref().map(bounded),
         }
+    }
+}
+
+/// As much of it as is believed: ids, and not too many.
+fn bounded(held: &v1::Held) -> v1::Held {
+    let ids = |ids: &[Vec<u8>]| {
+        let ids = ids.iter().filter(|id| KeyId::from_slice(id).is_some());
+        ids.take(HELD_MAX).cloned().collect()
+    };
+    v1::Held {
+        anchors: ids(&held.anchors),
+        tombstones: ids(&held.tombstones),
+        denied_issuers: ids(&held.denied_issuers),
     }
 }
 
@@ -156,6 +173,8 @@ fn millis(duration: &prost_types::Duration) -> i64 {
 
 /// A bundle has two or three anchors; a proxy that counts more is not believed further.
 const ANCHORS_MAX: usize = 16;
+/// A century of yearly rotations.
+const HELD_MAX: usize = 100;
 
 #[cfg(test)]
 mod tests {

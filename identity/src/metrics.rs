@@ -21,6 +21,8 @@ pub struct Metrics {
     pub certify_seconds: Histogram,
     /// 1 while the view of the trust domain is confirmed.
     pub lease_held: Gauge,
+    /// 1 while nothing is issued until a person has looked.
+    pub halted: Gauge,
     /// When it was last confirmed, in seconds since the epoch.
     pub lease_confirmed: Gauge,
     /// Of the view.
@@ -74,6 +76,7 @@ impl Metrics {
             certify: Family::default(),
             certify_seconds: Histogram::new(SECONDS_BUCKETS),
             lease_held: Gauge::default(),
+            halted: Gauge::default(),
             lease_confirmed: Gauge::default(),
             bundle_seq: Gauge::default(),
             issuer_not_after: Gauge::default(),
@@ -94,6 +97,8 @@ impl Metrics {
         registry.register("certify_duration_seconds", help, m.certify_seconds.clone());
         let help = "1 while the view of the trust domain is confirmed by the store";
         registry.register("lease_held", help, m.lease_held.clone());
+        let help = "1 while nothing is issued until a person has looked: `steadfast trust recover`";
+        registry.register("halted", help, m.halted.clone());
         let help = "When the view was last confirmed, in seconds since the epoch";
         registry.register("lease_confirmed_timestamp_seconds", help, m.lease_confirmed.clone());
         registry.register("bundle_seq", "Sequence number of the bundle", m.bundle_seq.clone());
@@ -128,6 +133,7 @@ impl Metrics {
     /// The view was confirmed just now.
     pub(crate) fn view(&self, view: &Arc<View>, now: UnixTime) {
         self.lease_held.set(1);
+        self.halted.set(i64::from(view.state.halted.is_some()));
         self.lease_confirmed.set(seconds(now));
         self.bundle_seq.set(i64::try_from(view.state.seq).unwrap_or(i64::MAX));
         let ends = view.signer().map_or(0, |signer| seconds(signer.not_after()));

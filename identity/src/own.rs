@@ -117,14 +117,14 @@ impl OwnSvid {
         let Some(shown) = self.0.load_full() else { return true };
         let Shown { issued_at, renew_at, issuer, anchor, .. } = *shown;
         let view = certifier.replica.current().ok();
-        let signs = view.as_ref().and_then(|view| view.signer().ok());
+        let signs = view.as_ref().and_then(|view| view.own_signer().ok());
         let signs = signs.map(|signer| (signer.id(), signer.anchor_id()));
         is_due(certifier.clock.now(), issued_at, renew_at, (issuer, anchor), signs)
     }
 
     async fn renew(&self, certifier: &Certifier) -> Result<(), Refusal> {
         let view = certifier.replica.current()?;
-        let signer = view.signer()?;
+        let signer = view.own_signer()?;
         let broken = |what: String| Refusal::new(Code::SELF_CHECK_FAILED, what);
         let control = &certifier.profile.control_namespace;
         let subject = Subject::new(&view.state.trust_domain, control, control, SERVICE_ACCOUNT)

@@ -1,8 +1,8 @@
 //! This replica's copy of the trust domain, and the lease under which it may act on it.
 //!
-//! The copy comes from reads of the store. A read that was answered confirms it for [`LEASE`],
-//! counted on the boot clock from the moment the read was *sent*; a watch event is no read, it
-//! only makes the next one come at once. Past the lease nothing is issued and no bundle is served:
+//! The copy comes from reads of the store. A read that was answered confirms it for [`LEASE`], or
+//! for as long as the state itself says if that is less, counted on the boot clock from the moment
+//! the read was *sent*; a watch event is no read, it only makes the next one come at once. Past the lease nothing is issued and no bundle is served:
 //! a rotation counts on that when it waits out a fence. Nor is anything while our wall clock and
 //! the store's are too far apart, or while the store shows an older state than it has shown before.
 
@@ -22,7 +22,7 @@ use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::Clock;
 use steadfast_process::readiness::Component;
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::trust_domain::Halt;
+use steadfast_rotation_protocol::trust_domain::{Halt, READ_LEASE};
 use tokio::sync::{Notify, watch};
 
 use crate::authority::SKEW;
@@ -80,9 +80,10 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A read that was sent at this time has been answered.
-    pub fn confirm(&self, sent: Duration) {
-        let ends = sent.saturating_add(LEASE);
+    /// A read that was sent at this time has been answered; what it showed may be acted on for so
+    /// long.
+    pub fn confirm(&self, sent: Duration, lease: Duration) {
+        let ends = sent.saturating_add(lease);
         self.ends_ms.fetch_max(u64::try_from(ends.as_millis()).unwrap_or(0), Ordering::AcqRel);
     }
 
@@ -138,6 +139,20 @@ impl View {
             }
             None => Ok(()),
         }
+    }
+
+    /// As [`View::signer`], for this service's own SVID: halted or not, bundles are served, and
+    /// what workloads hold is asked.
+    ///
+    /// # Errors
+    /// As [`View::signer`], but for the halt.
+    pub fn own_signer(&self) -> Result<&Arc<Signer>, Refusal> {
+        Ok(self.signers.active(&self.state)?)
+    }
+
+    /// How long a read of this state may be acted on.
+    fn lease(&self) -> Duration {
+        self.state.read_lease.min(LEASE)
     }
 
     /// Why nothing is issued, or soon cannot be.
@@ -214,7 +229,10 @@ impl Replica {
         loop {
             let read = self.read(sources).await;
             self.report(read, leased, issuer);
-            let pause = if self.current().is_ok() { READ_EVERY } else { READ_EVERY_UNLEASED };
+            let pause = match self.current() {
+                Ok(view) => view.lease().mul_f32(READ_EVERY),
+                Err(_) => READ_EVERY_UNLEASED,
+            };
             tokio::select! {
                 () = changed.notified() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -228,14 +246,16 @@ impl Replica {
     /// What stands in the way.
     pub async fn read(&self, sources: &Sources) -> Result<(), Refusal> {
         let sent = self.clock.since_boot();
-        let read = tokio::time::timeout(READ_TIMEOUT, sources.store.get(TRUST_DOMAIN_KEY)).await;
+        let lease = self.newest().map_or(LEASE, |view| view.lease());
+        let patience = lease.mul_f32(READ_TIMEOUT);
+        let read = tokio::time::timeout(patience, sources.store.get(TRUST_DOMAIN_KEY)).await;
         let refuse = |what: String| Refusal::new(Code::LEASE_EXPIRED, what);
         let entry = match read {
             Ok(Ok(Some(entry))) => entry,
             Ok(Ok(None)) => return Err(refuse(NO_TRUST_DOMAIN.to_owned())),
             Ok(Err(error)) => return Err(refuse(error.to_string())),
             Err(_) => {
-                return Err(refuse(format!("the store has not answered in {READ_TIMEOUT:?}")));
+                return Err(refuse(format!("the store has not answered in {patience:?}")));
             }
         };
         self.answered(sent, &entry, sources).await
@@ -261,7 +281,7 @@ impl Replica {
         check_clock(offset_ms)?;
         self.install(entry, sources).await.map_err(refuse)?;
         let held = self.lease.holds(self.clock.since_boot());
-        self.lease.confirm(sent);
+        self.lease.confirm(sent, self.newest().map_or(Duration::ZERO, |view| view.lease()));
         if !held {
             // Whoever waits for a lease waits on the views.
             self.views.send_modify(|_| {});
@@ -281,21 +301,47 @@ impl Replica {
                 return Ok(());
             }
             if revision < known {
-                return Err(format!("the store went back from revision {known} to {revision}"));
+                self.went_back(held, entry, sources).await?;
             }
         }
         let state: TrustDomainState = serde_json::from_slice(&entry.value)
             .map_err(|error| format!("{TRUST_DOMAIN_KEY} in the store does not parse: {error}"))?;
+        // A state that is halted may be older: nothing is issued by it, and its bundle is refused
+        // by whoever holds a newer one.
         if let Some(held) = &held
             && state.seq < held.state.seq
+            && state.halted.is_none()
         {
             return Err(format!("seq fell from {} to {}", held.state.seq, state.seq));
         }
+        tell_put_back(&state);
         let view = self.view(state, entry.revision, held.as_deref(), sources).await?;
         let (seq, revision) = (view.state.seq, view.revision.0);
         tracing::info!(seq, revision, issuer = %view.state.active_issuer, "trust domain installed");
         self.views.send_replace(Some(Arc::new(view)));
         Ok(())
+    }
+
+    /// The store was put back: what it says is taken when a person has recovered it, since its seq
+    /// is above every one that was seen, or when it says itself that it is halted. Else it is made
+    /// to say so, as nobody but us may have seen it.
+    async fn went_back(&self, held: &View, entry: &Entry, sources: &Sources) -> Result<(), String> {
+        let (revision, known) = (entry.revision.0, held.revision.0);
+        let parsed = serde_json::from_slice::<TrustDomainState>(&entry.value);
+        let mut state = parsed
+            .map_err(|error| format!("{TRUST_DOMAIN_KEY} in the store does not parse: {error}"))?;
+        if state.halted.is_some() || state.seq > held.state.seq {
+            return Ok(());
+        }
+        state.halted = Some(Halt::Restored { seen_seq: held.state.seq });
+        let halted = serde_json::to_vec(&state).map_err(|error| error.to_string())?;
+        let (store, expected) = (&sources.store, Some(entry.revision));
+        match store.compare_and_swap(TRUST_DOMAIN_KEY, expected, Some(halted.into())).await {
+            Ok(_) => tracing::error!(code = %Code::HALTED, known, revision,
+                "the store was put back: nothing is issued before `steadfast trust recover`"),
+            Err(error) => tracing::debug!(%error, "the trust domain could not be halted"),
+        }
+        Err(format!("the store went back from revision {known} to {revision}"))
     }
 
     async fn view(
@@ -335,7 +381,8 @@ impl Replica {
     fn report(&self, read: Result<(), Refusal>, leased: &Component, issuer: &Component) {
         let failed = read.is_err();
         let refusal = read.err().unwrap_or_else(|| {
-            let what = format!("the store has confirmed nothing for {LEASE:?}");
+            let lease = self.newest().map_or(LEASE, |view| view.lease());
+            let what = format!("the store has confirmed nothing for {lease:?}");
             Refusal::new(Code::LEASE_EXPIRED, what)
         });
         {
@@ -370,6 +417,16 @@ fn signer_trouble(view: &View, now: UnixTime) -> Option<SignerError> {
         return Some(error.clone());
     }
     view.signers.active(&view.state).and_then(|signer| signer.window(now, SKEW).map(drop)).err()
+}
+
+/// An anchor that was withdrawn for ever and stands in the state as if it were not.
+fn tell_put_back(state: &TrustDomainState) {
+    for anchor in state.anchors.iter().filter(|anchor| anchor.state.published()) {
+        if state.tombstones.contains(&anchor.id) {
+            tracing::warn!(code = %Code::ANCHOR_PUT_BACK, anchor = %anchor.id, origin = "the store",
+                "an anchor was put back that is withdrawn for ever: it is not believed");
+        }
+    }
 }
 
 /// Every event is a reason to read now.
@@ -433,11 +490,12 @@ fn message(state: &TrustDomainState, bundle: &TrustBundle) -> v1::Bundle {
     }
 }
 
-/// Tc of the rotation protocol.
-pub const LEASE: Duration = Duration::from_secs(15);
-/// Several tries fit into a lease.
-pub const READ_EVERY: Duration = Duration::from_secs(2);
+/// Tc of the rotation protocol, unless a trust domain was founded with a shorter one.
+pub const LEASE: Duration = READ_LEASE;
+/// In leases: several tries fit into one.
+const READ_EVERY: f32 = 2.0 / 15.0;
 const READ_EVERY_UNLEASED: Duration = Duration::from_millis(250);
-const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// In leases.
+const READ_TIMEOUT: f32 = 0.2;
 const NO_TRUST_DOMAIN: &str =
     "the store holds no trust domain yet: run `steadfast trust init --dir DIR`";

@@ -96,7 +96,7 @@ impl Signer {
         state: &TrustDomainState,
         bundle: &TrustBundle,
         record: &IssuerRecord,
-        pkcs8: &[u8],
+        key: AuthorityKey,
         now: UnixTime,
     ) -> Result<Self, SignerError> {
         let id = record.id;
@@ -106,8 +106,6 @@ impl Signer {
         let anchor = bundle
             .anchor(record.anchor_id)
             .ok_or(SignerError::AnchorUnpublished { issuer: id, anchor: record.anchor_id })?;
-        let key = AuthorityKey::from_pkcs8(pkcs8)
-            .map_err(|error| SignerError::Key { id, reason: error.to_string() })?;
         if key.id() != id {
             let reason = format!("it is the key {}", key.id());
             return Err(SignerError::Key { id, reason });

@@ -13,6 +13,7 @@ use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::IssuerRecord;
 
+use crate::key::AuthorityKey;
 use crate::signer::{Signer, SignerError};
 
 /// The issuers that can sign under one state, and why others cannot.
@@ -154,9 +155,9 @@ async fn load(
     now: UnixTime,
 ) -> Result<Signer, SignerError> {
     let id = record.id;
-    let pkcs8 = keys
-        .load(id)
+    let key = keys
+        .key(id)
         .await
         .map_err(|error| SignerError::Key { id, reason: ErrorChain(&error).to_string() })?;
-    Signer::new(state, bundle, record, &pkcs8, now)
+    Signer::new(state, bundle, record, AuthorityKey::of(key), now)
 }

@@ -12,6 +12,7 @@ use steadfast_api::{KeyId, Svid, UnixTime};
 use steadfast_identity::authority::{Founding, found};
 use steadfast_identity::csr::{self, CsrError};
 use steadfast_identity::issue::{Prepared, Subject};
+use steadfast_identity::key::AuthorityKey;
 use steadfast_identity::signer::Signer;
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
@@ -22,7 +23,8 @@ static FOUNDING: LazyLock<(Founding, Signer)> = LazyLock::new(|| {
     let state = &founding.state;
     let record = state.active_issuer().unwrap();
     let bundle = state.bundle().unwrap();
-    let signer = Signer::new(state, &bundle, record, &founding.issuer.pkcs8, NOW).unwrap();
+    let key = AuthorityKey::from_pkcs8(&founding.issuer.pkcs8).unwrap();
+    let signer = Signer::new(state, &bundle, record, key, NOW).unwrap();
     (founding, signer)
 });
 

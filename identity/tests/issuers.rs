@@ -132,6 +132,7 @@ async fn canaries_get_their_svids_of_another_issuer_and_nobody_else_does() {
         urgent: None,
         deadline: None,
         abort: false,
+        rescue: false,
         turned_back: false,
         phase,
         steps: Vec::new(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use steadfast_api::trust::v1::CertifyRequest;
 use steadfast_identity::authority::{ISSUER_LIFETIME, found, make_issuer};
 use steadfast_identity::replica::{LEASE, Lease};
-use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
+use steadfast_platform::keys::{FileKeys, Zeroizing};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_process::{Clock as _, SystemClock};
 use support::{Mesh, plain_csr};
@@ -42,13 +42,13 @@ fn pass(mesh: &Mesh, time: Duration) {
 fn a_lease_counts_from_the_sending_of_the_newest_answered_read() {
     let (lease, second) = (Lease::default(), Duration::from_secs);
     assert!(!lease.holds(second(0)));
-    lease.confirm(second(100));
+    lease.confirm(second(100), LEASE);
     assert!(lease.holds(second(114)));
     assert!(!lease.holds(second(115)));
     // An older read that is answered later confirms nothing.
-    lease.confirm(second(90));
+    lease.confirm(second(90), LEASE);
     assert!(lease.holds(second(114)));
-    lease.confirm(second(110));
+    lease.confirm(second(110), LEASE);
     assert!(lease.holds(second(124)));
 }
 

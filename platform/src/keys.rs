@@ -1,29 +1,39 @@
 //! The keys of anchors and issuers, one object per key, created once.
 //!
 //! A key is addressed by its content ([`KeyId`]), so that no key can ever take another's place:
-//! there is no way to overwrite or to rename one. What is loaded is wiped when it is dropped. A
-//! file that others could read or change is refused by its name, since the key in it may no longer
-//! be ours alone.
+//! there is no way to overwrite or to rename one. A store makes keys and lets them sign; whether
+//! their bytes ever leave it is its own affair, since a token's never do. What is loaded from a
+//! file is wiped when it is dropped. A file that others could read or change is refused by its
+//! name, since the key in it may no longer be ours alone.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey,
+    VerificationAlgorithm,
+};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
 use rustix::io::Errno;
 use steadfast_api::KeyId;
 pub use zeroize::Zeroizing;
 
+pub use self::local::{LocalKey, LocalKeyError};
+
+mod local;
+
 /// A place for private keys.
 #[async_trait::async_trait]
 pub trait KeyStore: Send + Sync + 'static {
-    /// Keeps a new key (PKCS#8 in DER) under its id. Acknowledged means durable.
-    async fn put_new(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError>;
+    /// Makes a new key: ECDSA on P-256. Acknowledged means durable.
+    async fn make(&self) -> Result<Arc<dyn PrivateKey>, KeyStoreError>;
 
-    /// The key with this id, as PKCS#8 in DER.
-    async fn load(&self, id: KeyId) -> Result<Zeroizing<Vec<u8>>, KeyStoreError>;
+    /// The key with this id, ready to sign.
+    async fn key(&self, id: KeyId) -> Result<Arc<dyn PrivateKey>, KeyStoreError>;
 
     /// Whether there is a key with this id.
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError>;
@@ -33,6 +43,38 @@ pub trait KeyStore: Send + Sync + 'static {
 
     /// Destroys a key for ever. Acknowledged means durable; one that is not there is destroyed.
     async fn destroy(&self, id: KeyId) -> Result<(), KeyStoreError>;
+
+    /// Where it keeps a key, for the stored state and for people.
+    fn place_of(&self, id: KeyId) -> String;
+}
+
+/// A private key that can sign, wherever it is. Signing may take as long as a device takes.
+pub trait PrivateKey: Send + Sync {
+    /// SHA-256 of its SPKI.
+    fn id(&self) -> KeyId;
+
+    /// What kind of key it is.
+    fn kind(&self) -> KeyKind;
+
+    /// The public key, as it stands in the BIT STRING of its SPKI.
+    fn public(&self) -> &[u8];
+
+    /// Signs, as the [`KeyKind`] says.
+    ///
+    /// # Errors
+    /// The key, or the device that has it, does not.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyStoreError>;
+}
+
+/// The kinds of keys that sign certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// ECDSA on P-256 with SHA-256, its signatures in ASN.1.
+    EcdsaP256,
+    /// ECDSA on P-384 with SHA-384, its signatures in ASN.1.
+    EcdsaP384,
+    /// RSA, PKCS#1 v1.5 with SHA-256.
+    Rsa,
 }
 
 /// Why a key store did not do what it was asked.
@@ -55,6 +97,17 @@ pub enum KeyStoreError {
     /// No such key.
     #[error("there is no key {0}; if it was lost, put it back from a backup")]
     Missing(String),
+    /// No key was made.
+    #[error(transparent)]
+    Making(LocalKeyError),
+    /// The file holds another key than its name says, or none.
+    #[error("{} does not hold the key that it is named after: {reason}", path.display())]
+    Other {
+        /// Which file.
+        path: PathBuf,
+        /// What it holds.
+        reason: String,
+    },
     /// Others than the owner may use it.
     #[error(
         "{} has mode {mode:04o}, so others than its owner could use it; find out who has, then \
@@ -70,9 +123,28 @@ pub enum KeyStoreError {
         /// The mode that it should have.
         wanted: u32,
     },
+    /// The key did not sign.
+    #[error("a signature of the key {0} does not come about or does not verify")]
+    Signing(KeyId),
     /// Not a file of a key's size.
     #[error("{} is no key: expected a regular file of at most {KEY_BYTES_MAX} bytes", .0.display())]
     Strange(PathBuf),
+}
+
+/// Signs something of no meaning and verifies it, so that a key that cannot sign, or a public key
+/// that is not its own, is found before anything hangs from it. May take as long as a device takes.
+///
+/// # Errors
+/// As [`PrivateKey::sign`], and a signature that does not verify.
+pub fn self_test(key: &dyn PrivateKey) -> Result<(), KeyStoreError> {
+    let signature = key.sign(SELF_TEST)?;
+    let algorithm: &dyn VerificationAlgorithm = match key.kind() {
+        KeyKind::EcdsaP256 => &ECDSA_P256_SHA256_ASN1,
+        KeyKind::EcdsaP384 => &ECDSA_P384_SHA384_ASN1,
+        KeyKind::Rsa => &RSA_PKCS1_2048_8192_SHA256,
+    };
+    let verified = UnparsedPublicKey::new(algorithm, key.public()).verify(SELF_TEST, &signature);
+    verified.map_err(|_| KeyStoreError::Signing(key.id()))
 }
 
 /// Keys as files with mode 0600 in one directory with mode 0700: `<key id>.key`.
@@ -94,6 +166,24 @@ impl FileKeys {
         Ok(Self { directory })
     }
 
+    /// Keeps a new key (PKCS#8 in DER) under its id. Acknowledged means durable.
+    ///
+    /// # Errors
+    /// A key that is there already, or a directory that cannot be written.
+    pub async fn put_new(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError> {
+        let path = self.path(id);
+        blocking(move || write_new(&path, &pkcs8)).await
+    }
+
+    /// The key with this id, as PKCS#8 in DER.
+    ///
+    /// # Errors
+    /// No such key, or a file that others may read.
+    pub async fn load(&self, id: KeyId) -> Result<Zeroizing<Vec<u8>>, KeyStoreError> {
+        let path = self.path(id);
+        blocking(move || read(&path)).await
+    }
+
     fn path(&self, id: KeyId) -> PathBuf {
         self.directory.join(format!("{id}.key"))
     }
@@ -101,14 +191,20 @@ impl FileKeys {
 
 #[async_trait::async_trait]
 impl KeyStore for FileKeys {
-    async fn put_new(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError> {
-        let path = self.path(id);
-        blocking(move || write_new(&path, &pkcs8)).await
+    async fn make(&self) -> Result<Arc<dyn PrivateKey>, KeyStoreError> {
+        let (key, pkcs8) = LocalKey::generate().map_err(KeyStoreError::Making)?;
+        self.put_new(key.id(), pkcs8).await?;
+        Ok(Arc::new(key))
     }
 
-    async fn load(&self, id: KeyId) -> Result<Zeroizing<Vec<u8>>, KeyStoreError> {
-        let path = self.path(id);
-        blocking(move || read(&path)).await
+    async fn key(&self, id: KeyId) -> Result<Arc<dyn PrivateKey>, KeyStoreError> {
+        let pkcs8 = self.load(id).await?;
+        let other = |reason: String| KeyStoreError::Other { path: self.path(id), reason };
+        let key = LocalKey::from_pkcs8(&pkcs8).map_err(|error| other(error.to_string()))?;
+        if key.id() != id {
+            return Err(other(format!("it is the key {}", key.id())));
+        }
+        Ok(Arc::new(key))
     }
 
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError> {
@@ -124,6 +220,13 @@ impl KeyStore for FileKeys {
     async fn destroy(&self, id: KeyId) -> Result<(), KeyStoreError> {
         let path = self.path(id);
         blocking(move || remove(&path)).await
+    }
+
+    /// By the end of its path: the state does not know where on a machine its directory is.
+    fn place_of(&self, id: KeyId) -> String {
+        let path = self.path(id);
+        let end: Vec<_> = path.iter().rev().take(3).map(|part| part.to_string_lossy()).collect();
+        end.iter().rev().map(AsRef::as_ref).collect::<Vec<&str>>().join("/")
     }
 }
 
@@ -275,6 +378,7 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
+const SELF_TEST: &[u8] = b"steadfast: a test signature, of no meaning";
 const OPEN_FILES: &str = "/proc/self/fd";
 /// An RSA key of 16,384 bits is below 10 KiB.
 const KEY_BYTES_MAX: u64 = 64 * 1024;
@@ -393,6 +497,23 @@ mod tests {
         assert_eq!(*keys.load(other).await.unwrap(), b"secret");
         let error = FileKeys { directory: "/no/such".into() }.destroy(id()).await.unwrap_err();
         assert!(error.to_string().contains("/no/such"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_made_is_kept_and_signs_again() {
+        let (_dir, keys) = keys();
+        let made = keys.make().await.unwrap();
+        let again = keys.key(made.id()).await.unwrap();
+        assert_eq!((again.id(), again.public()), (made.id(), made.public()));
+        let signature = again.sign(b"a message").unwrap();
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, made.public());
+        public.verify(b"a message", &signature).unwrap();
+        self_test(&*again).unwrap();
+        assert_eq!(keys.place_of(id()), format!("keys/issuers/{}.key", id()));
+        // A file that holds another key than its name says is not used.
+        let (_, pkcs8) = LocalKey::generate().unwrap();
+        keys.put_new(id(), pkcs8).await.unwrap();
+        assert!(matches!(keys.key(id()).await, Err(KeyStoreError::Other { .. })));
     }
 
     #[tokio::test]

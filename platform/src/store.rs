@@ -111,6 +111,10 @@ pub const ANCHOR_KEYS_PREFIX: &str = "trust/anchor-keys/";
 /// Where the ledger of instances is kept, so that nobody is forgotten who has vanished.
 pub const LEDGER_KEY: &str = "trust/ledger";
 
+/// What workloads hold, as long as the trust domain is halted: the `Findings` of the rotation
+/// controller in JSON, which `steadfast trust recover` reads.
+pub const FINDINGS_KEY: &str = "trust/findings";
+
 /// The prefix of resources: `resources/<kind>/<namespace>/<name>`, each a Kubernetes object in
 /// JSON; the namespace of a cluster-wide object is empty.
 pub const RESOURCES_PREFIX: &str = "resources/";

@@ -33,7 +33,7 @@ async fn an_anchor_rotates_under_load_without_a_restart_or_a_failed_request() {
     let rotation = async {
         let order = |state: &mut steadfast_rotation_protocol::TrustDomainState| {
             let (by, at) = ("a test".to_owned(), state.activated_at);
-            state.request(Request { by, at, anchor: None, canary: None }).unwrap();
+            state.request(Request { by, at, anchor: None, canary: None, replaces: None }).unwrap();
         };
         mesh.change_trust(order).await;
         until("the rotation is over", LOAD, || async {

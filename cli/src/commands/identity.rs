@@ -127,6 +127,8 @@ pub(crate) struct KnownPod {
     pub(crate) name: String,
     /// Where its admin port is, if its Pod says so.
     pub(crate) admin: Option<SocketAddr>,
+    /// Its service account, if its Pod names one.
+    pub(crate) account: Option<String>,
 }
 
 /// All pods that the store knows.
@@ -149,7 +151,11 @@ impl KnownPod {
             pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse::<IpAddr>().ok());
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        Self { name: format!("{namespace}/{name}"), admin: ip.zip(port).map(SocketAddr::from) }
+        Self {
+            name: format!("{namespace}/{name}"),
+            admin: ip.zip(port).map(SocketAddr::from),
+            account: pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone()),
+        }
     }
 }
 
@@ -306,7 +312,11 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, port: u16) -> KnownPod {
-        KnownPod { name: name.to_owned(), admin: Some(([127, 0, 0, 1], port).into()) }
+        KnownPod {
+            name: name.to_owned(),
+            admin: Some(([127, 0, 0, 1], port).into()),
+            account: None,
+        }
     }
 
     #[test]

@@ -1,22 +1,22 @@
 //! `steadfast trust`: the anchors and the issuer of a mesh.
 //!
-//! `init` founds a trust domain, once; `status` and `bundle` show what the store holds. No key is
-//! read here after it was made.
-
-use std::path::PathBuf;
+//! `init` founds a trust domain, once; `status`, `bundle` and `history` show what the store holds.
+//! No key is read here after it was made.
 
 use clap::Subcommand;
 use serde::Serialize;
 use steadfast_api::{TrustDomain, UnixTime};
-use steadfast_platform::Store as _;
-use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 
 use crate::output::{self, Format, Paint, table};
 use crate::problem::Problem;
-use crate::store::{self, DirArg, StoreProblem};
+use crate::store::{DirArg, StoreProblem};
+use crate::trust_domain::{self, TrustDomainError};
 
+use super::{trust_backup, trust_recover};
+
+mod history;
 pub(crate) mod init;
 
 /// Make and look at the trust of a mesh: anchors, issuers, the bundle
@@ -31,6 +31,9 @@ enum Command {
     Init(InitArgs),
     Status(StatusArgs),
     Bundle(BundleArgs),
+    History(history::Args),
+    Backup(trust_backup::BackupArgs),
+    Recover(trust_recover::RecoverArgs),
 }
 
 /// Make the trust anchors and the first issuer of a new mesh
@@ -52,6 +55,11 @@ struct InitArgs {
     /// changed later [default: cluster.local]
     #[arg(long, value_name = "NAME")]
     trust_domain: Option<TrustDomain>,
+    /// How long the identity service acts on what the store has said last: 3s to 15s. Each phase
+    /// of a rotation lasts at least as long; without the store nothing is issued after it. It
+    /// cannot be changed later
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = init::read_lease)]
+    read_lease: std::time::Duration,
 }
 
 /// Show the anchors and issuers, and how long each has left
@@ -85,43 +93,44 @@ pub(crate) enum TrustError {
     Bundle(#[from] steadfast_api::bundle::BundleError),
     #[error(transparent)]
     Init(#[from] init::InitError),
-    #[error("the store holds no trust domain yet\n  Make one:  steadfast trust init --dir {}", .0.display())]
-    NoTrustDomain(PathBuf),
-    #[error(
-        "{TRUST_DOMAIN_KEY:?} in the store is no trust domain of ours (written by a newer version?)"
-    )]
+    #[error(transparent)]
+    Backup(#[from] trust_backup::BackupError),
+    #[error(transparent)]
+    Recover(#[from] trust_recover::RecoverError),
+    #[error("what is stored, or was backed up, is not ours (written by a newer version?)")]
     State(#[from] serde_json::Error),
     #[error(transparent)]
     Store(#[from] StoreProblem),
+    #[error(transparent)]
+    TrustDomain(#[from] TrustDomainError),
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Problem> {
     match args.command {
         Command::Init(args) => {
-            let outcome = init::run(&args.dir.dir, args.trust_domain.as_ref()).await;
+            let outcome =
+                init::run(&args.dir.dir, args.trust_domain.as_ref(), args.read_lease).await;
             output::print(&outcome.map_err(TrustError::from)?.to_string())?;
         }
         Command::Status(args) => {
-            let status = Status::of(&state(&args.dir.dir).await?, SystemClock.now());
+            let state = trust_domain::read(&args.dir.dir).await?;
+            let status = Status::of(&state, SystemClock.now());
             args.output.print(&status, |status| status.table(Paint::stdout()))?;
         }
         Command::Bundle(args) => {
-            let bundle = state(&args.dir.dir).await?.bundle().map_err(TrustError::from)?;
+            let state = trust_domain::read(&args.dir.dir).await?;
+            let bundle = state.bundle().map_err(TrustError::from)?;
             let ders = bundle.anchors().iter().map(|anchor| anchor.der());
             match args.pem {
                 true => output::print(&ders.map(output::pem).collect::<String>())?,
                 false => output::print(&(bundle.to_jwks() + "\n"))?,
             }
         }
+        Command::Backup(args) => trust_backup::run(&args).await?,
+        Command::Recover(args) => trust_recover::run(args).await?,
+        Command::History(args) => history::run(&args).await?,
     }
     Ok(())
-}
-
-async fn state(dir: &std::path::Path) -> Result<TrustDomainState, TrustError> {
-    let entry = store::client(dir).get(TRUST_DOMAIN_KEY).await;
-    let entry = entry.map_err(|error| store::explain(dir, error))?;
-    let entry = entry.ok_or_else(|| TrustError::NoTrustDomain(dir.to_owned()))?;
-    Ok(serde_json::from_slice(&entry.value)?)
 }
 
 /// The trust of a mesh at one moment.
@@ -129,6 +138,8 @@ async fn state(dir: &std::path::Path) -> Result<TrustDomainState, TrustError> {
 struct Status {
     trust_domain: String,
     bundle_sequence: u64,
+    /// What goes on, or what is wrong, in lines.
+    notes: Vec<String>,
     authorities: Vec<AuthorityStatus>,
 }
 
@@ -156,27 +167,18 @@ impl Status {
                 remaining_s: not_after.map_or(0, |t| t.since(now).as_secs()),
             }
         });
-        let issuers = state.issuers.iter().map(|issuer| {
-            let denied = state.denied_issuers.iter().any(|denied| denied.id == issuer.id);
-            let role = if denied {
-                "denied"
-            } else if issuer.id == state.active_issuer {
-                "active"
-            } else {
-                "former"
-            };
-            AuthorityStatus {
-                kind: "issuer",
-                id: issuer.id.to_string(),
-                state: role.to_owned(),
-                signed_by: Some(issuer.anchor_id.to_string()),
-                not_after: issuer.not_after.to_string(),
-                remaining_s: issuer.not_after.since(now).as_secs(),
-            }
+        let issuers = state.issuers.iter().map(|issuer| AuthorityStatus {
+            kind: "issuer",
+            id: issuer.id.to_string(),
+            state: super::issuer::role(state, issuer.id).to_owned(),
+            signed_by: Some(issuer.anchor_id.to_string()),
+            not_after: issuer.not_after.to_string(),
+            remaining_s: issuer.not_after.since(now).as_secs(),
         });
         Self {
             trust_domain: state.trust_domain.to_string(),
             bundle_sequence: state.seq,
+            notes: notes(state),
             authorities: anchors.chain(issuers).collect(),
         }
     }
@@ -204,8 +206,20 @@ impl Status {
             self.trust_domain,
             self.bundle_sequence,
             table(["KIND", "ID", "STATE", "SIGNED BY", "ENDS", "LEFT"], &rows)
-        )
+        ) + &self.notes.iter().map(|note| format!("\n{note}\n")).collect::<String>()
     }
+}
+
+fn notes(state: &TrustDomainState) -> Vec<String> {
+    let halted = state.halted.map(crate::rotation::waiting::halted);
+    let rotation = state.rotation.as_ref().map(|rotation| {
+        format!("rotation {} is under way: `steadfast anchor status` shows it", rotation.number)
+    });
+    let tainted = state.anchors.iter().filter_map(|anchor| {
+        let by = &anchor.taint.as_ref()?.by;
+        Some(format!("the key of anchor {} is in other hands, says {by}", anchor.id.short()))
+    });
+    halted.into_iter().chain(rotation).chain(tainted).collect()
 }
 
 #[cfg(test)]

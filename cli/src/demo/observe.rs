@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::load::{Load, Tally, quantile};
 use super::plan::{Plan, Workload};
+use super::rotations::Shown;
 use super::summary::mtls_rate;
 use crate::admin::{self, AdminError, IdentityStatus};
 use crate::metrics::{Buckets, Metrics};
@@ -53,6 +54,8 @@ pub(crate) struct Screen {
     pub(crate) first_failure: Option<String>,
     pub(crate) edges: Vec<EdgeRow>,
     pub(crate) workloads: Vec<WorkloadRow>,
+    /// How the rotations go, if there are any.
+    pub(crate) rotation: Option<Shown>,
     /// Why the sidecars did not tell.
     pub(crate) problem: Option<String>,
 }
@@ -235,6 +238,7 @@ impl Observer {
             first_failure: self.tally.failures.values().next().map(|(_, first)| first.clone()),
             edges,
             workloads,
+            rotation: None,
             problem,
         }
     }

@@ -90,6 +90,7 @@ mod tests {
             first_failure: None,
             edges: Vec::new(),
             workloads: Vec::new(),
+            rotation: None,
             problem: None,
         };
         let text = line(&screen);

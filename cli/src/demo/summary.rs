@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::load::{Tally, Unsent, quantile};
 use super::observe::Edge;
+use super::rotations::Performed;
 use crate::output::Paint;
 
 /// The numbers of a whole demo. A rate of no request at all is none.
@@ -21,6 +22,8 @@ pub(crate) struct Summary {
     pub(crate) p50_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
     pub(crate) duration_s: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) rotations: Vec<Performed>,
     #[serde(skip)]
     edges: Vec<Edge>,
     #[serde(skip)]
@@ -52,6 +55,7 @@ impl Summary {
             p50_ms: millis(0.5),
             p99_ms: millis(0.99),
             duration_s: (length.as_secs_f64() * 100.0).round() / 100.0,
+            rotations: Vec::new(),
             edges: edges.to_vec(),
             failures,
             unsent: tally.unsent,
@@ -60,7 +64,8 @@ impl Summary {
 
     /// Whether no request failed, and each was seen with its caller's identity on its whole way.
     pub(crate) fn is_well(&self) -> bool {
-        self.failed == 0 && (self.requests == 0 || self.mtls_rate == Some(1.0))
+        let restarted = self.rotations.iter().any(|rotation| rotation.restarts > 0);
+        self.failed == 0 && !restarted && (self.requests == 0 || self.mtls_rate == Some(1.0))
     }
 
     /// For people.
@@ -89,6 +94,19 @@ impl Summary {
         let ms = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |ms| format!("{ms} ms"));
         row("latency", format!("p50 {}, p99 {}", ms(self.p50_ms), ms(self.p99_ms)));
         row("renewals", format!("{} SVIDs renewed while requests flowed", self.svid_renewals));
+        for rotation in &self.rotations {
+            let Performed { kind, phases, failed_requests, restarts } = rotation;
+            let seconds: f64 = phases.iter().map(|phase| phase.seconds).sum();
+            let phases: Vec<_> =
+                phases.iter().map(|phase| format!("{} {} s", phase.name, phase.seconds)).collect();
+            let name = format!("rotation: {kind}");
+            let _ = writeln!(
+                text,
+                "  {name:<21}{seconds:.1} s, {failed_requests} failed requests, {restarts} restarts\n\
+                 \x20                      {}",
+                phases.join(", ")
+            );
+        }
         if !self.is_well() {
             text.push_str(&self.problems());
         }

@@ -167,6 +167,10 @@ impl Look {
         for problem in [failed, renewing, scrape].into_iter().flatten() {
             lines.push(Line::styled(problem, self.bad()));
         }
+        if let Some(rotation) = &screen.rotation {
+            lines.extend(rotation.done.iter().map(|done| Line::raw(format!(" ✓ {done}"))));
+            lines.extend(rotation.course.iter().map(|line| Line::raw(format!(" {line}"))));
+        }
         lines
     }
 
@@ -281,6 +285,7 @@ mod tests {
                 edge("api", "store", mutual("api", "store")),
             ],
             workloads: vec![workload("web"), workload("api"), workload("store")],
+            rotation: None,
             problem: None,
         }
     }

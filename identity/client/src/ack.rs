@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use aws_lc_rs::digest::{SHA256, digest};
 use steadfast_api::KeyId;
 use steadfast_api::trust::v1::stream_request::Message;
-use steadfast_api::trust::v1::{Ack, AnchorUse, Instance, StreamRequest};
+use steadfast_api::trust::v1::{Ack, AnchorUse, Held, Instance, StreamRequest};
 use steadfast_rotation_protocol::Jitter;
 
 use crate::context::TlsContext;
 use crate::observed::Observed;
+use crate::trust::Trust;
 
 /// The ack of what this snapshot uses, in both its client and its server side.
 pub(crate) fn of(
@@ -19,6 +20,7 @@ pub(crate) fn of(
     mounted_digest: Vec<u8>,
     observed: &Observed,
     handshakes: &BTreeMap<KeyId, u64>,
+    differs: bool,
 ) -> StreamRequest {
     let (bundle, svid) = (context.bundle.as_ref(), context.svid.as_ref());
     let uses = handshakes
@@ -34,8 +36,18 @@ pub(crate) fn of(
         svid_not_after: svid.map(|svid| svid.facts().not_after.into()),
         clock_offset: observed.clock_offset_ms().map(signed_millis),
         handshakes: uses.collect(),
+        held: bundle.filter(|_| differs).map(|bundle| held(bundle)),
     };
     StreamRequest { message: Some(Message::Ack(ack)) }
+}
+
+fn held(bundle: &Trust) -> Held {
+    let bytes = |id: KeyId| id.as_bytes().to_vec();
+    Held {
+        anchors: bundle.anchors().iter().map(|anchor| bytes(anchor.id())).collect(),
+        tombstones: bundle.tombstones().iter().copied().map(bytes).collect(),
+        denied_issuers: bundle.denied().iter().copied().map(bytes).collect(),
+    }
 }
 
 /// This instance's place in a window: always the same, however often it is asked for.

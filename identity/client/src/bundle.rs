@@ -4,10 +4,11 @@
 //! comes back, and a bundle that cannot be used changes nothing.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use steadfast_api::bundle::{BundleError, parse_anchors};
+use steadfast_api::bundle::{BundleError, digest, parse_anchors};
 use steadfast_api::trust::v1::Bundle;
-use steadfast_api::{Code, KeyId, TrustBundle, TrustDomain};
+use steadfast_api::{Code, KeyId, TrustAnchor, TrustBundle, TrustDomain};
 
 use crate::trust::Trust;
 
@@ -77,6 +78,25 @@ pub fn next(
         Some(held) if held.digest() != trust.digest() => Err(BundleRefused::Changed(sent.seq)),
         Some(_) => Ok(None),
     }
+}
+
+/// Whether what is used is what was sent: by sequence number, anchors and denied issuers.
+pub(crate) fn is_as_sent(used: &Trust, sent: &Bundle) -> bool {
+    let denied = sent.denied_issuers.iter().map(|denied| denied.issuer_id.as_slice());
+    let (Ok(anchors), Ok(denied)) = (parse_anchors(&sent.anchors), ids(denied)) else {
+        return false;
+    };
+    let sent_digest = digest(anchors.iter().map(TrustAnchor::id), denied);
+    used.sequence() == sent.seq && used.digest() == sent_digest
+}
+
+/// The anchors that were sent though they are withdrawn for ever.
+pub(crate) fn withdrawn(sent: &Bundle, used: Option<Arc<Trust>>) -> BTreeSet<KeyId> {
+    let anchors = parse_anchors(&sent.anchors).unwrap_or_default();
+    let sent = anchors.iter().map(TrustAnchor::id);
+    used.map_or_else(BTreeSet::new, |used| {
+        sent.filter(|id| used.tombstones().contains(id)).collect()
+    })
 }
 
 fn ids<'a>(ids: impl Iterator<Item = &'a [u8]>) -> Result<BTreeSet<KeyId>, BundleRefused> {

@@ -4,12 +4,13 @@
 //! the service is dialled without a live bundle that fits, and for each ack, at least every 30 s),
 //! so a change is never missed. A file that cannot be used leaves the last good one in force.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use steadfast_api::bundle::{BundleError, digest};
-use steadfast_api::{TrustAnchor, TrustBundle, TrustDomain};
+use steadfast_api::{KeyId, TrustAnchor, TrustBundle, TrustDomain};
 use steadfast_process::ErrorChain;
 
 /// Where the first trust comes from.
@@ -86,6 +87,13 @@ impl Mounted {
             |_| Vec::new(),
             |bundle| digest(bundle.anchors().iter().map(TrustAnchor::id), []).to_vec(),
         )
+    }
+
+    /// Which of these it holds.
+    pub(crate) fn among(&self, ids: &BTreeSet<KeyId>) -> BTreeSet<KeyId> {
+        let Ok(bundle) = self.fresh() else { return BTreeSet::new() };
+        let held = bundle.anchors().iter().map(TrustAnchor::id);
+        held.filter(|id| ids.contains(id)).collect()
     }
 
     fn fresh(&self) -> Result<TrustBundle, MountedError> {

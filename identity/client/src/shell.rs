@@ -5,13 +5,13 @@
 //! so a bundle, an SVID and an ack can never overtake one another. Keys live in the request that
 //! made them until their SVID is installed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::trust::v1::stream_response::Message;
 use steadfast_api::trust::v1::{Bundle, Instance, Renew, StreamRequest, StreamResponse};
-use steadfast_api::{Code, KeyId, UnixTime};
+use steadfast_api::{Code, KeyId, TrustAnchor, UnixTime};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, Drain, ErrorChain};
 use steadfast_rotation_protocol::renewal::{
@@ -50,6 +50,10 @@ pub(crate) struct Shell {
     stream: Option<Stream>,
     /// The ack to send, by the newest nonce that it answers.
     owed: Option<u64>,
+    /// What is used is not what was sent last on this stream.
+    differs: bool,
+    /// Anchors that were withdrawn while we ran, and are still in the mounted file.
+    leaving: BTreeSet<KeyId>,
     trouble: Trouble,
     told: Told,
 }
@@ -77,6 +81,8 @@ struct Told {
     renewals: u64,
     failures: u64,
     last_failure: Option<String>,
+    /// Anchors that were put back though they are withdrawn, by who did.
+    withdrawn: BTreeMap<&'static str, BTreeSet<KeyId>>,
 }
 
 impl Shell {
@@ -88,8 +94,15 @@ impl Shell {
         metrics: Metrics,
         status: watch::Sender<Status>,
     ) -> Self {
-        let told =
-            Told { component, metrics, status, renewals: 0, failures: 0, last_failure: None };
+        let told = Told {
+            component,
+            metrics,
+            status,
+            renewals: 0,
+            failures: 0,
+            last_failure: None,
+            withdrawn: BTreeMap::new(),
+        };
         Self {
             started_at: clock.now(),
             config,
@@ -102,6 +115,8 @@ impl Shell {
             channel: None,
             stream: None,
             owed: None,
+            differs: false,
+            leaving: BTreeSet::new(),
             trouble: Trouble::default(),
             told,
         }
@@ -306,6 +321,7 @@ impl Shell {
             StreamEvent::Down { reason, stale } => {
                 // A query that was not answered comes again with the next stream.
                 (self.channel, self.stream, self.owed) = (None, None, None);
+                self.differs = false;
                 self.trouble.stale = stale;
                 if self.trouble.stream.replace(reason.clone()).as_ref() != Some(&reason) {
                     tracing::warn!(reason, "the trust stream is down; it is opened again");
@@ -334,15 +350,30 @@ impl Shell {
 
     fn on_bundle(&mut self, sent: &Bundle) -> Result<(), IdentityError> {
         let held = self.trust();
-        match bundle::next(held.as_deref(), self.config.local.trust_domain(), sent) {
+        let next = bundle::next(held.as_deref(), self.config.local.trust_domain(), sent);
+        let used = match &next {
+            Ok(Some(next)) => Some(next),
+            Ok(None) | Err(_) => held.as_deref(),
+        };
+        self.differs = used.is_some_and(|used| !bundle::is_as_sent(used, sent));
+        match next {
             Ok(None) => Ok(()),
             Ok(Some(trust)) => {
                 let (seq, anchors) = (trust.sequence(), trust.anchors().len());
                 let denied: Vec<KeyId> = trust.denied().iter().copied().collect();
+                let before = held.iter().flat_map(|held| held.anchors());
+                let gone = before.map(TrustAnchor::id).filter(|id| trust.tombstones().contains(id));
+                self.leaving.extend(gone);
                 let svid = self.dialer.contexts.current().svid.clone();
                 self.dialer.contexts.publish(svid, Arc::new(trust))?;
                 self.told.metrics.bundle(seq);
                 tracing::info!(seq, anchors, denied = denied.len(), "bundle installed");
+                if self.differs {
+                    self.tell_withdrawn(
+                        "the published bundle",
+                        bundle::withdrawn(sent, self.trust()),
+                    );
+                }
                 self.feed(Event::BundleInstalled { seq, denied })?;
                 self.owe(UNASKED);
                 Ok(())
@@ -351,6 +382,7 @@ impl Shell {
                 let code = refused.code();
                 self.told.metrics.bundle_refused(code.label());
                 tracing::warn!(%code, "{}; the bundle in use stays", ErrorChain(&refused));
+                self.owe(UNASKED);
                 Ok(())
             }
         }
@@ -391,12 +423,33 @@ impl Shell {
             // under way could bring back what the ack says is gone.
             self.feed(Event::AckSent)?;
         }
+        let tombstones = context.bundle.as_deref().map(Trust::tombstones);
+        let there = tombstones.map(|tombstones| self.dialer.mounted.among(tombstones));
+        let there = there.unwrap_or_default();
+        // The file follows a withdrawal a moment later.
+        self.leaving.retain(|id| there.contains(id));
+        let put_back = there.difference(&self.leaving).copied().collect();
+        self.tell_withdrawn("the mounted bundle", put_back);
         let observed = self.dialer.contexts.observed();
         let handshakes = observed.take_handshakes();
         let mounted = self.dialer.mounted.digest();
-        room.send(ack::of(&context, nonce, &instance, mounted, observed, &handshakes));
+        let (differs, uses) = (self.differs, &handshakes);
+        room.send(ack::of(&context, nonce, &instance, mounted, observed, uses, differs));
         self.owed = None;
         Ok(())
+    }
+
+    /// Somebody has put an anchor back that was withdrawn: it is not believed, and told once.
+    fn tell_withdrawn(&mut self, origin: &'static str, anchors: BTreeSet<KeyId>) {
+        if self.told.withdrawn.insert(origin, anchors.clone()).as_ref() == Some(&anchors) {
+            return;
+        }
+        for anchor in anchors {
+            tracing::warn!(
+                code = %Code::ANCHOR_PUT_BACK, %anchor, origin,
+                "an anchor was put back that is withdrawn for ever: it is not believed"
+            );
+        }
     }
 
     fn trust(&self) -> Option<Arc<Trust>> {
@@ -494,7 +547,7 @@ impl Shell {
             bundle_anchors: bundle
                 .iter()
                 .flat_map(|bundle| bundle.anchors())
-                .map(steadfast_api::TrustAnchor::id)
+                .map(TrustAnchor::id)
                 .collect(),
             clock_offset_ms: self.machine.clock_offset_millis(),
             ..self.told.status.borrow().clone()

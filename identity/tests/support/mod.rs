@@ -28,7 +28,7 @@ use steadfast_identity::config::Config;
 use steadfast_identity::issuance_log::LogConfig;
 use steadfast_identity::limits::Rates;
 use steadfast_identity::own::server_config;
-use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
+use steadfast_platform::keys::{FileKeys, Zeroizing};
 use steadfast_platform::store::{Event, ISSUER_REQUESTS_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{
     Entry, ReviewedToken, Revision, Store, StoreError, TokenRefusal, TokenReview,

@@ -15,7 +15,7 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as 
 use steadfast_api_grpc::trust_client::TrustClient;
 use steadfast_identity::authority::{Founding, found};
 use steadfast_platform::Store as _;
-use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
+use steadfast_platform::keys::{FileKeys, Zeroizing};
 use steadfast_platform::standalone::{Directory, Engine, Server};
 use steadfast_platform::store::{TOKEN_JWKS_KEY, TRUST_DOMAIN_KEY};
 use steadfast_process::{Clock as _, Drain, SystemClock};

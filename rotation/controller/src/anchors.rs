@@ -1,21 +1,22 @@
 //! The anchors that a rotation makes, and the issuers that they sign.
 //!
 //! A key is kept before anything names it, and its name is kept by what it was made for, so that a
-//! controller that is killed in between finds it again and makes no second one. Two controllers
-//! that make one at the same time end with one: the store's compare-and-swap says whose.
+//! controller that is killed in between finds it again and makes no second one: also one that was
+//! killed before it could name it, since a key that nothing names is taken before another is made.
+//! Two controllers that make one at the same time end with one: the store's compare-and-swap says
+//! whose.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::{KeyId, TrustDomain, UnixTime};
 use steadfast_identity::authority::{AuthorityError, make_anchor_of, sign_issuer};
-use steadfast_identity::key::{AuthorityKey, KeyError};
-use steadfast_platform::keys::{KeyStore, KeyStoreError};
+use steadfast_identity::key::AuthorityKey;
+use steadfast_platform::keys::{KeyStore, KeyStoreError, self_test};
 use steadfast_platform::store::ANCHOR_KEYS_PREFIX;
 use steadfast_platform::{Revision, Store, StoreError};
-use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Condemned, IssuerRecord, Label,
-};
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::{AnchorRecord, Condemned, IssuerRecord, Label};
 
 /// The keys of anchors.
 #[derive(Clone)]
@@ -30,9 +31,9 @@ pub enum AnchorsError {
     /// The certificate.
     #[error("no certificate could be made")]
     Authority(#[from] AuthorityError),
-    /// The key itself.
-    #[error("no key could be made")]
-    Key(#[from] KeyError),
+    /// A panic.
+    #[error("the work with a key ended early: {0}")]
+    Died(String),
     /// The place where keys are.
     #[error("the keys of anchors cannot be used")]
     Keys(#[from] KeyStoreError),
@@ -57,7 +58,7 @@ impl Anchors {
     /// [`AnchorsError`]
     pub async fn make(
         &self,
-        trust_domain: &TrustDomain,
+        state: &TrustDomainState,
         label: Label,
         now: UnixTime,
         lifetime: Duration,
@@ -66,11 +67,39 @@ impl Anchors {
         let (known, revision) = self.named(&name).await?;
         let id = match known {
             Some(id) if self.keys.exists(id).await? => id,
-            _ => self.make_key(&name, revision).await?,
+            _ => self.make_key(&name, revision, state).await?,
         };
-        let pkcs8 = self.keys.load(id).await?;
-        let anchor = make_anchor_of(trust_domain, pkcs8, now, lifetime)?;
-        Ok(anchor.as_anchor(AnchorState::Generated))
+        self.certified(&state.trust_domain, id, now, lifetime).await
+    }
+
+    /// The anchor of a key that is there, with a new certificate for it; `None`: there is none. It
+    /// verifies whatever the old certificate did: a chain names its anchor by name and key.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn made(
+        &self,
+        trust_domain: &TrustDomain,
+        id: KeyId,
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<Option<AnchorRecord>, AnchorsError> {
+        if !self.keys.exists(id).await? {
+            return Ok(None);
+        }
+        self.certified(trust_domain, id, now, lifetime).await.map(Some)
+    }
+
+    async fn certified(
+        &self,
+        trust_domain: &TrustDomain,
+        id: KeyId,
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<AnchorRecord, AnchorsError> {
+        let (domain, place) = (trust_domain.clone(), self.keys.place_of(id));
+        let make = move |key: AuthorityKey| make_anchor_of(&domain, &key, place, now, lifetime);
+        self.with_key(id, make).await
     }
 
     /// Signs an issuer under this anchor for a request of identity's.
@@ -85,8 +114,24 @@ impl Anchors {
         now: UnixTime,
         lifetime: Duration,
     ) -> Result<IssuerRecord, AnchorsError> {
-        let pkcs8 = self.keys.load(anchor.id).await?;
-        Ok(sign_issuer(trust_domain, &anchor.der, &pkcs8, csr, now, lifetime)?)
+        let (domain, der, csr) = (trust_domain.clone(), anchor.der.clone(), csr.to_vec());
+        let sign = move |key: AuthorityKey| sign_issuer(&domain, &der, &key, &csr, now, lifetime);
+        self.with_key(anchor.id, sign).await
+    }
+
+    /// Works with a key that has just shown that it signs. A device may take its time over it, so
+    /// nobody waits on this thread.
+    async fn with_key<T: Send + 'static>(
+        &self,
+        id: KeyId,
+        work: impl FnOnce(AuthorityKey) -> Result<T, AuthorityError> + Send + 'static,
+    ) -> Result<T, AnchorsError> {
+        let key = self.keys.key(id).await?;
+        let worked = tokio::task::spawn_blocking(move || {
+            self_test(&*key)?;
+            Ok(work(AuthorityKey::of(key))?)
+        });
+        worked.await.unwrap_or_else(|error| Err(AnchorsError::Died(error.to_string())))
     }
 
     /// Which of these are still there.
@@ -137,15 +182,34 @@ impl Anchors {
         Ok((Some(id), Some(entry.revision)))
     }
 
+    /// A key that was made and never named, so that nothing was ever signed with it. None that an
+    /// anchor has or had: what was withdrawn stays so.
+    async fn unnamed(&self, state: &TrustDomainState) -> Result<Option<KeyId>, AnchorsError> {
+        let (entries, _) = self.store.list(ANCHOR_KEYS_PREFIX).await?;
+        let named = entries.iter().map(|entry| {
+            let id = serde_json::from_slice(&entry.value);
+            id.map_err(|_| AnchorsError::Name(entry.key.clone()))
+        });
+        let named = named.collect::<Result<Vec<KeyId>, _>>()?;
+        let kept = self.keys.list().await?;
+        Ok(kept.into_iter().find(|id| {
+            let condemned = state.condemned.contains(&Condemned::Anchor(*id));
+            let known = state.anchor(*id).is_some() || state.tombstones.contains(id);
+            !named.contains(id) && !known && !condemned
+        }))
+    }
+
     /// Makes a key and gives it this name; if somebody else was faster, his is taken.
     async fn make_key(
         &self,
         name: &str,
         revision: Option<Revision>,
+        state: &TrustDomainState,
     ) -> Result<KeyId, AnchorsError> {
-        let (key, pkcs8) = AuthorityKey::generate()?;
-        let id = key.id();
-        self.keys.put_new(id, pkcs8).await?;
+        let id = match self.unnamed(state).await? {
+            Some(id) => id,
+            None => self.keys.make().await?.id(),
+        };
         let value = format!("\"{id}\"").into_bytes().into();
         match self.store.compare_and_swap(name, revision, Some(value)).await {
             Ok(_) => {
@@ -153,9 +217,12 @@ impl Anchors {
                 Ok(id)
             }
             Err(StoreError::Conflict { .. }) => {
-                self.keys.destroy(id).await?;
                 let (winner, _) = self.named(name).await?;
-                winner.ok_or_else(|| AnchorsError::Name(name.to_owned()))
+                let winner = winner.ok_or_else(|| AnchorsError::Name(name.to_owned()))?;
+                if winner != id {
+                    self.keys.destroy(id).await?;
+                }
+                Ok(winner)
             }
             // The name may have been written: the key stays, and the next look finds out.
             Err(error) => Err(error.into()),

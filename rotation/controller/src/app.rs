@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{DnsIdentity, TrustDomain};
@@ -24,13 +25,15 @@ use steadfast_process::readiness::Component;
 use steadfast_process::tasks::TaskError;
 use steadfast_process::{Clock, Drain, ErrorChain, Readiness, SystemClock, Tasks};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::census::Round;
+use steadfast_rotation_protocol::controller::{Standing, Timings};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::anchors::Anchors;
 use crate::config::Config;
 use crate::fleet::Network;
-use crate::shell::{Parts, Shell, Standing};
+use crate::shell::{Parts, Shell};
 
 /// Why the controller ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -66,10 +69,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let offset = client.clone();
     let store: Arc<dyn Store> = Arc::new(client);
     let state = readiness.component("trust_domain", "the store has not been read yet");
-    let trust_domain = tokio::select! {
-        found = trust_domain(&*store, &state) => found,
+    let founded = tokio::select! {
+        found = founded(&*store, &state) => found,
         stopped = terminated() => return stopped.map_err(|e| TaskError::Signals(e).into()),
     };
+    let (trust_domain, lease) = (founded.trust_domain, founded.read_lease);
     let mut registry = Registry::default();
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
     let keys = Arc::new(FileKeys::open(directory.anchor_keys())?);
@@ -79,28 +83,34 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         store,
         clock,
         clock_offset_ms: Box::new(move || offset.clock_offset_millis()),
-        timings: config.timings,
+        timings: Timings { lease, ..config.timings },
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
     });
-    let (status, standing) = (identity.status(), shell.standing());
+    let halted = Gauge::<i64>::default();
+    let help = "1 while nothing is issued until a person has looked: `steadfast trust recover`";
+    registry.register("steadfast_rotation_halted", help, halted.clone());
+    let (status, standing, round) = (identity.status(), shell.standing(), shell.newest_round());
+    let tell = tell_halted(standing.clone(), halted);
     let pages = Admin::new(Arc::new(registry), readiness)
-        .with_routes(move |request| page(request, &status, &standing));
+        .with_routes(move |request| page(request, &status, &standing, &round));
     let mut tasks = Tasks::new();
     tasks.spawn("identity", identity.run(drain.clone()));
     tasks.spawn("rotation", until(drain.clone(), shell.run(state)));
+    tasks.spawn("halted", until(drain.clone(), tell));
     tasks.spawn("admin", pages.serve(listener, drain.clone()));
     tracing::info!(%trust_domain, "the controller of rotations has started");
     Ok(tasks.run(&drain, DRAIN_DEADLINE).await?)
 }
 
-/// The trust domain that the store knows; waits until it knows one.
-async fn trust_domain(store: &dyn Store, waiting: &Component) -> TrustDomain {
+/// The state of the trust domain that the store knows; waits until it knows one. What is taken from
+/// it never changes.
+async fn founded(store: &dyn Store, waiting: &Component) -> TrustDomainState {
     let mut logged = String::new();
     loop {
         let reason = match store.get(TRUST_DOMAIN_KEY).await {
             Ok(Some(entry)) => match serde_json::from_slice::<TrustDomainState>(&entry.value) {
-                Ok(state) => return state.trust_domain,
+                Ok(state) => return state,
                 Err(error) => format!("the trust domain in the store cannot be read: {error}"),
             },
             Ok(None) => "the store has no trust domain yet: run `steadfast trust init`".to_owned(),
@@ -135,16 +145,29 @@ fn identity(
     Ok(Identity::new(config, clock, readiness, registry)?)
 }
 
+/// Keeps the metric that an alert looks at.
+async fn tell_halted(mut standing: watch::Receiver<Standing>, halted: Gauge) -> Infallible {
+    loop {
+        let state = standing.borrow_and_update().state.as_ref().map(|state| state.halted.is_some());
+        halted.set(i64::from(state == Some(true)));
+        if standing.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// What the admin port tells beside what every process does.
 fn page(
     request: &Request<Bytes>,
     status: &watch::Receiver<Status>,
     standing: &watch::Receiver<Standing>,
+    round: &watch::Receiver<Option<Arc<Round>>>,
 ) -> Option<Response<String>> {
     // Strings and numbers alone: serialising them cannot fail.
     let body = match (request.method(), request.uri().path()) {
         (&Method::GET, "/identity.json") => serde_json::to_string_pretty(&*status.borrow()),
         (&Method::GET, "/rotation.json") => serde_json::to_string_pretty(&*standing.borrow()),
+        (&Method::GET, "/round.json") => serde_json::to_string_pretty(&round.borrow().as_deref()),
         _ => return None,
     };
     let mut response = Response::new(body.unwrap_or_default() + "\n");

@@ -19,7 +19,7 @@ use steadfast_rotation_protocol::schedule::{Schedule, Window};
 /// Several may run: the store decides between them. While none runs, nothing expires for days.
 ///
 /// GET /rotation.json on the admin port tells, to loopback only, what it waits for and whom it
-/// misses.
+/// misses; GET /round.json, what everybody answered last.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "steadfast-rotation", version, about, long_about, max_term_width = 100)]
 pub struct Args {

@@ -9,7 +9,7 @@ use steadfast_api::{KeyId, UnixTime};
 use steadfast_api_grpc::fleet_client::FleetClient;
 use steadfast_identity_client::Replicas;
 use steadfast_rotation_protocol::Instance;
-use steadfast_rotation_protocol::census::{Ack, HeldSvid, Member, Replica};
+use steadfast_rotation_protocol::census::{Ack, Held, HeldSvid, Member, Replica};
 use tonic::transport::Channel;
 
 use crate::shell::Fleet;
@@ -19,7 +19,15 @@ pub struct Network {
     replicas: Replicas,
     /// What is called a replica that cannot be reached.
     address: String,
-    connected: tokio::sync::Mutex<Vec<Option<FleetClient<Channel>>>>,
+    connected: tokio::sync::Mutex<Vec<Connected>>,
+}
+
+/// A replica, as far as it was reached.
+#[derive(Default)]
+struct Connected {
+    client: Option<FleetClient<Channel>>,
+    /// What was told of it last, so that what lasts is told once.
+    told: Option<String>,
 }
 
 /// Why a replica told nothing.
@@ -44,18 +52,22 @@ impl Network {
     }
 
     /// Asks one replica, and waits until its members have answered or a moment has passed.
-    async fn ask_one(
-        &self,
-        index: usize,
-        client: &mut Option<FleetClient<Channel>>,
-        nonce: u64,
-    ) -> Replica {
+    async fn ask_one(&self, index: usize, connected: &mut Connected, nonce: u64) -> Replica {
         let name = format!("identity {}#{index}", self.address);
+        let Connected { client, told } = connected;
         let asked = tokio::time::timeout(ASK_TIMEOUT, self.try_ask(index, client, nonce, &name));
         match asked.await.unwrap_or(Err(AskError::Silent)) {
-            Ok(replica) => replica,
+            Ok(replica) => {
+                if told.take().is_some() {
+                    tracing::info!(replica = name, "a replica of identity tells again");
+                }
+                replica
+            }
             Err(error) => {
-                tracing::warn!(replica = name, %error, "a replica of identity tells nothing");
+                let reason = error.to_string();
+                if told.replace(reason.clone()).as_ref() != Some(&reason) {
+                    tracing::warn!(replica = name, %error, "a replica of identity tells nothing");
+                }
                 *client = None;
                 let (reached, newest_nonce) = (false, 0);
                 Replica { name, reached, newest_nonce, loaded: vec![], own: None, members: vec![] }
@@ -112,9 +124,9 @@ impl Fleet for Network {
             }
         };
         let mut connected = self.connected.lock().await;
-        connected.resize_with(count, || None);
+        connected.resize_with(count, Connected::default);
         let asking = connected.iter_mut().enumerate();
-        join_all(asking.map(|(index, client)| self.ask_one(index, client, nonce))).await
+        join_all(asking.map(|(index, connected)| self.ask_one(index, connected, nonce))).await
     }
 }
 
@@ -165,6 +177,11 @@ fn ack(wire: &v1::Ack) -> Ack {
         mounted: KeyId::from_slice(&wire.mounted_digest),
         svid: svid.map(|(issuer, not_after)| HeldSvid { issuer, not_after }),
         clock_offset_ms: offset,
+        held: wire.held.as_ref().map(|held| Held {
+            anchors: ids(&held.anchors),
+            tombstones: ids(&held.tombstones),
+            denied: ids(&held.denied_issuers),
+        }),
     }
 }
 

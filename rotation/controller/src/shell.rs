@@ -8,17 +8,19 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use steadfast_api::{KeyId, UnixTime};
-use steadfast_platform::store::{ISSUER_REQUESTS_PREFIX, LEDGER_KEY, TRUST_DOMAIN_KEY};
+use steadfast_platform::store::{
+    FINDINGS_KEY, ISSUER_REQUESTS_PREFIX, LEDGER_KEY, TRUST_DOMAIN_KEY,
+};
 use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Replica, Round};
 use steadfast_rotation_protocol::controller::{
-    Controller, Effect, Made, Now, Observation, Persist, Signed, Timings, Wait,
+    Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait,
 };
+use steadfast_rotation_protocol::recover::Findings;
 use steadfast_rotation_protocol::trust_domain::{IssuerRequest, Label, WantedIssuer};
 use tokio::sync::watch;
 
@@ -54,22 +56,21 @@ pub struct Parts {
     pub control_namespace: String,
 }
 
-/// How things stand, for displays.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Standing {
-    /// The state as it was seen last.
-    pub state: Option<TrustDomainState>,
-    /// What is waited for.
-    pub waiting: Option<Wait>,
-    /// Why the last look came to nothing, if it did.
-    pub trouble: Option<String>,
-}
-
 /// The shell, between two looks.
 pub struct Shell {
     parts: Parts,
     controller: Controller,
     standing: watch::Sender<Standing>,
+    /// The newest round.
+    round: watch::Sender<Option<Arc<Round>>>,
+    /// When everybody was asked last, on the boot clock.
+    asked: Option<Duration>,
+    /// The newest query that any replica knew then.
+    newest_nonce: u64,
+    /// Whether a person is to look.
+    halted: bool,
+    /// What was found out last, while the state is halted.
+    findings: Option<Findings>,
     /// The query to ask with the next look.
     query: Option<u64>,
     made: Option<Made>,
@@ -83,6 +84,17 @@ pub enum LookError {
     /// Keys or certificates.
     #[error(transparent)]
     Anchors(#[from] AnchorsError),
+    /// Another trust domain than the one we were started for.
+    #[error(
+        "the stored trust domain has a read lease of {stored:?}, and this process was started with \
+         one of {ours:?}: restart it"
+    )]
+    Lease {
+        /// Of the stored state.
+        stored: Duration,
+        /// Of this process.
+        ours: Duration,
+    },
     /// There is no trust domain.
     #[error("the store holds no trust domain yet: run `steadfast trust init`")]
     NoTrustDomain,
@@ -107,13 +119,32 @@ impl Shell {
     /// A shell that has seen nothing.
     pub fn new(parts: Parts) -> Self {
         let controller = Controller::new(parts.timings);
-        let standing = watch::Sender::default();
-        Self { parts, controller, standing, query: None, made: None, signed: None, ledger: None }
+        let standing =
+            watch::Sender::new(Standing { timings: Some(parts.timings), ..Standing::default() });
+        Self {
+            parts,
+            controller,
+            standing,
+            round: watch::Sender::default(),
+            asked: None,
+            newest_nonce: 0,
+            halted: false,
+            findings: None,
+            query: None,
+            made: None,
+            signed: None,
+            ledger: None,
+        }
     }
 
     /// Follows how things stand.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
+    }
+
+    /// Follows what everybody answered last.
+    pub fn newest_round(&self) -> watch::Receiver<Option<Arc<Round>>> {
+        self.round.subscribe()
     }
 
     /// What it waited for when it looked last.
@@ -127,7 +158,8 @@ impl Shell {
     /// [`LookError`]; nothing is lost by it, the next look begins anew.
     pub async fn look(&mut self) -> Result<Looked, LookError> {
         // 1. Ask everybody, and list who that is.
-        let round = match self.query.take() {
+        let query = self.query.take().or_else(|| self.unordered_query());
+        let round = match query {
             Some(nonce) => Some(self.round(nonce).await?),
             None => None,
         };
@@ -143,6 +175,10 @@ impl Shell {
             state,
             revision: revision.0,
         };
+        if let Some(round) = &seen.round {
+            self.round.send_replace(Some(Arc::new(round.clone())));
+        }
+        self.find_out(&seen).await?;
         // 3. Decide.
         let effects = self.controller.handle(self.now(), &seen);
         // 4. Do, the write first.
@@ -162,6 +198,51 @@ impl Shell {
         Ok(Looked { changed, state: seen.state })
     }
 
+    /// A query that no phase needs: whoever holds what this state has never published shows only
+    /// when somebody asks.
+    fn unordered_query(&self) -> Option<u64> {
+        let boot = self.parts.clock.since_boot();
+        let every = if self.halted { ASK_EVERY_HALTED } else { ASK_EVERY };
+        let due = self.asked.is_none_or(|asked| boot.saturating_sub(asked) >= every);
+        let now_us = self.wall().as_millis().saturating_mul(1000);
+        due.then(|| now_us.max(self.newest_nonce.saturating_add(1)))
+    }
+
+    /// While the state is halted: what workloads hold, kept for `steadfast trust recover`.
+    async fn find_out(&mut self, seen: &Observation) -> Result<(), LookError> {
+        let store = &self.parts.store;
+        self.halted = seen.state.halted.is_some();
+        if !self.halted {
+            if self.findings.take().is_some()
+                && let Some(entry) = store.get(FINDINGS_KEY).await?
+            {
+                store.compare_and_swap(FINDINGS_KEY, Some(entry.revision), None).await?;
+            }
+            return Ok(());
+        }
+        let Some(round) = &seen.round else { return Ok(()) };
+        let mut found = Findings::of(&seen.state, round, self.wall());
+        let lifetime = self.parts.anchor_lifetime;
+        let forgotten: Vec<_> = found.forgotten(&seen.state).map(|held| held.id).collect();
+        for held in found.anchors.iter_mut().filter(|held| forgotten.contains(&held.id)) {
+            // Ours is what we have the key of: a workload's word brings no anchor into a bundle.
+            let domain = &seen.state.trust_domain;
+            held.record = self.parts.anchors.made(domain, held.id, self.wall(), lifetime).await?;
+        }
+        let known = self.findings.as_ref();
+        if known.is_some_and(|known| Findings { at: known.at, ..found.clone() } == *known) {
+            return Ok(());
+        }
+        tracing::info!(told = found.told, silent = ?found.silent, seq = found.seq,
+            "what workloads hold is kept for `steadfast trust recover`");
+        let value = serde_json::to_vec(&found);
+        let value = value.map_err(|error| LookError::State(FINDINGS_KEY.to_owned(), error))?;
+        let expected = store.get(FINDINGS_KEY).await?.map(|entry| entry.revision);
+        store.compare_and_swap(FINDINGS_KEY, expected, Some(value.into())).await?;
+        self.findings = Some(found);
+        Ok(())
+    }
+
     fn now(&self) -> Now {
         Now { wall: self.parts.clock.now(), boot: self.parts.clock.since_boot() }
     }
@@ -174,11 +255,19 @@ impl Shell {
     async fn state(&self) -> Result<(TrustDomainState, Revision), LookError> {
         let entry = self.parts.store.get(TRUST_DOMAIN_KEY).await?;
         let entry = entry.ok_or(LookError::NoTrustDomain)?;
-        Ok((parse(&entry)?, entry.revision))
+        let state: TrustDomainState = parse(&entry)?;
+        // Replicas go by what is stored: a fence that is shorter would be none.
+        let (stored, ours) = (state.read_lease, self.parts.timings.lease);
+        if stored != ours {
+            return Err(LookError::Lease { stored, ours });
+        }
+        Ok((state, entry.revision))
     }
 
     async fn round(&mut self, nonce: u64) -> Result<Round, LookError> {
         let replicas = self.parts.fleet.ask(nonce).await;
+        self.asked = Some(self.parts.clock.since_boot());
+        self.newest_nonce = replicas.iter().map(|r| r.newest_nonce).max().unwrap_or(0).max(nonce);
         let listed = listing::list(&*self.parts.store, &self.parts.control_namespace).await?;
         let (state, _) = self.state().await?;
         let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
@@ -229,7 +318,7 @@ impl Shell {
 
     async fn generate(&mut self, state: &TrustDomainState, label: Label) -> Result<(), LookError> {
         let (now, lifetime) = (self.wall(), self.parts.anchor_lifetime);
-        let anchor = self.parts.anchors.make(&state.trust_domain, label, now, lifetime).await?;
+        let anchor = self.parts.anchors.make(state, label, now, lifetime).await?;
         self.made = Some(Made { label, anchor });
         Ok(())
     }
@@ -272,8 +361,13 @@ impl Shell {
     fn tell(&self, looked: Result<Looked, LookError>, ready: &Component) {
         let trouble = match looked {
             Ok(Looked { state, .. }) => {
-                let waiting = Some(self.controller.waiting().clone());
-                self.standing.send_replace(Standing { state: Some(state), waiting, trouble: None });
+                self.standing.send_replace(Standing {
+                    state: Some(state),
+                    seen_at: self.wall(),
+                    waiting: Some(self.controller.waiting().clone()),
+                    trouble: None,
+                    timings: Some(self.parts.timings),
+                });
                 return ready.ready();
             }
             Err(LookError::Store(StoreError::Conflict { .. })) => return,
@@ -305,3 +399,6 @@ fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> 
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Everybody is asked so often though no phase waits for it; more often when a person waits.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_EVERY_HALTED: Duration = Duration::from_secs(3);

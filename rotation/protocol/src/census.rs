@@ -102,6 +102,20 @@ pub struct Ack {
     pub svid: Option<HeldSvid>,
     /// Its clock less the replica's.
     pub clock_offset_ms: i64,
+    /// What it holds, told when that is not what it was sent.
+    #[serde(default)]
+    pub held: Option<Held>,
+}
+
+/// What an instance holds, by ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Held {
+    /// The anchors that it uses.
+    pub anchors: Vec<KeyId>,
+    /// The anchors that it knows to be withdrawn for ever.
+    pub tombstones: Vec<KeyId>,
+    /// The issuers that it denies.
+    pub denied: Vec<KeyId>,
 }
 
 /// What counts of an SVID.

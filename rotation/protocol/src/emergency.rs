@@ -110,11 +110,13 @@ fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -
     if planned {
         return false;
     }
-    let mut rotation = domain.rotation.take().unwrap_or_else(|| {
+    let under_way = domain.rotation.take();
+    let begins = under_way.is_none();
+    let mut rotation = under_way.unwrap_or_else(|| {
         domain.rotations += 1;
         Rotation::begin(domain.rotations, taint.by.clone(), Goal::Removal, now)
     });
-    if let (Phase::Generating(_), Some(_)) = (&rotation.phase, target.or(fresh)) {
+    if let (Phase::Generating(_), Some(_), false) = (&rotation.phase, target.or(fresh), begins) {
         domain.condemned.push(Condemned::MadeFor(rotation.label()));
         rotation.attempt += 1;
     }
@@ -127,7 +129,10 @@ fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -
     rotation.goal = Goal::Successor { next, canary: None };
     urge(&mut rotation, taint.deadline, now);
     (rotation.abort, rotation.turned_back) = (false, false);
-    rotation.enter(phase, 0, now);
+    match begins {
+        true => rotation.phase = phase,
+        false => rotation.enter(phase, 0, now),
+    }
     domain.rotation = Some(rotation);
     true
 }

@@ -20,6 +20,7 @@ pub mod guard;
 pub mod issuer;
 pub mod journal;
 pub mod orders;
+pub mod recover;
 pub mod rotation;
 pub mod schedule;
 

@@ -7,8 +7,10 @@ use steadfast_api::{KeyId, UnixTime};
 
 use crate::instance::Instance;
 use crate::issuer::{IssuerPhase, IssuerRotation, Preparing};
-use crate::rotation::Phase;
-use crate::trust_domain::{AnchorState, Exemption, Halt, Request, Taint, TrustDomainState};
+use crate::rotation::{Goal, Next, Phase};
+use crate::trust_domain::{
+    AnchorState, Consumer, Exemption, Halt, Request, Taint, TrustDomainState,
+};
 
 /// Why an order is not taken: what is in the way, and what would help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +33,15 @@ pub enum OrderRefused {
     /// Not published, or gone.
     #[error("there is no anchor {0} in this state; `steadfast anchor list` names those that are")]
     NoAnchor(String),
+    /// None of this name.
+    #[error("no consumer has the name {0:?}; `steadfast consumer list` names them")]
+    NoConsumer(String),
+    /// Nothing else can be replaced so.
+    #[error(
+        "anchor {0} is no standby: `steadfast anchor rotate` replaces the active one, and what is \
+         on its way in or out is the rotation's"
+    )]
+    NoStandby(String),
     /// It is exempt already, or is not.
     #[error("{0} is not exempt; `steadfast anchor status` names who is")]
     NotExempt(String),
@@ -63,7 +74,50 @@ impl TrustDomainState {
         {
             return Err(OrderRefused::NoAnchor(id.to_string()));
         }
+        if let Some(id) = request.replaces
+            && self.anchor(id).is_none_or(|anchor| anchor.state != AnchorState::Standby)
+        {
+            return Err(OrderRefused::NoStandby(id.to_string()));
+        }
         self.requested = Some(request);
+        Ok(())
+    }
+
+    /// Forgets an anchor that was imported and never came into the bundle.
+    ///
+    /// # Errors
+    /// It is none, or a rotation has begun or been asked for with it.
+    pub fn discard(&mut self, id: KeyId) -> Result<(), OrderRefused> {
+        if self.anchor(id).is_none_or(|anchor| anchor.state != AnchorState::Generated) {
+            return Err(OrderRefused::NoAnchor(id.to_string()));
+        }
+        let given = |goal: &Goal| matches!(goal, Goal::Successor { next: Next::Given(given), .. } if *given == id);
+        if let Some(rotation) = self.rotation.as_ref().filter(|r| given(&r.goal)) {
+            return Err(OrderRefused::UnderWay(rotation.number));
+        }
+        if self.requested.as_ref().is_some_and(|request| request.anchor == Some(id)) {
+            return Err(OrderRefused::UnderWay(self.rotations + 1));
+        }
+        self.take_back(id);
+        Ok(())
+    }
+
+    /// Knows a holder of the bundle that cannot ack; one of this name is changed.
+    pub fn add_consumer(&mut self, consumer: Consumer) {
+        self.consumers.retain(|known| known.name != consumer.name);
+        self.consumers.push(consumer);
+    }
+
+    /// Waits for this holder no more.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn remove_consumer(&mut self, name: &str) -> Result<(), OrderRefused> {
+        let known = self.consumers.len();
+        self.consumers.retain(|consumer| consumer.name != name);
+        if self.consumers.len() == known {
+            return Err(OrderRefused::NoConsumer(name.to_owned()));
+        }
         Ok(())
     }
 
@@ -163,23 +217,6 @@ impl TrustDomainState {
             }
         }
         Ok(())
-    }
-
-    /// After the store was put back from a backup: publishes what is stored under a sequence number
-    /// above every one that was seen, without what is known to be withdrawn.
-    pub fn recover(&mut self, seen_seq: u64, tombstones: &[KeyId]) {
-        self.seq = self.seq.max(seen_seq) + 1;
-        for id in
-            tombstones.iter().filter(|id| self.anchor(**id).is_some()).copied().collect::<Vec<_>>()
-        {
-            crate::rotation::withdraw(self, id);
-        }
-        for id in tombstones {
-            if !self.tombstones.contains(id) {
-                self.tombstones.push(*id);
-            }
-        }
-        self.halted = None;
     }
 
     fn check_halt(&self) -> Result<(), OrderRefused> {

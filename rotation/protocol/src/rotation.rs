@@ -49,6 +49,10 @@ pub struct Rotation {
     pub deadline: Option<UnixTime>,
     /// A person wants it undone.
     pub abort: bool,
+    /// No SVID is alive, a person has said: nobody is waited for who could not be asked. See
+    /// [`crate::recover`].
+    #[serde(default)]
+    pub rescue: bool,
     /// It is being undone: the anchor from before is active again, or will be.
     pub turned_back: bool,
     /// Where it stands.
@@ -193,6 +197,14 @@ impl Staged {
     pub(crate) fn settle(self, domain: &mut TrustDomainState, _: &Fenced, _: Settled) -> KeyId {
         domain.set_state(self.added, AnchorState::Standby);
         self.added
+    }
+}
+
+impl Staged {
+    /// Nobody has an SVID, so nobody is asked whether he holds it.
+    pub(crate) fn unasked(self, domain: &mut TrustDomainState) -> Phase {
+        domain.set_state(self.added, AnchorState::Standby);
+        Phase::Preparing(Preparing { to: self.added })
     }
 }
 
@@ -370,6 +382,7 @@ impl Rotation {
             urgent: None,
             deadline: None,
             abort: false,
+            rescue: false,
             turned_back: false,
             phase: Phase::Generating(Generating),
             steps: Vec::new(),

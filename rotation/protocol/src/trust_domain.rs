@@ -20,6 +20,11 @@ use crate::rotation::Rotation;
 pub struct TrustDomainState {
     /// Its name.
     pub trust_domain: TrustDomain,
+    /// How long a replica acts on a copy of this that the store has not confirmed, and so how long
+    /// a fence lasts. It is set when the trust domain is founded and never changed: a replica with
+    /// a longer lease than its controller believes in could serve what that one counts as gone.
+    #[serde(default = "read_lease_default")]
+    pub read_lease: Duration,
     /// +1 on every change of the anchor set or of the denied issuers; 1 at the start.
     pub seq: u64,
     /// Every anchor that is not destroyed.
@@ -149,6 +154,9 @@ pub struct Request {
     pub anchor: Option<KeyId>,
     /// Who goes first.
     pub canary: Option<CanaryPlan>,
+    /// The standby that goes, for a fresh one; the active anchor stays.
+    #[serde(default)]
+    pub replaces: Option<KeyId>,
 }
 
 /// Who gets SVIDs under the next anchor before all others, and for how long.
@@ -322,6 +330,7 @@ impl TrustDomainState {
     ) -> Self {
         Self {
             trust_domain,
+            read_lease: READ_LEASE,
             seq: 1,
             anchors,
             active_issuer: issuer.id,
@@ -426,6 +435,13 @@ impl Selector {
         }
     }
 }
+
+fn read_lease_default() -> Duration {
+    READ_LEASE
+}
+
+/// `Tc`: the read lease, unless a shorter one is chosen when the trust domain is founded.
+pub const READ_LEASE: Duration = Duration::from_secs(15);
 
 /// Bytes as hex in JSON.
 mod hex_bytes {

@@ -1,6 +1,9 @@
 //! A load generator that counts every failure and repeats nothing.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,24 +48,33 @@ pub struct Report {
 impl Load {
     /// Sends POSTs to `/echo`, each with a body of its own, until the time is over.
     pub async fn run(self) -> Report {
-        let mut connections = JoinSet::new();
-        for index in 0..self.connections {
-            connections.spawn(self.clone().one(index));
-        }
-        let mut total = Report::default();
-        while let Some(report) = connections.join_next().await {
-            total.add(report.unwrap_or_else(|error| Report::failure(format!("panic: {error}"))));
-        }
-        total
+        self.spawn(&Arc::default()).total().await
     }
 
-    async fn one(self, index: usize) -> Report {
+    /// The same while something else goes on, and to the end of it, however long that takes.
+    pub async fn during<T>(self, story: impl Future<Output = T>) -> (Report, T) {
+        let over = Arc::new(AtomicBool::new(false));
+        let running = Self { duration_ms: FOR_EVER_MS, ..self }.spawn(&over);
+        let told = story.await;
+        over.store(true, Ordering::Relaxed);
+        (running.total().await, told)
+    }
+
+    fn spawn(self, over: &Arc<AtomicBool>) -> Running {
+        let mut connections = JoinSet::new();
+        for index in 0..self.connections {
+            connections.spawn(self.clone().one(index, over.clone()));
+        }
+        Running(connections)
+    }
+
+    async fn one(self, index: usize, over: Arc<AtomicBool>) -> Report {
         let end = Instant::now() + Duration::from_millis(self.duration_ms);
         let each = Duration::from_secs(1) * self.connections as u32 / self.rate.max(1);
         let mut ticks = interval(each);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut report, mut sender) = (Report::default(), None);
-        while Instant::now() < end {
+        while Instant::now() < end && !over.load(Ordering::Relaxed) {
             if self.rate > 0 {
                 ticks.tick().await;
             }
@@ -112,6 +124,19 @@ impl Load {
                 Err(format!("{status}, {:?} instead of {body:?}", String::from_utf8_lossy(&answer)))
             }
         }
+    }
+}
+
+/// The connections of a load.
+struct Running(JoinSet<Report>);
+
+impl Running {
+    async fn total(mut self) -> Report {
+        let mut total = Report::default();
+        while let Some(report) = self.0.join_next().await {
+            total.add(report.unwrap_or_else(|error| Report::failure(format!("panic: {error}"))));
+        }
+        total
     }
 }
 
@@ -195,5 +220,7 @@ impl Sender {
     }
 }
 
+/// A day: no test is that long.
+const FOR_EVER_MS: u64 = 86_400_000;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const ERRORS_KEPT: usize = 10;

@@ -5,12 +5,17 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use http::StatusCode;
+use steadfast_identity::authority::Founding;
+use steadfast_platform::keys::FileKeys;
 use steadfast_platform::standalone;
-use steadfast_platform::store::{Revision, Store as _, TRUST_DOMAIN_KEY};
+use steadfast_platform::store::{Event, Revision, Store as _, StoreError, TRUST_DOMAIN_KEY};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::READ_LEASE;
 use tempfile::TempDir;
 
 use crate::metrics::{Metrics, get};
@@ -28,6 +33,14 @@ pub struct MeshConfig {
     pub netns: Option<String>,
     /// Whether the controller of rotations runs: without it nobody but the test changes the state.
     pub rotation: bool,
+    /// Further flags of the controller of rotations.
+    pub rotation_flags: Vec<String>,
+    /// The read lease that the trust domain is founded with.
+    pub read_lease: Duration,
+    /// Whether a second replica of identity runs, on another address of the same name.
+    pub second_identity: bool,
+    /// The trust domain that the mesh is founded with, and its keys; `None`: a new one.
+    pub founding: Option<Arc<Founding>>,
 }
 
 /// A running mesh.
@@ -40,6 +53,8 @@ pub struct Mesh {
     pub control: Process,
     /// `steadfast-identity`.
     pub identity: Process,
+    /// Its second replica, if the test wants it.
+    pub identity_2: Option<Process>,
     /// `steadfast-store`.
     pub store: Process,
     /// Where identity listens.
@@ -52,6 +67,11 @@ pub struct Mesh {
     pub control_admin: SocketAddr,
     /// Rotation's admin port.
     pub rotation_admin: SocketAddr,
+    /// The admin port of identity's second replica.
+    pub identity_2_admin: SocketAddr,
+    /// By which identity is reached: a name, if it has two addresses.
+    identity_name: String,
+    hosts: Option<PathBuf>,
     config: MeshConfig,
     dir: TempDir,
 }
@@ -101,6 +121,10 @@ impl Default for MeshConfig {
             ip: Ipv4Addr::LOCALHOST,
             netns: None,
             rotation: false,
+            rotation_flags: Vec::new(),
+            read_lease: READ_LEASE,
+            second_identity: false,
+            founding: None,
         }
     }
 }
@@ -194,26 +218,52 @@ impl Mesh {
         };
         let store = Process::start(&logs, spec("steadfast-store", store_admin));
         wait_for_socket(&dir.path().join("store.sock")).await;
-        init_trust(dir.path());
-        let identity = Process::start(
-            &logs,
-            spec("steadfast-identity", identity_admin)
-                .args(["--listen", &identity_addr.to_string()])
-                .args(["--svid-ttl", &format!("{}s", config.svid_ttl.as_secs())]),
-        );
+        if let Some(founding) = &config.founding {
+            found(dir.path(), founding).await;
+        }
+        init_trust(dir.path(), config.read_lease);
+        let ttl = format!("{}s", config.svid_ttl.as_secs());
+        let identity = |name: &str, addr: SocketAddr, admin| {
+            let spec = Spec { name: name.to_owned(), ..spec("steadfast-identity", admin) };
+            let flags = ["--listen", &addr.to_string(), "--svid-ttl", &ttl];
+            Process::start(&logs, spec.args(flags))
+        };
+        let first = identity("steadfast-identity", identity_addr, identity_admin);
+        let (identity_2_addr, identity_2_admin) =
+            (SocketAddr::from((SECOND_IP, identity_addr.port())), addr());
+        let second = config
+            .second_identity
+            .then(|| identity("steadfast-identity-2", identity_2_addr, identity_2_admin));
+        let hosts = config.second_identity.then(|| {
+            let path = dir.path().join("test-hosts");
+            let text = format!("{} localhost {REPLICAS}\n{SECOND_IP} {REPLICAS}\n", config.ip);
+            fs::write(&path, text).expect("the hosts are written");
+            path
+        });
+        let identity_name = match config.second_identity {
+            true => format!("{REPLICAS}:{}", identity_addr.port()),
+            false => identity_addr.to_string(),
+        };
+        let spec = |binary: &str, admin| Spec { hosts: hosts.clone(), ..spec(binary, admin) };
         let control = Process::start(
             &logs,
             spec("steadfast-control", control_admin)
                 .args(["--listen", &control_addr.to_string()])
-                .args(["--identity-addr", &identity_addr.to_string()]),
+                .args(["--identity-addr", &identity_name]),
         );
         let rotation = config.rotation.then(|| {
             let spec = spec("steadfast-rotation", rotation_admin)
-                .args(["--identity-addr", &identity_addr.to_string()])
-                .args(["--renew-window", "1s"]);
+                .args(["--identity-addr", &identity_name])
+                .args(["--renew-window", "1s", "--emergency-renew-window", "1s"])
+                .args(&config.rotation_flags);
             Process::start(&logs, spec)
         });
+        let (identity, identity_2) = (first, second);
         let mesh = Self {
+            identity_2,
+            identity_2_admin,
+            identity_name,
+            hosts,
             rotation,
             rotation_admin,
             control,
@@ -228,6 +278,9 @@ impl Mesh {
         };
         if mesh.config.netns.is_none() {
             ready("steadfast-identity", identity_admin).await;
+            if mesh.identity_2.is_some() {
+                ready("the second steadfast-identity", identity_2_admin).await;
+            }
             ready("steadfast-control", control_admin).await;
         }
         mesh
@@ -263,6 +316,81 @@ impl Mesh {
         let written = client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), value).await;
         written.expect("nobody else writes it");
         state
+    }
+
+    /// Gives an order as a command does: again, if somebody else was faster. Returns what it
+    /// returns, of the state that was written.
+    pub async fn order<T>(&self, mut order: impl FnMut(&mut TrustDomainState) -> T) -> T {
+        loop {
+            let (mut state, revision) = self.trust_domain().await;
+            let told = order(&mut state);
+            let value = serde_json::to_vec(&state).expect("a state is JSON");
+            let (client, value) = (self.client(), Some(value.into()));
+            match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), value).await {
+                Ok(_) => return told,
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => panic!("the store answers: {error}"),
+            }
+        }
+    }
+
+    /// Waits for a state, and misses none in between.
+    pub async fn state_where(
+        &self,
+        what: &str,
+        deadline: Duration,
+        accept: impl Fn(&TrustDomainState) -> bool,
+    ) -> TrustDomainState {
+        let mut last = None;
+        let found = tokio::time::timeout(deadline, self.watch(&accept, &mut last)).await;
+        match found {
+            Ok(state) => state,
+            Err(_) => {
+                let page = get(self.rotation_admin, "/rotation.json").await;
+                panic!("not within {deadline:?}: {what}: {last:#?}\n{page:?}")
+            }
+        }
+    }
+
+    async fn watch(
+        &self,
+        accept: &impl Fn(&TrustDomainState) -> bool,
+        last: &mut Option<TrustDomainState>,
+    ) -> TrustDomainState {
+        let client = self.client();
+        loop {
+            if let Ok((entries, revision)) = client.list(TRUST_DOMAIN_KEY).await
+                && let Ok(mut events) = client.watch(TRUST_DOMAIN_KEY, revision).await
+            {
+                let mut values: Vec<_> = entries.into_iter().map(|entry| entry.value).collect();
+                loop {
+                    for value in values.drain(..) {
+                        let state: TrustDomainState =
+                            serde_json::from_slice(&value).expect("its state");
+                        if accept(&state) {
+                            return state;
+                        }
+                        *last = Some(state);
+                    }
+                    match events.next().await {
+                        Some(Ok(Event::Put(entry))) => values.push(entry.value),
+                        Some(Ok(_)) => {}
+                        // The store was stopped, as some tests do.
+                        Some(Err(_)) | None => break,
+                    }
+                }
+            }
+            tokio::time::sleep(WATCH_AGAIN).await;
+        }
+    }
+
+    /// Runs `steadfast` for this mesh, as a person would; its output and whether it went well.
+    pub async fn command(&self, words: &[&str]) -> (bool, String) {
+        let mut command = tokio::process::Command::new(binary_path("steadfast"));
+        command.args(words).arg("--dir").arg(self.dir()).stdin(std::process::Stdio::null());
+        let output = command.output().await.expect("steadfast runs");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
     fn client(&self) -> standalone::Client {
@@ -307,11 +435,12 @@ impl Mesh {
         let numbers =
             |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         let map = spec.listen_map.iter().map(|(addr, to)| format!("{addr}={to}"));
-        let mut process = Spec { netns: spec.netns.clone(), ..Spec::ours(name, "steadfast-proxy") }
+        let (netns, hosts) = (spec.netns.clone(), self.hosts.clone());
+        let mut process = Spec { netns, hosts, ..Spec::ours(name, "steadfast-proxy") }
             .env("LINKERD2_PROXY_IDENTITY_LOCAL_NAME", local_name(NAMESPACE, name))
             .env("LINKERD2_PROXY_IDENTITY_TOKEN_FILE", mounted.join("token").display())
             .env("STEADFAST_PROXY_BUNDLE_FILE", mounted.join("bundle.json").display())
-            .env("LINKERD2_PROXY_IDENTITY_SVC_ADDR", self.identity_addr)
+            .env("LINKERD2_PROXY_IDENTITY_SVC_ADDR", &self.identity_name)
             .env("LINKERD2_PROXY_IDENTITY_SVC_NAME", local_name("steadfast", "steadfast-identity"))
             .env("LINKERD2_PROXY_DESTINATION_SVC_ADDR", self.control_addr)
             .env(
@@ -398,9 +527,25 @@ async fn wait_for_socket(path: &Path) {
     .await;
 }
 
-fn init_trust(dir: &Path) {
+/// Keys first, then the state that names them, as `trust init` does it.
+async fn found(dir: &Path, founding: &Founding) {
+    let directory = standalone::Directory::new(dir);
+    let anchor_keys = FileKeys::open(directory.anchor_keys()).expect("the anchors' keys");
+    let issuer_keys = FileKeys::open(directory.issuer_keys()).expect("the issuers' keys");
+    let Founding { active, standby, issuer, state } = founding;
+    for (keys, made) in [(&anchor_keys, active), (&anchor_keys, standby), (&issuer_keys, issuer)] {
+        keys.put_new(made.id, made.pkcs8.clone()).await.expect("a key is kept");
+    }
+    let value = serde_json::to_vec(state).expect("a state is JSON").into();
+    let client = standalone::Client::new(&directory);
+    let written = client.compare_and_swap(TRUST_DOMAIN_KEY, None, Some(value)).await;
+    written.expect("the state is written");
+}
+
+fn init_trust(dir: &Path, read_lease: Duration) {
     let output = Command::new(binary_path("steadfast"))
-        .args(["trust", "init", "--trust-domain", TRUST_DOMAIN, "--dir"])
+        .args(["trust", "init", "--trust-domain", TRUST_DOMAIN])
+        .args(["--read-lease", &format!("{}s", read_lease.as_secs()), "--dir"])
         .arg(dir)
         .output()
         .expect("steadfast runs");
@@ -413,6 +558,10 @@ fn init_trust(dir: &Path) {
 
 /// The trust domain of every test mesh.
 pub const TRUST_DOMAIN: &str = "cluster.local";
+/// The name of identity, where it has two addresses.
+const REPLICAS: &str = "identity.test";
+const SECOND_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const WATCH_AGAIN: Duration = Duration::from_millis(20);
 /// The namespace of every test workload.
 pub const NAMESPACE: &str = "demo";
 /// Debug builds on a busy machine of two cores take their time.

@@ -205,6 +205,31 @@ impl Peer {
     /// # Errors
     /// When it cannot be reached, or breaks off.
     pub async fn open(&self, session: Session) -> std::io::Result<TlsStream<TcpStream>> {
+        self.open_with(&self.config()?, session).await
+    }
+
+    /// The same with this configuration, which remembers sessions.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or breaks off.
+    pub async fn open_with(
+        &self,
+        config: &Arc<ClientConfig>,
+        session: Session,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(self.server_name.clone()).map_err(std::io::Error::other)?;
+        let stream = TcpStream::connect(self.addr).await?;
+        let mut stream = TlsConnector::from(config.clone()).connect(name, stream).await?;
+        stream.write_all(&self.header(session)).await?;
+        stream.flush().await?;
+        Ok(stream)
+    }
+
+    /// How it does TLS: it believes everyone, and resumes what it may.
+    ///
+    /// # Errors
+    /// Certificates that are none.
+    pub fn config(&self) -> std::io::Result<Arc<ClientConfig>> {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(std::io::Error::other)?
@@ -217,12 +242,7 @@ impl Peer {
             builder.with_client_auth_cert(chain, key).map_err(std::io::Error::other)?
         };
         config.alpn_protocols = vec![ALPN.to_vec()];
-        let name = ServerName::try_from(self.server_name.clone()).map_err(std::io::Error::other)?;
-        let stream = TcpStream::connect(self.addr).await?;
-        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-        stream.write_all(&self.header(session)).await?;
-        stream.flush().await?;
-        Ok(stream)
+        Ok(Arc::new(config))
     }
 
     /// Accepts one connection, skips its transport header, and answers `pong` to its first bytes.
@@ -270,6 +290,27 @@ impl Peer {
         let length = (body.len() as u32).to_be_bytes();
         [PREFACE, &length, &body].concat()
     }
+}
+
+/// A connection to a server of ours, whoever it says it is, without a certificate.
+///
+/// # Errors
+/// When it cannot be reached, or breaks off.
+pub async fn dial_tls(
+    addr: SocketAddr,
+    server_name: &str,
+    alpn: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(std::io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Everyone(provider())))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let name = ServerName::try_from(server_name.to_owned()).map_err(std::io::Error::other)?;
+    let stream = TcpStream::connect(addr).await?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 async fn read_header<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO) -> std::io::Result<usize> {

@@ -32,6 +32,8 @@ pub struct Spec {
     pub netns: Option<String>,
     /// The user it runs as, where not the test's own.
     pub uid: Option<u32>,
+    /// What it reads as `/etc/hosts`.
+    pub hosts: Option<PathBuf>,
 }
 
 impl Process {
@@ -58,9 +60,23 @@ impl Process {
 
     /// SIGTERM.
     pub fn ask_to_stop(&self) {
+        self.signal("-TERM");
+    }
+
+    /// SIGSTOP: it does nothing any more, and its connections stay open.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// SIGCONT: it goes on as if no time had passed.
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(asked.is_ok_and(|status| status.success()), "{} is gone", self.name);
+        let sent = Command::new("kill").args([signal, &pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{} is gone", self.name);
     }
 
     /// Waits until it has ended by itself; its exit code.
@@ -140,6 +156,11 @@ impl Spec {
         let mut command = Vec::new();
         if let Some(netns) = &self.netns {
             command.extend(["nsenter".to_owned(), format!("--net=/run/netns/{netns}")]);
+        }
+        if let Some(hosts) = &self.hosts {
+            let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+            command.extend(["unshare", "--mount", "sh", "-c", script].map(str::to_owned));
+            command.push(hosts.display().to_string());
         }
         command.extend(["setpriv", "--pdeathsig", "KILL"].map(str::to_owned));
         if let Some(uid) = self.uid {

@@ -38,7 +38,8 @@ impl Redirected {
         let api_ns = network.join(&format!("{tag}-api"), API_IP, CONTROL_IP);
         let netns = Some(network.name().to_owned());
         let mesh =
-            Mesh::start(MeshConfig { svid_ttl, ip: CONTROL_IP, netns, rotation: false }).await;
+            Mesh::start(MeshConfig { svid_ttl, ip: CONTROL_IP, netns, ..MeshConfig::default() })
+                .await;
         // The sidecars run as root here, the applications do not: the rules tell them apart.
         redirect(&web_ns, 0);
         redirect(&api_ns, 0);

@@ -8,16 +8,18 @@
 use std::fmt::{self, Write as _};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{KeyId, TrustDomain};
 use steadfast_identity::authority::{AuthorityError, Founding, found};
-use steadfast_platform::keys::{FileKeys, KeyStore as _, KeyStoreError};
+use steadfast_platform::keys::{FileKeys, KeyStoreError};
 use steadfast_platform::standalone::{Client, Directory};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_platform::{Store as _, StoreError};
-use steadfast_process::{Clock as _, SystemClock};
+use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::READ_LEASE;
 
 use crate::store::{self, StoreProblem};
 
@@ -69,14 +71,18 @@ pub(crate) enum InitError {
 ///
 /// # Errors
 /// What is in the way; nothing that was there has changed.
-pub(crate) async fn run(dir: &Path, asked: Option<&TrustDomain>) -> Result<Outcome, InitError> {
+pub(crate) async fn run(
+    dir: &Path,
+    asked: Option<&TrustDomain>,
+    read_lease: Duration,
+) -> Result<Outcome, InitError> {
     let directory = Directory::new(dir);
     let client = store::client(dir);
     let existing = store::first_get(&client, TRUST_DOMAIN_KEY).await;
     let existing = existing.map_err(|error| store::explain(dir, error))?;
     let (state, founded) = match existing {
         Some(entry) => (serde_json::from_slice(&entry.value)?, false),
-        None => establish(&directory, &client, asked).await?,
+        None => establish(&directory, &client, asked, read_lease).await?,
     };
     if let Some(asked) = asked.filter(|asked| **asked != state.trust_domain) {
         let (dir, asked) = (dir.to_owned(), asked.clone());
@@ -91,17 +97,26 @@ pub(crate) async fn run(dir: &Path, asked: Option<&TrustDomain>) -> Result<Outco
     Ok(Outcome { state, dir: dir.to_owned(), founded, manifest_written, unnamed_keys })
 }
 
+/// The value of `--read-lease`.
+pub(crate) fn read_lease(text: &str) -> Result<Duration, String> {
+    let lease = duration::parse(text).map_err(|error| error.to_string())?;
+    let range = READ_LEASE_MIN..=READ_LEASE;
+    if range.contains(&lease) { Ok(lease) } else { Err("expected 3s to 15s".to_owned()) }
+}
+
 /// Makes everything new; `false` if another call was faster, whose state it then is.
 async fn establish(
     directory: &Directory,
     client: &Client,
     asked: Option<&TrustDomain>,
+    read_lease: Duration,
 ) -> Result<(TrustDomainState, bool), InitError> {
     let trust_domain = match asked {
         Some(asked) => asked.clone(),
         None => TRUST_DOMAIN_DEFAULT.parse()?,
     };
-    let Founding { state, active, standby, issuer } = found(&trust_domain, SystemClock.now())?;
+    let Founding { mut state, active, standby, issuer } = found(&trust_domain, SystemClock.now())?;
+    state.read_lease = read_lease;
     let anchor_keys = FileKeys::open(directory.anchor_keys())?;
     let issuer_keys = FileKeys::open(directory.issuer_keys())?;
     let (active_id, standby_id, issuer_id) = (active.id, standby.id, issuer.id);
@@ -253,6 +268,8 @@ impl fmt::Display for Outcome {
 
 /// The trust domain of a mesh that was given no other name.
 pub(crate) const TRUST_DOMAIN_DEFAULT: &str = "cluster.local";
+/// Below, a store that is slow for a moment stops the issuing.
+const READ_LEASE_MIN: Duration = Duration::from_secs(3);
 /// The manifest of the control plane.
 pub(crate) const MANIFEST: &str = "steadfast.yaml";
 

@@ -4,10 +4,10 @@
 use steadfast_api::KeyId;
 use steadfast_rotation_protocol::census::Reason;
 use steadfast_rotation_protocol::controller::Wait;
-use steadfast_rotation_protocol::journal;
 use steadfast_rotation_protocol::orders::OrderRefused;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::AnchorState;
+use steadfast_rotation_protocol::{TrustDomainState, journal};
 
 use crate::world::{Action, Config, Faults, Order, World, key};
 
@@ -60,7 +60,7 @@ fn an_abort_ends_idle_with_a_standby_from_every_phase_that_has_a_way_back() {
     }
     let mut told = Told::new(&[Order::Rotate]);
     told.run_to(Withdrawn);
-    let refused = told.world.state.abort().unwrap_err();
+    let refused = TrustDomainState::clone(&told.world.state).abort().unwrap_err();
     assert!(matches!(&refused, OrderRefused::Abort(why) if why.contains("new key")), "{refused}");
 }
 
@@ -80,7 +80,7 @@ fn whoever_does_not_answer_is_named_and_holds_the_rotation_up_until_he_is_exempt
     told.run_to_the_end();
     assert_eq!(told.world.state.exemptions.len(), 1, "it has not been heard of again");
     let pod = told.world.state.exemptions[0].instance.pod_uid.clone();
-    let refused = told.world.state.clone().unexempt(&pod).unwrap_err();
+    let refused = TrustDomainState::clone(&told.world.state).unexempt(&pod).unwrap_err();
     assert!(refused.to_string().contains("ends by itself"), "{refused}");
 }
 
@@ -162,8 +162,8 @@ impl Told {
         assert_eq!(self.world.broken, None);
     }
 
-    fn order(&mut self, order: impl FnOnce(&mut steadfast_rotation_protocol::TrustDomainState)) {
-        order(&mut self.world.state);
+    fn order(&mut self, order: impl FnOnce(&mut TrustDomainState)) {
+        order(std::sync::Arc::make_mut(&mut self.world.state));
         self.world.revision += 1;
     }
 

@@ -4,25 +4,22 @@
 //! of one read lease and is kept relative to now, revisions and nonces by their order only, so that
 //! worlds that differ in nothing that matters are one.
 
+mod control;
+mod invariants;
+mod parts;
+mod time;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
-use steadfast_rotation_protocol::census::{
-    Ack, HeldSvid, Listed, Member, ProxyStatus, Replica, Round,
-};
-use steadfast_rotation_protocol::controller::{
-    Change, Controller, Effect, Made, Now, Observation, Persist, Signed, Timings, Wait,
-};
-use steadfast_rotation_protocol::guard::Fence;
-use steadfast_rotation_protocol::journal;
-use steadfast_rotation_protocol::rotation::{Phase, PhaseName};
-use steadfast_rotation_protocol::schedule::Schedule;
-use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Condemned, IssuerRecord, Label, Request,
-};
-use steadfast_rotation_protocol::{Instance, TrustDomainState};
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::rotation::PhaseName;
+use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState, IssuerRecord, Label};
 
+use self::control::place;
+use self::parts::{Ctl, Node, Proxy, Rec, Rep, Served, Svid};
 use crate::shortcut::Shortcut;
 
 /// What can happen in a world, beside what must.
@@ -80,7 +77,8 @@ pub(crate) enum Order {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct World {
-    pub(crate) state: TrustDomainState,
+    /// Shared by all worlds in which it is the same: most actions leave it alone.
+    pub(crate) state: Arc<TrustDomainState>,
     pub(crate) revision: u64,
     /// The keys of anchors that there are, by what they were made for.
     keys: BTreeMap<Label, KeyId>,
@@ -89,96 +87,11 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     orders: usize,
     faults: Faults,
-    backup: Option<Box<(TrustDomainState, u64)>>,
+    backup: Option<(Arc<TrustDomainState>, u64)>,
     /// Anchors whose addition the census has settled.
     settled: BTreeSet<KeyId>,
     /// What went wrong, if something did.
     pub(crate) broken: Option<&'static str>,
-}
-
-/// A replica and a workload whose trust stream is there: they are told apart by nothing else.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Node {
-    pub(crate) replica: Option<Rep>,
-    pub(crate) proxy: Option<Proxy>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Rep {
-    served: Option<Served>,
-    /// The read that confirmed it was in this tick.
-    leased: bool,
-    nonce: u64,
-    /// The newest query of each controller that it took.
-    taken: BTreeMap<usize, u64>,
-    members: BTreeMap<usize, Rec>,
-}
-
-/// What of the state a replica acts on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Served {
-    seq: u64,
-    anchors: Vec<KeyId>,
-    tombstones: Vec<KeyId>,
-    denied: Vec<KeyId>,
-    issuer: KeyId,
-    anchor: KeyId,
-    halted: bool,
-}
-
-/// What a replica knows of its member.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Rec {
-    started: u64,
-    open: bool,
-    last_heard: u64,
-    answered: u64,
-    answered_before: u64,
-    seq: u64,
-    anchors: Vec<KeyId>,
-    denied: Vec<KeyId>,
-    svid: Option<Svid>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Proxy {
-    /// Which start of it: it does not tell what is older.
-    started: u64,
-    /// The replica that its stream is at, or was last.
-    home: usize,
-    /// It reaches its replica.
-    connected: bool,
-    listed: bool,
-    seq: u64,
-    anchors: Vec<KeyId>,
-    tombstones: Vec<KeyId>,
-    denied: Vec<KeyId>,
-    svid: Option<Svid>,
-    reply: Option<(Svid, u64)>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Svid {
-    anchor: KeyId,
-    issuer: KeyId,
-    /// The last tick in which it is valid, by the store's clock.
-    not_after: u64,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Ctl {
-    pub(crate) fence: Option<Fence>,
-    nonce: u64,
-    pending: Option<Box<Pending>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Pending {
-    expected: u64,
-    state: TrustDomainState,
-    /// The rotation and phase that it was decided in.
-    from: (u64, Option<PhaseName>),
-    generating: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -327,9 +240,9 @@ impl World {
             backup: None,
             settled: [a, b].into(),
             broken: None,
-            state,
+            state: Arc::new(state),
         }
-        .normal()
+        .normal(true)
     }
 
     pub(crate) fn actions(&self, config: &Config) -> Vec<Action> {
@@ -396,7 +309,8 @@ impl World {
         let mut next = self.clone();
         next.act(config, action)?;
         next.check();
-        let next = next.normal();
+        let stored = !Arc::ptr_eq(&next.state, &self.state) || config.slow_writes;
+        let next = next.normal(stored);
         (next != *self).then_some(next)
     }
 
@@ -491,7 +405,7 @@ impl World {
                 (proxy.listed, proxy.connected) = (false, false);
                 self.close(i);
             }
-            Action::Backup => self.backup = Some(Box::new((self.state.clone(), self.revision))),
+            Action::Backup => self.backup = Some((self.state.clone(), self.revision)),
             Action::Restore => {
                 self.faults.restores -= 1;
                 self.state = self.backup.take()?.0;
@@ -500,10 +414,14 @@ impl World {
             Action::Recover => {
                 let proxies = || self.nodes.iter().filter_map(|node| node.proxy.as_ref());
                 let seq = proxies().map(|proxy| proxy.seq).max().unwrap_or(0);
-                let tombstones: BTreeSet<_> =
-                    proxies().flat_map(|p| p.tombstones.clone()).collect();
-                let tombstones: Vec<_> = tombstones.into_iter().collect();
-                self.state.recover(seq, &tombstones);
+                let held = |ids: fn(&Proxy) -> &Vec<KeyId>| {
+                    let ids: BTreeSet<_> = proxies().flat_map(ids).copied().collect();
+                    ids.into_iter().map(|id| Held { id, by: 1 }).collect::<Vec<_>>()
+                };
+                let (tombstones, denied) = (held(|p| &p.tombstones), held(|p| &p.denied));
+                let found = Findings { seq, tombstones, denied, ..Findings::default() };
+                let now = UnixTime::from_millis(NOW * TICK);
+                Arc::make_mut(&mut self.state).recover(&found, "a person".to_owned(), now);
                 self.revision += 1;
             }
         }
@@ -531,203 +449,6 @@ impl World {
         Some(())
     }
 
-    /// What a controller would see and decide now.
-    pub(crate) fn line(&self, config: &Config, i: usize) -> journal::Line {
-        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
-        let seen = self.observation(config, i);
-        journal::handle(&mut controller, timings(config), now(), seen).1
-    }
-
-    /// What a controller would wait for now.
-    pub(crate) fn waiting(&self, config: &Config, i: usize) -> Wait {
-        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
-        let _ = controller.handle(now(), &self.observation(config, i));
-        controller.waiting().clone()
-    }
-
-    pub(crate) fn has_key(&self, id: KeyId) -> bool {
-        self.keys.values().any(|key| *key == id)
-    }
-
-    fn look(&mut self, config: &Config, i: usize) -> Option<()> {
-        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
-        let mut seen = self.observation(config, i);
-        if let Some(shortcut) = config.shortcut {
-            shortcut.bend_sight(&mut seen);
-            shortcut.bend_fence(&mut controller, &seen, timings(config));
-        }
-        let effects = controller.handle(now(), &seen);
-        let mut pending = None;
-        for effect in effects {
-            match effect {
-                Effect::Destroy(condemned) => self.destroy(&condemned),
-                Effect::Generate(label) => {
-                    if !self.keys.contains_key(&label) {
-                        self.keys.insert(label, key(self.next_key));
-                        self.next_key += 1;
-                    }
-                }
-                Effect::Persist(persist) => pending = Some(self.pending(config, *persist)),
-                Effect::Query(nonce) => {
-                    self.controllers[i].nonce = nonce;
-                    for replica in self.nodes.iter_mut().filter_map(|node| node.replica.as_mut()) {
-                        if nonce > replica.nonce {
-                            replica.nonce = nonce;
-                            replica.taken.insert(i, nonce);
-                        }
-                    }
-                }
-                // Identity and the key of the anchor are there: the next look finds it signed.
-                Effect::Sign(_) => {}
-            }
-        }
-        self.controllers[i].fence = controller.fence().cloned();
-        if let Some(pending) = pending {
-            self.controllers[i].pending = Some(Box::new(pending));
-            if !config.slow_writes {
-                self.write(config, i)?;
-            }
-        }
-        Some(())
-    }
-
-    fn pending(&self, config: &Config, persist: Persist) -> Pending {
-        let mut state = persist.state;
-        if let Some(shortcut) = config.shortcut {
-            shortcut.bend_write(&self.state, &mut state);
-        }
-        let generating = persist.change == Change::Left(PhaseName::Generating);
-        Pending { expected: persist.expected, state, from: place(&self.state), generating }
-    }
-
-    fn write(&mut self, config: &Config, i: usize) -> Option<()> {
-        let pending = self.controllers[i].pending.take()?;
-        let unchanged = match config.shortcut {
-            Some(Shortcut::CompareRotationAndPhase) => place(&self.state) == pending.from,
-            _ => self.revision == pending.expected,
-        };
-        if !unchanged {
-            self.controllers[i].fence = None;
-            return Some(());
-        }
-        self.state = pending.state;
-        self.revision += 1;
-        let acked = self.state.anchors.iter().filter(|anchor| anchor.state.acked());
-        self.settled.extend(acked.map(|anchor| anchor.id));
-        let mut controller = Controller::resume(timings(config), None);
-        controller.persisted(now(), self.revision);
-        self.controllers[i].fence = controller.fence().cloned();
-        Some(())
-    }
-
-    fn observation(&self, config: &Config, i: usize) -> Observation {
-        let nonce = self.controllers[i].nonce;
-        let round = (nonce > 0).then(|| self.round(i, nonce));
-        let label = self.state.rotation.as_ref().map(|rotation| rotation.label());
-        let made = label.and_then(|label| {
-            let id = *self.keys.get(&label)?;
-            Some(Made { label, anchor: anchor(config, id, AnchorState::Generated) })
-        });
-        let signed = self.state.wanted_issuer.map(|wanted| {
-            let siblings =
-                self.state.issuers.iter().filter(|issuer| issuer.anchor_id == wanted.anchor_id);
-            let number = siblings.count() as u8 + u8::from(wanted.anchor_id == key(1));
-            Signed { wanted, issuer: issuer(wanted.anchor_id, number) }
-        });
-        let undestroyed = self.state.condemned.iter().filter(|condemned| self.exists(**condemned));
-        Observation {
-            round,
-            state: self.state.clone(),
-            revision: self.revision,
-            clock_offset_ms: None,
-            made,
-            signed,
-            mirrors_current: true,
-            undestroyed: undestroyed.copied().collect(),
-        }
-    }
-
-    fn round(&self, i: usize, nonce: u64) -> Round {
-        let proxies = self.nodes.iter().enumerate();
-        let listed = proxies.filter_map(|(n, node)| Some((n, node.proxy.as_ref()?)));
-        let listed = listed.filter(|(_, proxy)| proxy.listed).map(|(n, _)| Listed {
-            pod_uid: uid(n),
-            name: uid(n),
-            proxy: ProxyStatus::Running,
-        });
-        let replicas = self.nodes.iter().enumerate().filter_map(|(n, node)| {
-            let replica = node.replica.as_ref()?;
-            Some(Replica {
-                name: format!("replica {}", uid(n)),
-                reached: replica.taken.get(&i) == Some(&nonce),
-                newest_nonce: replica.nonce,
-                own: None,
-                loaded: self.state.issuers.iter().map(|issuer| issuer.id).collect(),
-                members: replica.members.iter().map(|(p, rec)| rec.member(*p)).collect(),
-            })
-        });
-        Round {
-            nonce,
-            listed: listed.collect(),
-            replicas: replicas.collect(),
-            vanished: Vec::new(),
-        }
-    }
-
-    fn exists(&self, condemned: Condemned) -> bool {
-        match condemned {
-            Condemned::Anchor(id) => self.keys.values().any(|key| *key == id),
-            Condemned::MadeFor(label) => self.keys.contains_key(&label),
-        }
-    }
-
-    fn destroy(&mut self, condemned: &[Condemned]) {
-        for key in condemned {
-            let gone = |label: &Label, id: &KeyId| match key {
-                Condemned::Anchor(condemned) => condemned == id,
-                Condemned::MadeFor(condemned) => condemned == label,
-            };
-            let ids: Vec<_> =
-                self.keys.iter().filter(|(l, id)| gone(l, id)).map(|(_, id)| *id).collect();
-            if ids.iter().any(|id| self.state.published().any(|anchor| anchor.id == *id)) {
-                self.broken = Some("S7: the key of a published anchor was destroyed");
-            }
-            self.keys.retain(|label, id| !gone(label, id));
-        }
-    }
-
-    fn give(&mut self, order: Order) -> Option<()> {
-        let now = UnixTime::from_millis(NOW * TICK);
-        let request = |anchor| Request { by: String::new(), at: now, anchor, canary: None };
-        let deadline = Duration::from_millis(TICK);
-        let active = self.state.active_anchor().map(|anchor| anchor.id);
-        let other = [AnchorState::Retiring, AnchorState::Standby]
-            .into_iter()
-            .find_map(|state| self.state.in_state(state).find(|a| a.taint.is_none()).map(|a| a.id));
-        let taken = match order {
-            Order::Abort => self.state.abort(),
-            Order::ExemptMissing => {
-                let missing = self
-                    .nodes
-                    .iter()
-                    .position(|node| node.proxy.as_ref().is_some_and(|proxy| !proxy.connected))?;
-                let started_at = started(self.nodes[missing].proxy.as_ref()?.started);
-                let instance = Instance { pod_uid: uid(missing), started_at };
-                self.state.exempt(instance, String::new(), String::new());
-                Ok(())
-            }
-            Order::Rotate => self.state.request(request(None)),
-            Order::RotateGiven => self.state.request(request(Some(key(9)))),
-            Order::RotateIssuer => self.state.rotate_issuer(String::new(), None, now),
-            Order::IssuerStolen => self.state.rotate_issuer(String::new(), Some(deadline), now),
-            Order::TaintActive => self.state.taint(active?, String::new(), deadline),
-            Order::TaintOther => self.state.taint(other?, String::new(), deadline),
-        };
-        taken.ok()?;
-        self.revision += 1;
-        Some(())
-    }
-
     fn close(&mut self, i: usize) {
         if let Some(member) = self.home(i).and_then(|replica| replica.members.get_mut(&i)) {
             member.open = false;
@@ -744,316 +465,6 @@ impl World {
     fn home(&mut self, i: usize) -> Option<&mut Rep> {
         let home = self.nodes[i].proxy.as_ref()?.home;
         self.nodes[home].replica.as_mut()
-    }
-
-    /// Everything that has a time is one tick older.
-    fn tick(&mut self, skew: u64) {
-        older(&mut self.state);
-        if let Some(backup) = &mut self.backup {
-            older(&mut backup.0);
-        }
-        for controller in &mut self.controllers {
-            if let Some(fence) = &mut controller.fence {
-                // Older than the lease is as good as any age.
-                let oldest = Duration::from_millis((NOW - 1) * TICK);
-                fence.since = fence.since.saturating_sub(Duration::from_millis(TICK)).max(oldest);
-            }
-            if let Some(pending) = &mut controller.pending {
-                older(&mut pending.state);
-            }
-        }
-        for node in &mut self.nodes {
-            if let Some(replica) = &mut node.replica {
-                replica.leased = false;
-                for member in replica.members.values_mut() {
-                    if !member.open {
-                        member.last_heard = (member.last_heard - 1).max(OLDEST);
-                    }
-                    member.svid = member.svid.map(|svid| svid.older(skew));
-                }
-            }
-            if let Some(proxy) = &mut node.proxy {
-                proxy.svid = proxy
-                    .svid
-                    .map(|svid| svid.older(skew))
-                    .filter(|svid| svid.not_after > EXPIRED - skew);
-                proxy.reply = proxy.reply.map(|(svid, seq)| (svid.older(skew), seq));
-                proxy.reply = proxy.reply.filter(|(svid, _)| svid.not_after > EXPIRED - skew);
-            }
-        }
-    }
-
-    /// The invariants that are of this moment.
-    fn check(&mut self) {
-        let mut live = Vec::new();
-        for (i, node) in self.nodes.iter().enumerate() {
-            let Some(proxy) = node.proxy.as_ref().filter(|proxy| proxy.seq > 0) else { continue };
-            let exempt = self.state.exemptions.iter().any(|e| e.instance.pod_uid == uid(i));
-            if !exempt {
-                live.push(proxy);
-            }
-        }
-        let unexpired = |p: &&&Proxy| p.svid.filter(|svid| svid.not_after >= NOW);
-        for p in &live {
-            let Some(svid) = unexpired(&p) else { continue };
-            if live.iter().any(|q| !q.anchors.contains(&svid.anchor)) {
-                self.broken.get_or_insert("S1: a workload refuses another's SVID");
-            }
-        }
-        let idle = self.state.rotation.is_none() && self.state.halted.is_none();
-        let buried = |p: &Proxy| p.anchors.iter().any(|id| self.state.tombstones.contains(id));
-        if idle && live.iter().any(|p| unexpired(&p).is_some() && buried(p)) {
-            self.broken.get_or_insert("S2: a withdrawn anchor is trusted after the end");
-        }
-        if self.state.published().any(|anchor| self.state.tombstones.contains(&anchor.id)) {
-            self.broken.get_or_insert("S5: a tombstoned anchor is published");
-        }
-        if self.state.published().next().is_none() {
-            self.broken.get_or_insert("S8: the bundle is empty");
-        }
-    }
-
-    /// Idle, as it should be: two anchors, one issuer, nobody exempt, nothing asked for.
-    pub(crate) fn settled_down(&self) -> bool {
-        let state = &self.state;
-        state.rotation.is_none()
-            && state.issuer_rotation.is_none()
-            && state.requested.is_none()
-            && state.in_state(AnchorState::Standby).count() >= 1
-            && state.in_state(AnchorState::Active).count() == 1
-    }
-
-    /// The same world as whoever cannot tell more apart would see it.
-    fn normal(mut self) -> Self {
-        self.order_revisions();
-        self.order_nonces();
-        forget_dates(&mut self.state);
-        if let Some(backup) = &mut self.backup {
-            forget_dates(&mut backup.0);
-        }
-        for controller in &mut self.controllers {
-            if let Some(pending) = &mut controller.pending {
-                forget_dates(&mut pending.state);
-            }
-        }
-        // Two pairs of a workload and its replica are told apart by nothing but an exemption.
-        if self.state.exemptions.is_empty()
-            && self.nodes.len() == 2
-            && self.nodes.iter().all(|node| node.replica.is_some() && node.proxy.is_some())
-        {
-            let mut swapped = [self.nodes[1].clone(), self.nodes[0].clone()];
-            for proxy in swapped.iter_mut().filter_map(|node| node.proxy.as_mut()) {
-                proxy.home = 1 - proxy.home;
-            }
-            for replica in swapped.iter_mut().filter_map(|node| node.replica.as_mut()) {
-                let members = std::mem::take(&mut replica.members);
-                replica.members = members.into_iter().map(|(p, rec)| (1 - p, rec)).collect();
-            }
-            if swapped[..] < self.nodes[..] {
-                self.nodes = swapped.into();
-            }
-        }
-        self
-    }
-
-    fn order_revisions(&mut self) {
-        let mut all = BTreeSet::from([self.revision]);
-        for controller in &self.controllers {
-            all.extend(controller.fence.as_ref().map(|fence| fence.revision));
-            all.extend(controller.pending.as_ref().map(|pending| pending.expected));
-        }
-        let rank = |revision: u64| 1 + all.range(..revision).count() as u64;
-        let mut controllers = std::mem::take(&mut self.controllers);
-        for controller in &mut controllers {
-            if let Some(fence) = &mut controller.fence {
-                fence.revision = rank(fence.revision);
-            }
-            if let Some(pending) = &mut controller.pending {
-                pending.expected = rank(pending.expected);
-            }
-        }
-        self.controllers = controllers;
-        self.revision = rank(self.revision);
-    }
-
-    fn order_nonces(&mut self) {
-        let mut all = BTreeSet::from([0]);
-        let mut nonces = Vec::new();
-        self.each_nonce(|nonce| nonces.push(*nonce));
-        all.extend(nonces);
-        // Far below the time of day: the next query is above all of them.
-        self.each_nonce(|nonce| *nonce = all.range(..*nonce).count() as u64);
-    }
-
-    fn each_nonce(&mut self, mut visit: impl FnMut(&mut u64)) {
-        for controller in &mut self.controllers {
-            visit(&mut controller.nonce);
-            if let Some(fence) = &mut controller.fence {
-                let queries = &mut fence.queries;
-                visit(&mut queries.last);
-                queries.first.iter_mut().for_each(&mut visit);
-                queries.first_fenced.iter_mut().for_each(&mut visit);
-            }
-        }
-        for replica in self.nodes.iter_mut().filter_map(|node| node.replica.as_mut()) {
-            visit(&mut replica.nonce);
-            replica.taken.values_mut().for_each(&mut visit);
-            for member in replica.members.values_mut() {
-                visit(&mut member.answered);
-                visit(&mut member.answered_before);
-            }
-        }
-    }
-}
-
-impl Served {
-    fn of(state: &TrustDomainState) -> Self {
-        let mut anchors: Vec<_> = state.published().map(|anchor| anchor.id).collect();
-        anchors.sort();
-        Self {
-            seq: state.seq,
-            anchors,
-            tombstones: state.tombstones.clone(),
-            denied: state.denied_issuers.iter().map(|denied| denied.id).collect(),
-            issuer: state.active_issuer,
-            anchor: state.active_issuer().map_or_else(|| key(0), |issuer| issuer.anchor_id),
-            halted: state.halted.is_some(),
-        }
-    }
-}
-
-impl Proxy {
-    fn take(&mut self, served: &Served) {
-        if served.seq <= self.seq {
-            return;
-        }
-        for id in &served.tombstones {
-            if !self.tombstones.contains(id) {
-                self.tombstones.push(*id);
-            }
-        }
-        self.seq = served.seq;
-        self.anchors = served.anchors.clone();
-        self.anchors.retain(|id| !self.tombstones.contains(id));
-        self.denied = served.denied.clone();
-    }
-}
-
-impl Rec {
-    fn of(proxy: &Proxy, answered: u64, answered_before: u64) -> Self {
-        Self {
-            started: proxy.started,
-            open: true,
-            last_heard: NOW,
-            answered,
-            answered_before,
-            seq: proxy.seq,
-            anchors: proxy.anchors.clone(),
-            denied: proxy.denied.clone(),
-            svid: proxy.svid,
-        }
-    }
-
-    fn member(&self, n: usize) -> Member {
-        let (anchors, denied) = (self.anchors.iter().copied(), self.denied.iter().copied());
-        let digest = steadfast_api::bundle::digest(anchors, denied);
-        let svid = self.svid.map(|svid| HeldSvid {
-            issuer: svid.issuer,
-            not_after: UnixTime::from_millis(svid.not_after * TICK),
-        });
-        Member {
-            instance: Instance { pod_uid: uid(n), started_at: started(self.started) },
-            name: uid(n),
-            open: self.open,
-            last_heard: UnixTime::from_millis(self.last_heard * TICK),
-            answered: self.answered,
-            answered_before: self.answered_before,
-            used: Vec::new(),
-            ack: Some(Ack {
-                seq: self.seq,
-                digest: KeyId::from_slice(&digest),
-                mounted: None,
-                svid,
-                clock_offset_ms: 0,
-            }),
-        }
-    }
-}
-
-impl Svid {
-    fn older(self, skew: u64) -> Self {
-        if self.not_after > NOW + 1000 {
-            return self;
-        }
-        Self { not_after: (self.not_after - 1).max(EXPIRED - skew), ..self }
-    }
-}
-
-/// What a state is called: its rotation and phase.
-fn place(state: &TrustDomainState) -> (u64, Option<PhaseName>) {
-    (state.rotations, state.rotation.as_ref().map(|rotation| rotation.phase.name()))
-}
-
-/// Every date of a state that counts is one tick older.
-fn older(state: &mut TrustDomainState) {
-    let older = |at: &mut UnixTime| {
-        let oldest = UnixTime::from_millis(OLDEST * TICK);
-        *at = (*at - Duration::from_millis(TICK)).max(oldest);
-    };
-    older(&mut state.activated_at);
-    if let Some(rotation) = &mut state.rotation {
-        rotation.deadline.iter_mut().for_each(older);
-    }
-    if let Some(rotation) = &mut state.issuer_rotation
-        && let steadfast_rotation_protocol::issuer::IssuerPhase::Draining(draining) =
-            &mut rotation.phase
-    {
-        older(&mut draining.deadline);
-    }
-}
-
-/// What nothing depends on.
-fn forget_dates(state: &mut TrustDomainState) {
-    let epoch = UnixTime::default();
-    state.past.clear();
-    state.renew = None;
-    if let Some(rotation) = &mut state.rotation {
-        (rotation.started, rotation.since) = (epoch, epoch);
-        rotation.steps.clear();
-        if matches!(rotation.phase, Phase::Withdrawn(_)) {
-            state.activated_at = UnixTime::from_millis(OLDEST * TICK);
-        }
-    } else {
-        state.activated_at = UnixTime::from_millis(OLDEST * TICK);
-    }
-    if let Some(rotation) = &mut state.issuer_rotation {
-        (rotation.started, rotation.since) = (epoch, epoch);
-    }
-    if let Some(request) = &mut state.requested {
-        request.at = epoch;
-    }
-    if let Some(wanted) = &mut state.wanted_issuer {
-        wanted.number = 0;
-    }
-}
-
-fn now() -> Now {
-    Now { wall: UnixTime::from_millis(NOW * TICK), boot: Duration::from_millis(NOW * TICK) }
-}
-
-fn timings(config: &Config) -> Timings {
-    let ticks = |ticks: u64| Duration::from_millis(ticks * TICK);
-    Timings {
-        lease: ticks(1),
-        skew: match config.shortcut {
-            Some(Shortcut::NoSkewMargin) => Duration::ZERO,
-            _ => ticks(config.skew),
-        },
-        renew_window: ticks(1),
-        renew_window_urgent: ticks(1),
-        issuer_life: ticks(1000),
-        issuer_left_min: ticks(1),
-        schedule: Schedule { anchor_period: ticks(1_000_000), window: None },
     }
 }
 

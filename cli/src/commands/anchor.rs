@@ -1,0 +1,693 @@
+//! `steadfast anchor`: rotations of trust anchors, ordered and watched.
+//!
+//! An order is written into the store and carried out by steadfast-rotation: what is shown here may
+//! be left at any moment, and the rotation goes on.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde::Serialize;
+use steadfast_api::{KeyId, TrustAnchor, UnixTime};
+use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
+use steadfast_rotation_protocol::census::Round;
+use steadfast_rotation_protocol::controller::{Standing, Timings};
+use steadfast_rotation_protocol::orders::OrderRefused;
+use steadfast_rotation_protocol::schedule::Schedule;
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorState, CanaryPlan, Exemption, Outcome, PastRotation, Request, Selector,
+};
+use steadfast_rotation_protocol::{Instance, TrustDomainState};
+
+use crate::confirm::{OrderArgs, confirm};
+use crate::controller::{Controller, ControllerArg, ControllerError};
+use crate::output::{self, Format, Paint, table};
+use crate::problem::Problem;
+use crate::rotation::course::{Course, ending};
+use crate::rotation::follow::{Followed, follow, same_phase};
+use crate::rotation::plan::{Intent, Plan};
+use crate::store::DirArg;
+use crate::suggest::nearest;
+use crate::trust_domain::{self, TrustDomainError};
+
+/// Rotate trust anchors under live traffic, and watch it
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Rotate(RotateArgs),
+    Status(StatusArgs),
+    Pause(OrderOnlyArgs),
+    /// Let phases begin again, and follow the rotation that is under way
+    Resume(WatchArgs),
+    /// Undo the rotation that is under way: back to the anchor from before
+    ///
+    /// Until the old anchor is withdrawn this always ends as it began, with another standby at
+    /// most. A stolen key has no way back.
+    Abort(WatchArgs),
+    Exempt(ExemptArgs),
+    Unexempt(UnexemptArgs),
+    List(ListArgs),
+    Withdraw(WithdrawArgs),
+    Taint(TaintArgs),
+}
+
+/// What every command here takes.
+#[derive(Clone, Debug, clap::Args)]
+struct MeshArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    #[command(flatten)]
+    controller: ControllerArg,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+/// Replace the active trust anchor, without a restart and without a failed request
+///
+/// The plan comes first: who is asked, how long it takes, what can go wrong, how it is undone. Then
+/// each phase is shown with what it waits for. Ctrl-C leaves the display; the rotation goes on, and
+/// `steadfast anchor status` shows it again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast anchor rotate --dry-run               the plan, and who would be waited for
+  steadfast anchor rotate                         the standby becomes active, a fresh one stands by
+  steadfast anchor rotate --canary 10%            a tenth of the pods goes first, for five minutes
+  steadfast anchor rotate --anchor root-2027.pem  to an anchor of your own CA
+  steadfast anchor rotate --emergency             the active anchor's key is in other hands
+
+Exit code 1 if --dry-run finds somebody who would be waited for or cut off, or something in the
+way, and if the rotation was undone.")]
+struct RotateArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// Only print the plan
+    #[arg(long)]
+    dry_run: bool,
+    /// Let the pods of a namespace, or so many in a hundred of all, go first: demo, or 10%
+    #[arg(long, value_name = "NS|PERCENT", value_parser = selector)]
+    canary: Option<Selector>,
+    /// How long nothing may go wrong for the canaries
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = time, requires = "canary")]
+    canary_for: Duration,
+    /// The active anchor's key is in other hands: the standby becomes active at once
+    #[arg(long, conflicts_with_all = ["canary", "anchor"])]
+    emergency: bool,
+    /// In an emergency: who has not answered so long after the change is cut off
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, requires = "emergency")]
+    deadline: Duration,
+    /// The anchor that becomes active, a certificate in PEM; the standby stays
+    #[arg(long, value_name = "FILE")]
+    anchor: Option<PathBuf>,
+    /// Return as soon as the order is written
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Show the rotation that is under way, what it waits for, and whom it misses
+#[derive(Debug, clap::Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// Follow it to its end
+    #[arg(short, long, conflicts_with = "output")]
+    watch: bool,
+}
+
+/// Let no phase begin; renewals, bundles and repairs go on
+#[derive(Debug, clap::Args)]
+struct OrderOnlyArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+}
+
+/// An order after which the rotation is followed: its command says what it is.
+#[derive(Debug, clap::Args)]
+struct WatchArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// Return as soon as the order is written
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Let a rotation go on without a workload that it misses
+///
+/// The exemption is of this one instance of the pod. While it lasts, the workload may be refused by
+/// others and refuse them. It ends by itself when the workload answers, or starts anew.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast anchor exempt demo/web-0 --reason \"its node is being repaired\"")]
+struct ExemptArgs {
+    /// NAMESPACE/POD, as `steadfast anchor status` names it
+    workload: String,
+    /// Why, for those who come after you
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Wait for an exempted workload again
+#[derive(Debug, clap::Args)]
+struct UnexemptArgs {
+    /// NAMESPACE/POD, or the UID of the pod
+    workload: String,
+    #[command(flatten)]
+    mesh: MeshArgs,
+}
+
+/// List the trust anchors: state, key, end
+#[derive(Debug, clap::Args)]
+struct ListArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+/// Take an anchor away that does not sign: a standby, for a fresh one, or one that was imported
+#[derive(Debug, clap::Args)]
+struct WithdrawArgs {
+    /// Its id, or the beginning of it
+    id: String,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// Return as soon as the order is written
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Say that an anchor's key is in other hands: an emergency begins, whatever is under way
+#[derive(Debug, clap::Args)]
+struct TaintArgs {
+    /// Its id, or the beginning of it
+    id: String,
+    /// Who has not answered so long after a change of the active anchor is cut off
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    deadline: Duration,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// Return as soon as the order is written
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Why an order about anchors is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnchorError {
+    #[error("{text:?} is the beginning of several anchors: {}", .ids.join(", "))]
+    Ambiguous { text: String, ids: Vec<String> },
+    #[error("{} is no anchor that can be rotated to", .path.display())]
+    Certificate {
+        path: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("cannot read {}", .0.display())]
+    File(PathBuf, #[source] std::io::Error),
+    #[error("no anchor begins with {0:?}; `steadfast anchor list` names them")]
+    NoAnchor(String),
+    #[error("{workload:?} is not exempt; exempt are: {}", .exempt.join(", "))]
+    NotExempt { workload: String, exempt: Vec<String> },
+    #[error(
+        "{} holds anchor {id}, which is not imported yet\n  Import it:  steadfast anchor import {}",
+        .path.display(), .path.display()
+    )]
+    NotImported { path: PathBuf, id: KeyId },
+    #[error("the active anchor is replaced, not withdrawn: `steadfast anchor rotate`")]
+    Active,
+    #[error("anchor {0} is on its way in or out already; `steadfast anchor status` shows it")]
+    UnderWay(String),
+    #[error("{workload:?} is not missed by anything{hint}")]
+    Unknown { workload: String, hint: String },
+    #[error("nobody has been asked yet; try again in a few seconds")]
+    Unasked,
+}
+
+pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
+    match args.command {
+        Command::Rotate(args) => return rotate(args).await,
+        Command::Status(args) => return status(args).await,
+        Command::Resume(args) => return resume(args).await,
+        Command::Abort(args) => return abort(args).await,
+        Command::Withdraw(args) => return withdraw(args).await,
+        Command::Taint(args) => return taint(args).await,
+        Command::Pause(args) => pause(&args.mesh).await?,
+        Command::Exempt(args) => exempt(args).await?,
+        Command::Unexempt(args) => unexempt(args).await?,
+        Command::List(args) => list(&args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
+    let dir = &args.mesh.dir.dir;
+    let state = trust_domain::read(dir).await?;
+    let intent = match (args.emergency, state.active_anchor()) {
+        (true, Some(active)) => Intent::Emergency { anchor: active.id, deadline: args.deadline },
+        _ => {
+            let anchor = args.anchor.as_deref().map(|path| given(path, &state)).transpose()?;
+            let canary = args.canary.clone();
+            let canary = canary.map(|selector| CanaryPlan { selector, window: args.canary_for });
+            Intent::Rotate { anchor, canary }
+        }
+    };
+    order(&args.mesh, &args.order, intent, args.dry_run, args.no_wait).await
+}
+
+async fn withdraw(args: WithdrawArgs) -> Result<ExitCode, Problem> {
+    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let id = find(&args.id, &state)?;
+    match state.anchor(id).map(|anchor| anchor.state) {
+        Some(AnchorState::Standby) => {
+            let intent = Intent::Replace { standby: id };
+            order(&args.mesh, &args.order, intent, false, args.no_wait).await
+        }
+        Some(AnchorState::Generated) => {
+            confirm(&format!("Forget anchor {id}?"), &args.order, args.mesh.output)?;
+            trust_domain::change(&args.mesh.dir.dir, |state| state.discard(id)).await?;
+            said(args.mesh.output, &format!("anchor {} is forgotten, with its key", id.short()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(AnchorState::Active) => Err(AnchorError::Active.into()),
+        _ => Err(AnchorError::UnderWay(id.to_string()).into()),
+    }
+}
+
+async fn taint(args: TaintArgs) -> Result<ExitCode, Problem> {
+    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let anchor = find(&args.id, &state)?;
+    let intent = Intent::Emergency { anchor, deadline: args.deadline };
+    order(&args.mesh, &args.order, intent, false, args.no_wait).await
+}
+
+/// Plans, asks, orders and follows.
+async fn order(
+    mesh: &MeshArgs,
+    order: &OrderArgs,
+    intent: Intent,
+    dry_run: bool,
+    no_wait: bool,
+) -> Result<ExitCode, Problem> {
+    let dir = &mesh.dir.dir;
+    let state = trust_domain::read(dir).await?;
+    let (timings, round, silent) = asked(dir, &mesh.controller).await;
+    let mut plan = Plan::of(&intent, &state, timings, round.as_ref(), SystemClock.now());
+    plan.obstacles.extend(silent.map(|error| ErrorChain(&error).to_string()));
+    if dry_run {
+        mesh.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
+        return Ok(if plan.is_clear() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    if mesh.output == Format::Table {
+        output::print(&(plan.text(Paint::stdout()) + "\n"))?;
+    }
+    confirm("Begin?", order, mesh.output)?;
+    let by = &order.by;
+    let state = trust_domain::change(dir, |state| match &intent {
+        Intent::Emergency { anchor, deadline } => state.taint(*anchor, by.clone(), *deadline),
+        Intent::Rotate { anchor, canary } => state.request(Request {
+            by: by.clone(),
+            at: SystemClock.now(),
+            anchor: *anchor,
+            canary: canary.clone(),
+            replaces: None,
+        }),
+        Intent::Replace { standby } => state.request(Request {
+            by: by.clone(),
+            at: SystemClock.now(),
+            anchor: None,
+            canary: None,
+            replaces: Some(*standby),
+        }),
+    })
+    .await?;
+    // What is under way already is the emergency's from now on.
+    let before = state.rotation.as_ref().map_or(state.rotations, |rotation| rotation.number - 1);
+    go_on(mesh, no_wait, before, Outcome::Done).await
+}
+
+/// Follows what was ordered, to the end that was ordered.
+async fn go_on(
+    mesh: &MeshArgs,
+    no_wait: bool,
+    before: u64,
+    wanted: Outcome,
+) -> Result<ExitCode, Problem> {
+    if no_wait {
+        said(mesh.output, "ordered; `steadfast anchor status` shows how it goes")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let followed = Followed::AnchorsAfter(before);
+    let Some(ended) = follow(&mesh.dir.dir, &mesh.controller, followed, mesh.output).await? else {
+        eprintln!("\nThe rotation goes on without you: `steadfast anchor status` shows it");
+        return Ok(ExitCode::from(EXIT_INTERRUPTED));
+    };
+    if mesh.output != Format::Table {
+        mesh.output.print(&Ended { rotations: &ended }, |_| String::new())?;
+    }
+    let first = ended.first().map(|past| past.outcome);
+    Ok(if first.is_none_or(|first| first == wanted) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The rotations that have ended while they were followed.
+#[derive(Serialize)]
+struct Ended<'a> {
+    rotations: &'a [PastRotation],
+}
+
+/// What the controller knows, or why it does not tell.
+async fn asked(
+    dir: &Path,
+    arg: &ControllerArg,
+) -> (Timings, Option<Round>, Option<ControllerError>) {
+    match Controller::find(dir, arg).await {
+        Ok((controller, standing)) => {
+            let timings = standing.timings.unwrap_or(TIMINGS_USUAL);
+            match controller.round().await {
+                Ok(round) => (timings, round, None),
+                Err(error) => (timings, None, Some(error.into())),
+            }
+        }
+        Err(error) => (TIMINGS_USUAL, None, Some(error)),
+    }
+}
+
+async fn pause(mesh: &MeshArgs) -> Result<(), Problem> {
+    let state = change(mesh, |state| {
+        state.pause(true);
+        Ok(())
+    })
+    .await?;
+    let what = state.rotation.as_ref().map_or_else(
+        || "no rotation begins".to_owned(),
+        |rotation| format!("rotation {} stays in its phase", rotation.number),
+    );
+    said(mesh.output, &format!("paused: {what} before `steadfast anchor resume`"))
+}
+
+async fn resume(args: WatchArgs) -> Result<ExitCode, Problem> {
+    let state = change(&args.mesh, |state| {
+        state.pause(false);
+        Ok(())
+    })
+    .await?;
+    let Some(rotation) = &state.rotation else {
+        said(args.mesh.output, "resumed; no rotation is under way")?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    go_on(&args.mesh, args.no_wait, rotation.number - 1, Outcome::Done).await
+}
+
+async fn abort(args: WatchArgs) -> Result<ExitCode, Problem> {
+    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    // What cannot be undone is refused before anybody is asked.
+    state.clone().abort().map_err(TrustDomainError::from)?;
+    let question = match &state.rotation {
+        Some(rotation) if state.requested.is_none() => {
+            format!("Undo rotation {}?", rotation.number)
+        }
+        _ => "Take the order for a rotation back?".to_owned(),
+    };
+    confirm(&question, &args.order, args.mesh.output)?;
+    let after = change(&args.mesh, |state| state.abort()).await?;
+    let Some(rotation) = after.rotation.as_ref().filter(|rotation| rotation.abort) else {
+        said(args.mesh.output, "the order is taken back; nothing had begun")?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    go_on(&args.mesh, args.no_wait, rotation.number - 1, Outcome::Aborted).await
+}
+
+async fn change(
+    mesh: &MeshArgs,
+    order: impl Fn(&mut TrustDomainState) -> Result<(), OrderRefused>,
+) -> Result<TrustDomainState, TrustDomainError> {
+    trust_domain::change(&mesh.dir.dir, order).await
+}
+
+/// How things stand, in both forms.
+#[derive(Serialize)]
+struct StatusView {
+    rotation: Option<Course>,
+    issuer_rotation: Option<Course>,
+    requested: Option<Request>,
+    paused: bool,
+    exemptions: Vec<Exemption>,
+    last: Option<PastRotation>,
+    trouble: Option<String>,
+}
+
+async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
+    let dir = &args.mesh.dir.dir;
+    let state = trust_domain::read(dir).await?;
+    let under_way = state.rotation.as_ref().map(|rotation| rotation.number - 1);
+    if args.watch && (under_way.is_some() || state.requested.is_some()) {
+        let before = under_way.unwrap_or(state.rotations);
+        return go_on(&args.mesh, false, before, Outcome::Done).await;
+    }
+    let standing = Controller::find(dir, &args.mesh.controller).await;
+    let view = StatusView::of(state, standing.map(|(_, standing)| standing), SystemClock.now());
+    args.mesh.output.print(&view, |view| view.text(Paint::stdout()))?;
+    Ok(if view.trouble.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl StatusView {
+    fn of(
+        state: TrustDomainState,
+        standing: Result<Standing, ControllerError>,
+        now: UnixTime,
+    ) -> Self {
+        let (wait, trouble) = match &standing {
+            Ok(standing) => (
+                standing.waiting.as_ref().filter(|_| same_phase(&state, standing)),
+                standing.trouble.clone(),
+            ),
+            Err(error) => (None, Some(ErrorChain(error).to_string())),
+        };
+        let halted = state.halted.map(crate::rotation::waiting::halted);
+        Self {
+            rotation: Course::of_anchor(&state, wait, now),
+            issuer_rotation: Course::of_issuer(&state, wait, now),
+            trouble: halted.or(trouble),
+            requested: state.requested,
+            paused: state.paused,
+            exemptions: state.exemptions,
+            last: state.past.last().cloned(),
+        }
+    }
+
+    fn text(&self, paint: Paint) -> String {
+        let mut lines = Vec::new();
+        for course in [&self.rotation, &self.issuer_rotation].into_iter().flatten() {
+            lines.extend(course.lines(paint));
+        }
+        if let Some(request) = &self.requested {
+            lines.push(format!("a rotation is ordered by {}, and begins soon", request.by));
+        } else if lines.is_empty() {
+            lines.push("no rotation is under way".to_owned());
+            lines.extend(self.last.as_ref().map(|last| format!("the last: {}", ending(last))));
+        }
+        if self.paused {
+            lines.push("paused by a person: `steadfast anchor resume` goes on".to_owned());
+        }
+        for exemption in &self.exemptions {
+            let Exemption { instance, reason, by, .. } = exemption;
+            lines.push(format!("exempt: pod {} ({reason}; by {by})", instance.pod_uid));
+        }
+        lines.extend(self.trouble.iter().map(|trouble| format!("{} {trouble}", paint.red("!"))));
+        lines.join("\n") + "\n"
+    }
+}
+
+async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
+    let (controller, _) = Controller::find(&args.mesh.dir.dir, &args.mesh.controller).await?;
+    let round = controller.round().await?.ok_or(AnchorError::Unasked)?;
+    let instance = instance(&args.workload, &round)?;
+    let question = format!(
+        "Rotations go on without {}: until it answers again, others may refuse it. Exempt it?",
+        args.workload
+    );
+    confirm(&question, &args.order, args.mesh.output)?;
+    let (reason, by) = (format!("{}: {}", args.workload, args.reason), args.order.by.clone());
+    change(&args.mesh, |state| {
+        state.exempt(instance.clone(), reason.clone(), by.clone());
+        Ok(())
+    })
+    .await?;
+    said(args.mesh.output, &format!("{} is exempt until it answers or starts anew", args.workload))
+}
+
+/// The newest instance of a pod that anybody knows; one that nobody has heard of is exempted as
+/// such, until it starts.
+fn instance(workload: &str, round: &Round) -> Result<Instance, AnchorError> {
+    let members = round.replicas.iter().flat_map(|replica| &replica.members);
+    let known = members.filter(|m| m.name == workload || m.instance.pod_uid == workload);
+    let newest = known.map(|member| member.instance.clone()).max_by_key(|i| i.started_at);
+    let vanished = round.vanished.iter().find(|gone| gone.name == workload);
+    let listed = round.listed.iter().find(|listed| listed.name == workload);
+    let unheard = listed.map(|listed| Instance {
+        pod_uid: listed.pod_uid.clone(),
+        started_at: UnixTime::default(),
+    });
+    let found = newest.or_else(|| vanished.map(|gone| gone.instance.clone())).or(unheard);
+    found.ok_or_else(|| {
+        let names = round.listed.iter().map(|listed| listed.name.as_str());
+        let near = nearest(workload, names);
+        let hint = near.first().map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        AnchorError::Unknown { workload: workload.to_owned(), hint }
+    })
+}
+
+async fn unexempt(args: UnexemptArgs) -> Result<(), Problem> {
+    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    // The reason begins with the name that it was exempted by.
+    let is_it = |exemption: &&Exemption| {
+        exemption.instance.pod_uid == args.workload
+            || exemption.reason.split_once(": ").is_some_and(|(name, _)| name == args.workload)
+    };
+    let Some(exemption) = state.exemptions.iter().find(is_it) else {
+        let exempt = state.exemptions.iter().map(|e| e.reason.clone()).collect();
+        let workload = args.workload;
+        return Err(AnchorError::NotExempt { workload, exempt }.into());
+    };
+    change(&args.mesh, |state| state.unexempt(&exemption.instance.pod_uid)).await?;
+    said(args.mesh.output, &format!("{} is waited for again", args.workload))
+}
+
+/// An anchor, as it is listed.
+#[derive(Serialize)]
+struct AnchorView {
+    id: KeyId,
+    state: String,
+    key: String,
+    not_after: UnixTime,
+    ends: String,
+    left_s: u64,
+    tainted_by: Option<String>,
+}
+
+async fn list(args: &ListArgs) -> Result<(), Problem> {
+    let (state, now) = (trust_domain::read(&args.dir.dir).await?, SystemClock.now());
+    let anchors = state.anchors.iter().map(|anchor| AnchorView {
+        id: anchor.id,
+        state: format!("{:?}", anchor.state).to_lowercase(),
+        key: anchor.key_ref.clone(),
+        not_after: anchor.not_after,
+        ends: anchor.not_after.to_string(),
+        left_s: anchor.not_after.since(now).as_secs(),
+        tainted_by: anchor.taint.as_ref().map(|taint| taint.by.clone()),
+    });
+    let anchors: Vec<_> = anchors.collect();
+    Ok(args.output.print(&anchors, |anchors| listing(anchors))?)
+}
+
+fn listing(anchors: &[AnchorView]) -> String {
+    let rows: Vec<_> = anchors
+        .iter()
+        .map(|anchor| {
+            let left = Duration::from_secs(anchor.left_s);
+            let tainted = anchor.tainted_by.as_ref().map(|by| format!(", tainted by {by}"));
+            [
+                anchor.id.short(),
+                format!("{}{}", anchor.state, tainted.unwrap_or_default()),
+                anchor.key.replace(&anchor.id.to_string(), &anchor.id.short()),
+                anchor.ends.clone(),
+                if left.is_zero() { "expired".to_owned() } else { duration::show(left) },
+            ]
+        })
+        .collect();
+    table(["ID", "STATE", "KEY", "ENDS", "LEFT"], &rows)
+}
+
+/// The anchor of a file, which must have been imported.
+fn given(path: &Path, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
+    let pem = std::fs::read(path).map_err(|error| AnchorError::File(path.to_owned(), error))?;
+    let refused = |source| AnchorError::Certificate { path: path.to_owned(), source };
+    let parsed = pem::parse(&pem).map_err(|error| refused(error.into()))?;
+    let anchor = TrustAnchor::parse(parsed.contents()).map_err(|error| refused(error.into()))?;
+    let (id, path) = (anchor.id(), path.to_owned());
+    state.anchor(id).map(|anchor| anchor.id).ok_or(AnchorError::NotImported { path, id })
+}
+
+/// The anchor whose id begins so.
+fn find(text: &str, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
+    let lower = text.to_ascii_lowercase();
+    let ids = state.anchors.iter().map(|anchor| anchor.id);
+    let found: Vec<_> = ids.filter(|id| id.to_string().starts_with(&lower)).collect();
+    match found.as_slice() {
+        [id] if !lower.is_empty() => Ok(*id),
+        [] => Err(AnchorError::NoAnchor(text.to_owned())),
+        several => Err(AnchorError::Ambiguous {
+            text: text.to_owned(),
+            ids: several.iter().map(KeyId::short).collect(),
+        }),
+    }
+}
+
+/// What was done, for a person, or for a program.
+fn said(output: Format, what: &str) -> Result<(), Problem> {
+    #[derive(Serialize)]
+    struct Said<'a> {
+        done: &'a str,
+    }
+    Ok(output.print(&Said { done: what }, |said| format!("{}\n", said.done))?)
+}
+
+fn selector(text: &str) -> Result<Selector, String> {
+    let Some(percent) = text.strip_suffix('%') else {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if text.is_empty() || text.len() > 63 || !text.chars().all(plain) {
+            return Err("is neither a namespace nor a percentage such as 10%".to_owned());
+        }
+        if text.chars().all(|c| c.is_ascii_digit()) {
+            return Err(format!("write {text}% for a percentage"));
+        }
+        return Ok(Selector::Namespace(text.to_owned()));
+    };
+    match percent.parse() {
+        Ok(percent @ 1..=99) => Ok(Selector::Percent(percent)),
+        _ => Err("must be from 1% to 99%".to_owned()),
+    }
+}
+
+/// Reads a time of at least a second.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    let time = duration::parse(text).map_err(|error| error.to_string())?;
+    if time < Duration::from_secs(1) { Err("must be at least 1s".to_owned()) } else { Ok(time) }
+}
+
+/// As steadfast-rotation has them unless told otherwise: for a plan while none answers.
+const TIMINGS_USUAL: Timings = Timings {
+    lease: Duration::from_secs(15),
+    skew: Duration::from_secs(60),
+    renew_window: Duration::from_secs(600),
+    renew_window_urgent: Duration::from_secs(60),
+    issuer_life: Duration::from_secs(30 * 86_400),
+    issuer_left_min: Duration::from_secs(10 * 86_400),
+    schedule: Schedule { anchor_period: Duration::from_secs(365 * 86_400), window: None },
+};
+/// As a shell tells of a program that SIGINT has ended.
+pub(super) const EXIT_INTERRUPTED: u8 = 130;

@@ -1,0 +1,206 @@
+//! `steadfast issuer`: the intermediate that signs SVIDs, and its rotation.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde::Serialize;
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
+use steadfast_rotation_protocol::TrustDomainState;
+
+use crate::confirm::{OrderArgs, confirm};
+use crate::controller::{Controller, ControllerArg};
+use crate::output::{Format, Paint, table};
+use crate::problem::Problem;
+use crate::rotation::course::Course;
+use crate::rotation::follow::{Followed, follow, same_phase};
+use crate::store::DirArg;
+use crate::trust_domain;
+
+/// Rotate the issuer, which signs every SVID, and watch it
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Rotate(RotateArgs),
+    Status(StatusArgs),
+}
+
+/// Replace the active issuer, under the same trust anchor
+///
+/// It happens by itself when an issuer nears its end. With --emergency, because its key is in other
+/// hands, every workload renews at once, and then SVIDs of the old issuer are refused and open
+/// connections with them are cut.
+#[derive(Debug, clap::Args)]
+struct RotateArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    #[command(flatten)]
+    controller: ControllerArg,
+    /// The issuer's key is in other hands
+    #[arg(long)]
+    emergency: bool,
+    /// In an emergency: the old issuer is refused after this even if somebody still uses it
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = super::anchor::time, requires = "emergency")]
+    deadline: Duration,
+    /// Return as soon as the order is written
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    order: OrderArgs,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+/// Show the issuers: which signs, which are refused, how long each has left
+#[derive(Debug, clap::Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    #[command(flatten)]
+    controller: ControllerArg,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
+    match args.command {
+        Command::Rotate(args) => rotate(args).await,
+        Command::Status(args) => status(args).await,
+    }
+}
+
+async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
+    let dir = &args.dir.dir;
+    let before = trust_domain::read(dir).await?.active_issuer;
+    let question = match args.emergency {
+        true => format!(
+            "Every workload renews at once, and issuer {} is refused {} later at the latest. Begin?",
+            before.short(),
+            duration::show(args.deadline)
+        ),
+        false => format!(
+            "Issuer {} is replaced as soon as every replica has loaded another; nobody notices. \
+             Begin?",
+            before.short()
+        ),
+    };
+    confirm(&question, &args.order, args.output)?;
+    let urgent = args.emergency.then_some(args.deadline);
+    trust_domain::change(dir, |state| {
+        state.rotate_issuer(args.order.by.clone(), urgent, SystemClock.now())
+    })
+    .await?;
+    let rotated = |state: &TrustDomainState| Rotated { from: before, to: state.active_issuer };
+    if !args.no_wait {
+        let ended = follow(dir, &args.controller, Followed::Issuer, args.output).await?;
+        if ended.is_none() {
+            eprintln!("\nThe rotation goes on without you: `steadfast issuer status` shows it");
+            return Ok(ExitCode::from(super::anchor::EXIT_INTERRUPTED));
+        }
+    }
+    let state = trust_domain::read(dir).await?;
+    args.output.print(&rotated(&state), |rotated| match args.no_wait {
+        true => "ordered; `steadfast issuer status` shows how it goes\n".to_owned(),
+        false => {
+            format!(
+                "issuer {} signs in the place of {}\n",
+                rotated.to.short(),
+                rotated.from.short()
+            )
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct Rotated {
+    from: KeyId,
+    to: KeyId,
+}
+
+/// How things stand, in both forms.
+#[derive(Serialize)]
+struct StatusView {
+    issuers: Vec<IssuerView>,
+    rotation: Option<Course>,
+    trouble: Option<String>,
+}
+
+#[derive(Serialize)]
+struct IssuerView {
+    id: KeyId,
+    role: &'static str,
+    anchor: KeyId,
+    not_after: UnixTime,
+    left_s: u64,
+}
+
+async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
+    let dir = &args.dir.dir;
+    let (state, now) = (trust_domain::read(dir).await?, SystemClock.now());
+    let standing = Controller::find(dir, &args.controller).await.map(|(_, standing)| standing);
+    let (wait, trouble) = match &standing {
+        Ok(standing) => (
+            standing.waiting.as_ref().filter(|_| same_phase(&state, standing)),
+            standing.trouble.clone(),
+        ),
+        Err(error) => (None, Some(ErrorChain(error).to_string())),
+    };
+    let rotation = Course::of_issuer(&state, wait, now);
+    let issuers = state.issuers.iter().map(|issuer| IssuerView {
+        id: issuer.id,
+        role: role(&state, issuer.id),
+        anchor: issuer.anchor_id,
+        not_after: issuer.not_after,
+        left_s: issuer.not_after.since(now).as_secs(),
+    });
+    let view = StatusView { issuers: issuers.collect(), rotation, trouble };
+    args.output.print(&view, |view| view.text(Paint::stdout()))?;
+    Ok(if view.trouble.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What an issuer is to those who hold its SVIDs.
+pub(super) fn role(state: &TrustDomainState, id: KeyId) -> &'static str {
+    if state.denies(id) {
+        "denied"
+    } else if id == state.active_issuer {
+        "active"
+    } else {
+        "former"
+    }
+}
+
+impl StatusView {
+    fn text(&self, paint: Paint) -> String {
+        let rows: Vec<_> = self
+            .issuers
+            .iter()
+            .map(|issuer| {
+                let left = Duration::from_secs(issuer.left_s);
+                [
+                    issuer.id.short(),
+                    issuer.role.to_owned(),
+                    issuer.anchor.short(),
+                    issuer.not_after.to_string(),
+                    if left.is_zero() { "expired".to_owned() } else { duration::show(left) },
+                ]
+            })
+            .collect();
+        let mut text = table(["ID", "ROLE", "ANCHOR", "ENDS", "LEFT"], &rows);
+        for line in self.rotation.iter().flat_map(|rotation| rotation.lines(paint)) {
+            text += &format!("{line}\n");
+        }
+        if let Some(trouble) = &self.trouble {
+            text += &format!("{} {trouble}\n", paint.red("!"));
+        }
+        text
+    }
+}

@@ -1,0 +1,474 @@
+//! `steadfast trust recover`: heals a mesh in which nobody can be asked any more, or whose store
+//! was put back from a backup.
+//!
+//! The command only orders it, by one compare-and-swap; steadfast-rotation does it, also when the
+//! command is gone. What is wrong and what follows is decided by the pure core
+//! (`rotation/protocol/src/recover.rs`).
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_identity::authority::SKEW;
+use steadfast_platform::keys::{FileKeys, KeyStore as _};
+use steadfast_platform::standalone::{Client, Directory};
+use steadfast_platform::store::{FINDINGS_KEY, TRUST_DOMAIN_KEY};
+use steadfast_platform::{Revision, Store as _, StoreError};
+use steadfast_process::{Clock as _, SystemClock, duration};
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::recover::{Ailment, Findings, RecoverRefused};
+use steadfast_rotation_protocol::trust_domain::AnchorState;
+use tokio::time::{Instant, sleep};
+
+use super::trust::TrustError;
+use super::trust_backup::{self, BackupError};
+use crate::output::Format;
+use crate::problem::Problem;
+use crate::store::{self, DirArg};
+
+/// Heal a mesh whose certificates have all expired, or whose store was put back from a backup
+///
+/// It shows what is wrong and what it will do, asks, and waits until everybody holds what is
+/// published again. No pod, token or identity is made anew, and no process is restarted;
+/// steadfast-rotation must run, for it does the work. A mesh that is well is left as it is.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast trust recover --dir ./mesh --dry-run             what is wrong, and what would be done
+  steadfast trust recover --dir ./mesh                       the same, asked for, and done
+  steadfast trust recover --dir ./mesh --from backup.json    into a store that has lost everything")]
+pub(super) struct RecoverArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    /// Only show it
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Put this backup (of `steadfast trust backup`) into the store first, which must be empty
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// How long to wait until the mesh has healed; it goes on healing after that
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
+    timeout: Duration,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+/// Why a mesh is not recovered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecoverError {
+    #[error(
+        "the store holds no trust domain. With a backup of it: steadfast trust recover --from FILE \
+         --dir {dir}\n  For a new mesh: steadfast trust init --dir {dir}",
+        dir = .0.display()
+    )]
+    Empty(PathBuf),
+    #[error(
+        "nobody has told what the workloads hold within {}: steadfast-rotation asks them; does it \
+         run, and does it reach the identity service?",
+        duration::show(FINDINGS_WAIT)
+    )]
+    NoFindings,
+    #[error(transparent)]
+    Refused(#[from] RecoverRefused),
+    #[error(
+        "not healed within {waited}: {awaited}\n  It goes on by itself if steadfast-rotation and \
+         steadfast-identity run; see their /ready",
+        waited = duration::show(*waited)
+    )]
+    Unhealed { waited: Duration, awaited: String },
+    #[error("somebody asks: this is no terminal, so say --yes (or --dry-run)")]
+    Unasked,
+}
+
+/// What the command says.
+#[derive(Serialize)]
+struct Report {
+    ailment: Option<Ailment>,
+    /// What was, or would be, done, in order.
+    steps: Vec<String>,
+    /// What a person should know before saying yes.
+    warnings: Vec<String>,
+    ordered: bool,
+    healed: bool,
+    /// From the order to the last answer, in seconds.
+    seconds: Option<u64>,
+    /// The bundle in the end.
+    seq: u64,
+}
+
+pub(super) async fn run(args: RecoverArgs) -> Result<(), Problem> {
+    let (dir, client) = (&args.dir.dir, store::client(&args.dir.dir));
+    let first = store::first_get(&client, TRUST_DOMAIN_KEY).await;
+    let first = first.map_err(|error| TrustError::from(store::explain(dir, error)))?;
+    match (first, &args.from) {
+        (Some(entry), Some(_)) => {
+            let state: TrustDomainState =
+                serde_json::from_slice(&entry.value).map_err(TrustError::from)?;
+            let error = BackupError::NotEmpty { dir: dir.clone(), seq: state.seq };
+            return Err(TrustError::from(error).into());
+        }
+        (None, None) => return Err(TrustError::from(RecoverError::Empty(dir.clone())).into()),
+        (None, Some(file)) => {
+            let (state, others) = trust_backup::read(file)?;
+            let (domain, seq) = (&state.trust_domain, state.seq);
+            let step = format!("put {} back: {domain} at seq {seq}, halted", file.display());
+            let warnings = keys_gone(dir, &state).await;
+            if args.dry_run {
+                let ailment = Some(Ailment::Restored { seen_seq: seq });
+                let next = "then: as for a store that was put back".to_owned();
+                let steps = vec![step, next];
+                return Report::of(&state, ailment, steps, warnings).print(&args);
+            }
+            confirm(&args, &text(None, std::slice::from_ref(&step), &warnings))?;
+            trust_backup::put_back(dir, &client, &state, others).await?;
+            note(&step);
+        }
+        (Some(_), None) => {}
+    }
+    recover(&args, &client).await
+}
+
+async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
+    let dir = &args.dir.dir;
+    // A second time, if somebody else has changed the state meanwhile.
+    let (state, ailment, mut report) = loop {
+        let (before, revision) = state(dir, client).await?;
+        let Some(ailment) = before.ailment(SystemClock.now(), SKEW) else {
+            let steps = vec![idle_text(&before, SystemClock.now())];
+            return Report::of(&before, None, steps, Vec::new()).print(args);
+        };
+        let (after, steps, warnings) = plan(dir, client, &before, ailment).await?;
+        let report = Report::of(&before, Some(ailment), steps, warnings);
+        if args.dry_run {
+            return report.print(args);
+        }
+        let asked_before = args.from.is_some();
+        if !asked_before {
+            confirm(args, &text(Some(ailment), &report.steps, &report.warnings))?;
+        }
+        let value = serde_json::to_vec(&after).map_err(TrustError::from)?.into();
+        match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
+            Ok(_) => break (after, ailment, report),
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(TrustError::from(store::explain(dir, error)).into()),
+        }
+    };
+    let ordered = Instant::now();
+    report.ordered = true;
+    let rotation = state.rotations;
+    report.seq = wait(args, client, rotation, ordered).await?.seq;
+    (report.healed, report.ailment) = (true, Some(ailment));
+    report.seconds = Some(ordered.elapsed().as_secs());
+    report.print(args)
+}
+
+/// The state to be written, what it comes to, and what a person should know.
+async fn plan(
+    dir: &Path,
+    client: &Client,
+    before: &TrustDomainState,
+    ailment: Ailment,
+) -> Result<(TrustDomainState, Vec<String>, Vec<String>), Problem> {
+    let (mut after, now) = (before.clone(), SystemClock.now());
+    let by = "trust recover".to_owned();
+    let (mut steps, mut warnings) = (Vec::new(), keys_gone(dir, before).await);
+    match ailment {
+        Ailment::Expired { .. } => {
+            let rescued = after.rescue(by, now, SKEW).map_err(RecoverError::from);
+            rescued.map_err(TrustError::from)?;
+            steps.push(match next_active(&after) {
+                Some(id) => format!("make the anchor {} active, at once", id.short()),
+                None => "make a fresh anchor (a new key) and make it active, at once".to_owned(),
+            });
+            steps.push("make an issuer under it: identity issues again".to_owned());
+            steps.push(
+                "everybody comes back by the mounted bundle and their token; what has expired is \
+                 withdrawn"
+                    .to_owned(),
+            );
+        }
+        Ailment::Restored { .. } => {
+            let found = findings(dir, client).await?;
+            after.recover(&found, by, now);
+            steps = recovered(before, &after);
+            warnings.extend(doubts(before, &found));
+        }
+    }
+    Ok((after, steps, warnings))
+}
+
+/// What the controller has found out, asked after the state was halted.
+async fn findings(dir: &Path, client: &Client) -> Result<Findings, Problem> {
+    let started = Instant::now();
+    let mut last: Option<Findings> = None;
+    loop {
+        let entry = client.get(FINDINGS_KEY).await;
+        let entry = entry.map_err(|error| TrustError::from(store::explain(dir, error)))?;
+        if let Some(entry) = entry {
+            let found: Findings = serde_json::from_slice(&entry.value).map_err(TrustError::from)?;
+            if found.silent.is_empty() && found.told > 0 {
+                return Ok(found);
+            }
+            last = Some(found);
+        }
+        if started.elapsed() > FINDINGS_WAIT {
+            let found = last.filter(|found| found.told > 0);
+            return Ok(found.ok_or_else(|| TrustError::from(RecoverError::NoFindings))?);
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// What changes, in words.
+fn recovered(before: &TrustDomainState, after: &TrustDomainState) -> Vec<String> {
+    let mut steps = vec![format!("publish seq {}, above every one that was seen", after.seq)];
+    for anchor in &after.anchors {
+        let was = before.anchor(anchor.id).map(|anchor| anchor.state);
+        let id = anchor.id.short();
+        match (was, anchor.state) {
+            (Some(was), AnchorState::Withdrawn) if was != AnchorState::Withdrawn => steps.push(
+                format!("withdraw the anchor {id} again: workloads know that it was withdrawn"),
+            ),
+            (was, AnchorState::Retiring) if was != Some(AnchorState::Retiring) => steps
+                .push(format!("publish the anchor {id} again, until no SVID is under it any more")),
+            _ => {}
+        }
+    }
+    for denied in &after.denied_issuers {
+        if !before.denies(denied.id) {
+            steps.push(format!("deny the issuer {} again", denied.id.short()));
+        }
+    }
+    match (after.active_anchor(), next_active(after)) {
+        (Some(_), _) => {}
+        (None, Some(id)) => steps.push(format!("make the anchor {} active", id.short())),
+        (None, None) => steps.push("stage a fresh anchor, and make it active".to_owned()),
+    }
+    steps.push("issue again, and wait until everybody holds what is published".to_owned());
+    steps
+}
+
+/// What the findings leave open.
+fn doubts(before: &TrustDomainState, found: &Findings) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if !found.silent.is_empty() {
+        doubts.push(format!(
+            "{} of {} have not told what they hold: {}",
+            found.silent.len(),
+            found.silent.len() + found.told,
+            found.silent.join(", ")
+        ));
+    }
+    for lost in found.forgotten(before).filter(|held| held.record.is_none()) {
+        doubts.push(format!(
+            "{} workloads use the anchor {}, which the store has forgotten and whose key is not in \
+             keys/anchors: it is not taken on their word, so SVIDs under it will be refused. Put \
+             its key back first, if there is one",
+            lost.by,
+            lost.id.short()
+        ));
+    }
+    for held in &found.tombstones {
+        if before.published().any(|anchor| anchor.id == held.id) && held.by < found.told {
+            let (by, told) = (held.by, found.told);
+            let id = held.id.short();
+            doubts.push(format!(
+                "only {by} of {told} workloads say that the anchor {id} was withdrawn"
+            ));
+        }
+    }
+    doubts
+}
+
+/// Anchors that could sign, if their key were there.
+async fn keys_gone(dir: &Path, state: &TrustDomainState) -> Vec<String> {
+    let Ok(keys) = FileKeys::open(Directory::new(dir).anchor_keys()) else {
+        return vec!["the keys of anchors (DIR/keys/anchors) cannot be read here".to_owned()];
+    };
+    let mut gone = Vec::new();
+    for anchor in state.published() {
+        if matches!(keys.exists(anchor.id).await, Ok(false)) {
+            gone.push(format!(
+                "the key of the anchor {} is not in keys/anchors: put it back if it is to sign",
+                anchor.id.short()
+            ));
+        }
+    }
+    gone
+}
+
+fn next_active(state: &TrustDomainState) -> Option<KeyId> {
+    use steadfast_rotation_protocol::rotation::{Phase, Preparing};
+    match state.rotation.as_ref().map(|rotation| &rotation.phase) {
+        Some(Phase::Preparing(Preparing { to })) => Some(*to),
+        _ => None,
+    }
+}
+
+/// Waits until the rotation that was ordered is over: its census shows that everybody holds what is
+/// published, and by then somebody signs.
+async fn wait(
+    args: &RecoverArgs,
+    client: &Client,
+    number: u64,
+    ordered: Instant,
+) -> Result<TrustDomainState, Problem> {
+    let mut told = None;
+    loop {
+        let read = state(&args.dir.dir, client).await;
+        let awaited = match &read {
+            Ok((state, _)) if is_over(state, number) => return Ok(read?.0),
+            Ok((state, _)) => state.rotation.as_ref().map(|rotation| rotation.phase.name()),
+            // The store may be restarted meanwhile.
+            Err(_) => None,
+        };
+        if awaited != told {
+            if let Some(phase) = awaited {
+                note(&format!("{:>4}s  {}", ordered.elapsed().as_secs(), phase_text(phase)));
+            }
+            told = awaited;
+        }
+        if ordered.elapsed() > args.timeout {
+            let awaited = match read {
+                Ok(_) => told.map_or("the rotation of the recovery", phase_text).to_owned(),
+                Err(error) => format!("{error:?}"),
+            };
+            let error = RecoverError::Unhealed { waited: args.timeout, awaited };
+            return Err(TrustError::from(error).into());
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn is_over(state: &TrustDomainState, number: u64) -> bool {
+    let ended = state.past.iter().any(|past| past.number == number);
+    ended && state.halted.is_none()
+}
+
+fn phase_text(phase: steadfast_rotation_protocol::rotation::PhaseName) -> &'static str {
+    use steadfast_rotation_protocol::rotation::PhaseName as P;
+    match phase {
+        P::Generating => "a fresh anchor is being made",
+        P::Staged => "everybody is to hold the anchors",
+        P::Preparing => "an issuer is being made",
+        P::Canary => "some workloads go first",
+        P::Activated => "identity issues again",
+        P::Draining => "everybody renews",
+        P::Withdrawn => "everybody is to hold what is published, and nothing else",
+    }
+}
+
+async fn state(dir: &Path, client: &Client) -> Result<(TrustDomainState, Revision), Problem> {
+    let entry = client.get(TRUST_DOMAIN_KEY).await;
+    let entry = entry.map_err(|error| TrustError::from(store::explain(dir, error)))?;
+    let entry = entry.ok_or_else(|| TrustError::from(RecoverError::Empty(dir.to_owned())))?;
+    let state = serde_json::from_slice(&entry.value).map_err(TrustError::from)?;
+    Ok((state, entry.revision))
+}
+
+fn idle_text(state: &TrustDomainState, now: UnixTime) -> String {
+    match state.active_issuer() {
+        Some(issuer) if issuer.not_after <= now => format!(
+            "nothing to recover: the issuer ended at {}, and steadfast-rotation makes the next by \
+             itself (does it run?)",
+            issuer.not_after
+        ),
+        _ => "nothing to recover: the trust domain is neither halted nor expired".to_owned(),
+    }
+}
+
+/// Asks, on a terminal; anywhere else somebody must have said yes before.
+fn confirm(args: &RecoverArgs, text: &str) -> Result<(), Problem> {
+    if args.yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Problem::usage(TrustError::from(RecoverError::Unasked).to_string()));
+    }
+    let mut answer = String::new();
+    let asked = write!(io::stderr(), "{text}\nDo it? [y/N] ");
+    let read = asked.and_then(|()| io::stdin().read_line(&mut answer));
+    read.map_err(Problem::from)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Problem::found("nothing was changed")),
+    }
+}
+
+/// Progress is for people; programs read standard output.
+fn note(text: &str) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn text(ailment: Option<Ailment>, steps: &[String], warnings: &[String]) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    match ailment {
+        Some(Ailment::Expired { anchor_ended, svids_ended }) => {
+            let _ = writeln!(
+                text,
+                "Everything has expired: the active anchor ended at {anchor_ended}, the last SVID \
+                 at {svids_ended}"
+            );
+        }
+        Some(Ailment::Restored { seen_seq }) => {
+            let _ = writeln!(
+                text,
+                "The store was put back: workloads have seen seq {seen_seq}, and nothing is issued"
+            );
+        }
+        None => {}
+    }
+    for (index, step) in steps.iter().enumerate() {
+        let _ = writeln!(text, "  {}. {step}", index + 1);
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "  warning: {warning}");
+    }
+    text
+}
+
+impl Report {
+    fn of(
+        state: &TrustDomainState,
+        ailment: Option<Ailment>,
+        steps: Vec<String>,
+        warnings: Vec<String>,
+    ) -> Self {
+        let seq = state.seq;
+        Self { ailment, steps, warnings, ordered: false, healed: false, seconds: None, seq }
+    }
+
+    fn print(&self, args: &RecoverArgs) -> Result<(), Problem> {
+        Ok(args.output.print(self, Self::table)?)
+    }
+
+    fn table(&self) -> String {
+        if self.ailment.is_none() {
+            return self.steps.iter().map(|step| format!("{step}\n")).collect();
+        }
+        let mut text = text(self.ailment, &self.steps, &self.warnings);
+        // Writing to a String cannot fail.
+        let _ = match (self.healed, self.seconds) {
+            (true, Some(seconds)) => writeln!(
+                text,
+                "Healed after {seconds} s: identity issues, and everybody holds the bundle of seq {}",
+                self.seq
+            ),
+            _ => writeln!(text, "Nothing was changed."),
+        };
+        text
+    }
+}
+
+/// The controller asks every few seconds; who has not told by then is named.
+const FINDINGS_WAIT: Duration = Duration::from_secs(45);
+const POLL: Duration = Duration::from_millis(200);

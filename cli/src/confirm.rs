@@ -1,0 +1,46 @@
+//! Asking a person before something is done that others will notice.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use crate::output::Format;
+use crate::problem::Problem;
+
+/// Who gives an order, and whether he wants to be asked.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct OrderArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Who orders it, for the history [default: $USER]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "USER",
+        hide_env = true,
+        default_value = "unknown",
+        hide_default_value = true
+    )]
+    pub(crate) by: String,
+}
+
+/// Waits for a `y`; anything else is a no.
+///
+/// # Errors
+/// The answer is no; or nobody can be asked.
+pub(crate) fn confirm(question: &str, args: &OrderArgs, output: Format) -> Result<(), Problem> {
+    if args.yes {
+        return Ok(());
+    }
+    if output != Format::Table || !io::stdin().is_terminal() {
+        return Err(Problem::usage(
+            "this asks before it begins, and nobody is there to answer: add --yes",
+        ));
+    }
+    write!(io::stderr(), "{question} [y/N] ")?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Problem::found("nothing was changed")),
+    }
+}

@@ -1,0 +1,359 @@
+//! What a rotation would do, told before anybody is asked: who is asked, how long it takes, what
+//! can go wrong, and how it is undone.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_process::duration;
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::census::{Bounds, Demand, Round, tally};
+use steadfast_rotation_protocol::controller::Timings;
+use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, Selector};
+
+use crate::output::{Paint, wrap};
+use crate::rotation::waiting::{Absent, halted};
+
+/// What is planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// The next anchor becomes active: the standby, or this one.
+    Rotate { anchor: Option<KeyId>, canary: Option<CanaryPlan> },
+    /// The key of this anchor is in other hands: those who do not answer in this time are cut off.
+    Emergency { anchor: KeyId, deadline: Duration },
+    /// This standby goes, for a fresh one.
+    Replace { standby: KeyId },
+}
+
+/// A rotation before it begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Plan {
+    /// What it is, in a line.
+    pub(crate) what: String,
+    /// What it changes, step by step.
+    pub(crate) changes: Vec<String>,
+    /// How many must answer: proxies, our own processes, replicas; `None`: nobody can tell.
+    pub(crate) asked: Option<usize>,
+    /// Who does not answer as it must.
+    pub(crate) missing: Vec<Absent>,
+    /// What becomes of those.
+    pub(crate) fate: &'static str,
+    /// Holders that cannot ack, and what they mean for it.
+    pub(crate) cannot_ack: Vec<String>,
+    /// How long it takes if everybody answers, in seconds.
+    pub(crate) expected_s: u64,
+    /// How long it takes to outlive the SVIDs of who never answers, in seconds.
+    pub(crate) slow_path_s: u64,
+    /// What stands in its way at once.
+    pub(crate) obstacles: Vec<String>,
+    /// How it is undone.
+    pub(crate) undo: &'static str,
+}
+
+impl Plan {
+    /// Plans; without the controller's word about timings and answers, by the defaults and blindly.
+    pub(crate) fn of(
+        intent: &Intent,
+        state: &TrustDomainState,
+        timings: Timings,
+        round: Option<&Round>,
+        now: UnixTime,
+    ) -> Self {
+        let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max);
+        let svid_life_max = lives.max().unwrap_or_default();
+        let bounds = Bounds { skew: timings.skew, svid_life_max };
+        let demand = Demand { clocks: true, ..Demand::default() };
+        // Who has not answered this very round would be waited for.
+        let tally = round.map(|round| tally(state, demand, round, round.nonce, now, bounds));
+        let urgent = matches!(intent, Intent::Emergency { .. });
+        Self {
+            what: what(intent, state),
+            changes: changes(intent, state),
+            asked: tally.as_ref().map(|tally| tally.settled.len() + tally.missing.len()),
+            missing: tally.iter().flat_map(|t| &t.missing).map(|m| Absent::of(m, now)).collect(),
+            fate: match urgent {
+                true => {
+                    "is cut off at the deadline, and comes back by itself once it can be reached"
+                }
+                false => "is waited for, until it answers, has ended, or is exempted by name",
+            },
+            cannot_ack: cannot_ack(state),
+            expected_s: expected(intent, state, timings).as_secs(),
+            slow_path_s: (timings.lease + svid_life_max + timings.skew).as_secs(),
+            obstacles: obstacles(intent, state, now),
+            undo: match intent {
+                Intent::Rotate { .. } => {
+                    "`steadfast anchor abort`, until the old anchor is withdrawn; from then on the \
+                     way back is another rotation, to a new key"
+                }
+                Intent::Emergency { .. } => "cannot be undone: nothing leads back to a stolen key",
+                Intent::Replace { .. } => {
+                    "`steadfast anchor abort`, until the old standby is withdrawn"
+                }
+            },
+        }
+    }
+
+    /// Whether everybody would take part and nothing stands in the way.
+    pub(crate) fn is_clear(&self) -> bool {
+        self.missing.is_empty() && self.obstacles.is_empty()
+    }
+
+    /// For people.
+    pub(crate) fn text(&self, paint: Paint) -> String {
+        let mut text = format!("{}\n\n", paint.bold(&self.what));
+        for change in &self.changes {
+            let _ = writeln!(text, "  {change}");
+        }
+        let show = |secs| duration::show(Duration::from_secs(secs));
+        let mut row = |name: &str, value: &str| {
+            let wrapped = wrap(value, "                ", 96);
+            let _ =
+                write!(text, "  {} {}", paint.bold(&format!("{name:<13}")), wrapped.trim_start());
+        };
+        row(
+            "asked",
+            &match self.asked {
+                Some(asked) => format!(
+                    "{asked} proxies and processes; {} of them answer now",
+                    asked - self.missing.len()
+                ),
+                None => "unknown: nobody has been asked yet".to_owned(),
+            },
+        );
+        for absent in &self.missing {
+            row("", &format!("{}: {}; it {}", absent.name, absent.with_time(), self.fate));
+        }
+        for holder in &self.cannot_ack {
+            row("cannot ack", holder);
+        }
+        row(
+            "takes",
+            &format!(
+                "about {} if everybody answers; who cannot be reached once the next anchor is active \
+             is outlived after {}",
+                show(self.expected_s),
+                show(self.slow_path_s)
+            ),
+        );
+        row("undo", self.undo);
+        for obstacle in &self.obstacles {
+            row("in the way", obstacle);
+        }
+        text
+    }
+}
+
+fn one(state: &TrustDomainState, anchor: AnchorState) -> Option<KeyId> {
+    state.in_state(anchor).map(|anchor| anchor.id).next()
+}
+
+fn short(id: Option<KeyId>) -> String {
+    id.map_or_else(|| "none".to_owned(), |id| id.short())
+}
+
+fn what(intent: &Intent, state: &TrustDomainState) -> String {
+    let domain = &state.trust_domain;
+    match intent {
+        Intent::Rotate { .. } => format!("Rotate the trust anchor of {domain}"),
+        Intent::Emergency { .. } => {
+            format!("EMERGENCY: replace a trust anchor of {domain} whose key is in other hands")
+        }
+        Intent::Replace { .. } => format!("Replace the standby of {domain}"),
+    }
+}
+
+fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
+    let (active, standby) = (one(state, AnchorState::Active), one(state, AnchorState::Standby));
+    let mut changes = Vec::new();
+    match intent {
+        Intent::Rotate { anchor, canary } => {
+            changes.push(match anchor {
+                Some(given) => format!("+ {} joins the bundle, and is acked by all", given.short()),
+                None => "+ a fresh anchor joins the bundle as the next standby".to_owned(),
+            });
+            if let Some(plan) = canary {
+                let who = match &plan.selector {
+                    Selector::Namespace(namespace) => format!("the pods of {namespace}"),
+                    Selector::Percent(percent) => format!("{percent} % of the pods"),
+                };
+                changes.push(format!("~ {who} go first, for {}", duration::show(plan.window)));
+            }
+            changes.push(format!("→ {} becomes active", short(anchor.or(standby))));
+            changes.push(format!("- {} is drained, withdrawn and destroyed", short(active)));
+        }
+        Intent::Emergency { anchor, deadline } => {
+            if Some(*anchor) == active {
+                let next = standby.map_or_else(|| "a fresh anchor".to_owned(), |id| id.short());
+                changes.push(format!("→ {next} becomes active at once, everybody renews"));
+            }
+            changes.push(format!(
+                "- {} is withdrawn when acked, at the latest {} after that, and destroyed",
+                anchor.short(),
+                duration::show(*deadline)
+            ));
+            changes.push("+ a fresh anchor becomes the standby".to_owned());
+        }
+        Intent::Replace { standby } => {
+            changes.push("+ a fresh anchor joins the bundle, and is acked by all".to_owned());
+            changes.push(format!("- {} is withdrawn and destroyed", standby.short()));
+        }
+    }
+    changes.push(String::new());
+    changes
+}
+
+fn cannot_ack(state: &TrustDomainState) -> Vec<String> {
+    let consumers = state.consumers.iter().map(|consumer| match consumer.refresh {
+        Some(refresh) => format!(
+            "{} reads the bundle every {}: it is given {}",
+            consumer.name,
+            duration::show(refresh),
+            duration::show(refresh * REFRESHES)
+        ),
+        None => format!(
+            "{} reads the bundle once and for all: it holds the rotation up until it has been \
+             given the new one and is removed (`steadfast consumer remove {}`)",
+            consumer.name, consumer.name
+        ),
+    });
+    let promised = state.promised.iter().map(|promise| {
+        format!("{} holds SVIDs until {}: they are outlived", promise.holder, promise.not_after)
+    });
+    consumers.chain(promised).collect()
+}
+
+/// The fences, the making of keys, and the window in which renewals are spread.
+fn expected(intent: &Intent, state: &TrustDomainState, timings: Timings) -> Duration {
+    let Timings { lease, renew_window, renew_window_urgent, .. } = timings;
+    let refreshes = state.consumers.iter().filter_map(|consumer| consumer.refresh);
+    let consumers = refreshes.max().unwrap_or_default() * REFRESHES;
+    let staged = lease.max(consumers);
+    match intent {
+        Intent::Rotate { canary, .. } => {
+            let canary = canary.as_ref().map(|plan| plan.window.max(lease)).unwrap_or_default();
+            staged + canary + lease + lease.max(renew_window) + lease + ROUNDS
+        }
+        Intent::Emergency { .. } => {
+            lease + lease.max(renew_window_urgent) + lease + staged + ROUNDS
+        }
+        Intent::Replace { .. } => staged + lease + ROUNDS,
+    }
+}
+
+fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<String> {
+    let mut obstacles = Vec::new();
+    obstacles.extend(state.halted.map(halted));
+    let urgent = matches!(intent, Intent::Emergency { .. });
+    if let Some(rotation) = state.rotation.as_ref().filter(|_| !urgent) {
+        obstacles.push(format!("rotation {} is under way", rotation.number));
+    }
+    if state.paused && !urgent {
+        obstacles.push("rotations are paused: `steadfast anchor resume` first".to_owned());
+    }
+    let next = match intent {
+        Intent::Rotate { anchor, .. } => anchor.or_else(|| one(state, AnchorState::Standby)),
+        _ => None,
+    };
+    if let Some(next) = next.and_then(|id| state.anchor(id)) {
+        if next.not_after <= now {
+            obstacles.push(format!("anchor {} has expired", next.id.short()));
+        } else if next.not_after < now + LITTLE {
+            let left = duration::show(next.not_after.since(now));
+            obstacles.push(format!("anchor {} has only {left} left", next.id.short()));
+        }
+    }
+    if matches!(intent, Intent::Rotate { .. }) && one(state, AnchorState::Standby).is_none() {
+        obstacles.push("there is no standby yet: one is made and acked first".to_owned());
+    }
+    obstacles
+}
+
+/// As many of its own periods is a holder given that cannot ack.
+const REFRESHES: u32 = 4;
+/// Making keys, loading issuers, asking everybody.
+const ROUNDS: Duration = Duration::from_secs(8);
+/// An anchor with less is no good choice.
+const LITTLE: Duration = Duration::from_secs(90 * 86_400);
+
+#[cfg(test)]
+mod tests {
+    use steadfast_rotation_protocol::census::{Listed, ProxyStatus};
+    use steadfast_rotation_protocol::schedule::Schedule;
+    use steadfast_rotation_protocol::trust_domain::Consumer;
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+    const TIMINGS: Timings = Timings {
+        lease: Duration::from_secs(15),
+        skew: Duration::from_secs(60),
+        renew_window: Duration::from_secs(600),
+        renew_window_urgent: Duration::from_secs(60),
+        issuer_life: Duration::from_secs(30 * 86_400),
+        issuer_left_min: Duration::from_secs(10 * 86_400),
+        schedule: Schedule { anchor_period: Duration::from_secs(365 * 86_400), window: None },
+    };
+
+    fn state() -> TrustDomainState {
+        let domain = "cluster.local".parse().unwrap();
+        steadfast_identity::authority::found(&domain, NOW).unwrap().state
+    }
+
+    fn plan(intent: &Intent, state: &TrustDomainState) -> Plan {
+        let listed = Listed {
+            pod_uid: "u".to_owned(),
+            name: "demo/web-0".to_owned(),
+            proxy: ProxyStatus::Running,
+        };
+        let round = Round { listed: vec![listed], ..Round::default() };
+        Plan::of(intent, state, TIMINGS, Some(&round), NOW)
+    }
+
+    #[test]
+    fn a_plan_names_who_would_be_waited_for_and_who_cannot_ack() {
+        let mut state = state();
+        for (name, refresh) in [("vault", Some(Duration::from_secs(300))), ("old", None)] {
+            state.add_consumer(Consumer { name: name.to_owned(), refresh });
+        }
+        let plan = plan(&Intent::Rotate { anchor: None, canary: None }, &state);
+        assert!(!plan.is_clear());
+        let text = plan.text(Paint::plain());
+        for words in [
+            "demo/web-0: has never connected; it is waited for",
+            "vault reads the bundle every 5m00s: it is given 20m00s",
+            "old reads the bundle once and for all",
+            "1 proxies and processes; 0 of them answer now",
+            "about 30m",
+            "steadfast anchor abort",
+        ] {
+            let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(flat.contains(words), "{words:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_emergency_says_who_is_cut_off_and_that_nothing_leads_back() {
+        let state = state();
+        let anchor = state.active_anchor().unwrap().id;
+        let deadline = Duration::from_secs(600);
+        let plan = plan(&Intent::Emergency { anchor, deadline }, &state);
+        assert!(plan.fate.starts_with("is cut off at the deadline"));
+        assert!(plan.undo.contains("cannot be undone"));
+        assert!(plan.changes.iter().any(|change| change.contains(&anchor.short())));
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_named() {
+        let mut state = state();
+        state.pause(true);
+        let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
+        state.anchors.retain(|anchor| anchor.id != standby);
+        let plan = plan(&Intent::Rotate { anchor: None, canary: None }, &state);
+        let text = plan.obstacles.join("\n");
+        for words in ["paused", "no standby yet"] {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+}

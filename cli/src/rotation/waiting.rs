@@ -1,0 +1,175 @@
+//! What a rotation waits for, in words: the guard, what would satisfy it, and who is missing.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use steadfast_api::UnixTime;
+use steadfast_process::duration;
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::census::{Missing, Reason, Tally};
+use steadfast_rotation_protocol::controller::Wait;
+use steadfast_rotation_protocol::trust_domain::{Consumer, Halt};
+
+/// A wait, as it is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Waiting {
+    /// The guard, and what would satisfy it.
+    pub(crate) guard: String,
+    /// How many have answered as demanded, and how many must; `None`: nobody is asked.
+    pub(crate) acked: Option<(usize, usize)>,
+    /// Who has not.
+    pub(crate) missing: Vec<Absent>,
+    /// How long the guard itself still needs, where that is known, in seconds.
+    pub(crate) left_s: Option<u64>,
+}
+
+/// Somebody who is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Absent {
+    /// Namespace and name.
+    pub(crate) name: String,
+    /// Why, and since when.
+    pub(crate) reason: String,
+    /// For how long, where that is known, in seconds.
+    pub(crate) for_s: Option<u64>,
+}
+
+impl Waiting {
+    /// What this wait is, at this time.
+    pub(crate) fn of(wait: &Wait, state: &TrustDomainState, now: UnixTime) -> Self {
+        let guard = |guard: String| Self { guard, ..Self::default() };
+        match wait {
+            Wait::Census(tally) => Self::census(tally, now),
+            Wait::Clock { offset_ms } => guard(format!(
+                "the clock of steadfast-rotation is {} the store's: it takes no step before that \
+                 is mended",
+                offset(*offset_ms)
+            )),
+            Wait::Consumers(names) => Self {
+                guard: "holders that cannot ack must have read the bundle".to_owned(),
+                missing: names.iter().map(|name| consumer(name, &state.consumers)).collect(),
+                ..Self::default()
+            },
+            Wait::Fence { left } => Self {
+                guard: "fence: replicas may act on older copies of the state until it is over"
+                    .to_owned(),
+                left_s: Some(left.as_millis().div_ceil(1000) as u64),
+                ..Self::default()
+            },
+            Wait::Halted(halt) => guard(halted(*halt)),
+            Wait::Issuer(names) if names.is_empty() => {
+                guard("the identity service makes the key of the next issuer".to_owned())
+            }
+            Wait::Issuer(names) => {
+                guard(format!("the next issuer is not loaded yet by: {}", names.join(", ")))
+            }
+            Wait::Key => guard("the key of the new anchor is being made".to_owned()),
+            Wait::Mirrors => {
+                guard("a mounted copy of the bundle does not show the new anchors yet".to_owned())
+            }
+            Wait::Nothing => guard(String::new()),
+            Wait::Paused => {
+                guard("paused by a person; it goes on with `steadfast anchor resume`".to_owned())
+            }
+            Wait::Promised { until } => Self {
+                guard: format!(
+                    "SVIDs of holders that cannot ack live until {until}; nothing but their end \
+                     satisfies this"
+                ),
+                left_s: Some(until.since(now).as_secs()),
+                ..Self::default()
+            },
+            Wait::Round => guard("everybody is being asked".to_owned()),
+            Wait::Until(until) => Self {
+                guard: "the canaries: nothing may go wrong until their time is over".to_owned(),
+                left_s: Some(until.since(now).as_secs()),
+                ..Self::default()
+            },
+        }
+    }
+
+    fn census(tally: &Tally, now: UnixTime) -> Self {
+        let (settled, missing) = (tally.settled.len(), tally.missing.len());
+        Self {
+            guard: "census: everybody must answer for what is published; who has ended, or is \
+                    exempted by name (`steadfast anchor exempt`), need not"
+                .to_owned(),
+            acked: Some((settled, settled + missing)),
+            missing: tally.missing.iter().map(|missing| Absent::of(missing, now)).collect(),
+            left_s: None,
+        }
+    }
+}
+
+impl Absent {
+    /// Who, and why.
+    pub(crate) fn of(missing: &Missing, now: UnixTime) -> Self {
+        let for_s = match missing.reason {
+            Reason::NotConnected { since: Some(since) } => Some(now.since(since).as_secs()),
+            _ => None,
+        };
+        Self { name: missing.name.clone(), reason: reason(&missing.reason), for_s }
+    }
+
+    /// With the time that it has lasted, for a look that is not compared with another.
+    pub(crate) fn with_time(&self) -> String {
+        let ago = self.for_s.map(|secs| duration::show(Duration::from_secs(secs)));
+        ago.map_or_else(|| self.reason.clone(), |ago| format!("{} ({ago})", self.reason))
+    }
+}
+
+/// Why somebody has not settled, with what would help where that is not plain.
+fn reason(reason: &Reason) -> String {
+    match reason {
+        Reason::Behind { seq } => format!("still uses the bundle of seq {seq}"),
+        Reason::ClockOff { offset_ms } => {
+            format!("its clock is {} ours: mend the clock of its node", offset(*offset_ms))
+        }
+        Reason::Differs => "holds a bundle of the same seq with other anchors".to_owned(),
+        Reason::MountedStale => "its mounted bundle file still names the old anchors".to_owned(),
+        Reason::NotConnected { since: Some(since) } => {
+            format!("not connected since {since}")
+        }
+        Reason::NotConnected { since: None } => "has never connected".to_owned(),
+        Reason::Svid { issuer } => {
+            format!("its SVID is still of issuer {}; it renews by itself", issuer.short())
+        }
+        Reason::Unanswered => "connected, and has not answered yet".to_owned(),
+        Reason::Used { anchor } => {
+            format!("still has handshakes under anchor {}", anchor.short())
+        }
+        Reason::Vanished { until } => {
+            format!("vanished without a word; its SVID may live until {until}")
+        }
+    }
+}
+
+/// What halts everything.
+pub(crate) fn halted(halt: Halt) -> String {
+    match halt {
+        Halt::Restored { seen_seq } => format!(
+            "the store was restored from a backup (a workload has seen seq {seen_seq}): nothing is \
+             issued before `steadfast trust recover`"
+        ),
+    }
+}
+
+fn consumer(name: &str, consumers: &[Consumer]) -> Absent {
+    let known = consumers.iter().find(|consumer| consumer.name == name);
+    let reason = match known.map(|consumer| consumer.refresh) {
+        Some(None) => format!(
+            "reads the bundle once and for all: give it the new one, then `steadfast consumer \
+             remove {name}`"
+        ),
+        Some(Some(refresh)) => {
+            format!("reads the bundle every {}, and gets four times that", duration::show(refresh))
+        }
+        None => "is no consumer any more".to_owned(),
+    };
+    Absent { name: name.to_owned(), reason, for_s: None }
+}
+
+fn offset(millis: i64) -> String {
+    let side = if millis < 0 { "behind" } else { "ahead of" };
+    format!("{:.1} s {side}", millis.unsigned_abs() as f64 / 1000.0)
+}

@@ -1,0 +1,253 @@
+//! The rotation of an anchor: whether one begins, and whether its phase may be left.
+
+use steadfast_api::{KeyId, UnixTime};
+
+use crate::controller::asked::{BUNDLE_AND_CLOCKS, DRAINED, WITHDRAWN, loaded_by, past_deadline};
+use crate::controller::issuer::wish;
+use crate::controller::turn_back::turn_back;
+use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
+use crate::guard::Loaded;
+use crate::instance::Instance;
+use crate::rotation::{self, Drained, Goal, Next, Phase, Preparing, Rotation, Withdrawn};
+use crate::trust_domain::{AnchorRecord, AnchorState, Outcome, TrustDomainState};
+
+impl Controller {
+    /// Phase 0: whether one begins.
+    pub(super) fn start(&self, state: &mut TrustDomainState, now: Now, seen: &Observation) -> Step {
+        let Some((by, goal)) = self.starts(state, now) else { return Err(Wait::Nothing) };
+        if state.paused {
+            return Err(Wait::Paused);
+        }
+        let (fence, round) = (self.fence.as_ref(), seen.round.as_ref());
+        let floor = fence.zip(round).and_then(|(fence, round)| fence.floor_unfenced(round));
+        let (_, settled) = self.settled_since(state, BUNDLE_AND_CLOCKS, floor, now, seen)?;
+        state.rotations += 1;
+        state.requested = None;
+        state.rotation = Some(Rotation::begin(state.rotations, by, goal, now.wall));
+        Ok((Change::Started, settled))
+    }
+
+    /// What there is reason for: a standby before all else.
+    pub(super) fn starts(&self, state: &TrustDomainState, now: Now) -> Option<(String, Goal)> {
+        let standby = state.in_state(AnchorState::Standby).next();
+        let Some(standby) = standby else {
+            return Some((SCHEDULE.to_owned(), Goal::Standby { replaces: None }));
+        };
+        if let Some(request) = &state.requested {
+            let goal = match request.replaces {
+                Some(standby) => Goal::Standby { replaces: Some(standby) },
+                None => Goal::Successor {
+                    next: request.anchor.map_or(Next::Standby(standby.id), Next::Given),
+                    canary: request.canary.clone(),
+                },
+            };
+            return Some((request.by.clone(), goal));
+        }
+        // It must live for a period when its turn comes.
+        let Timings { lease, skew, schedule, .. } = self.timings;
+        if standby.not_after < now.wall + schedule.anchor_period {
+            return Some((SCHEDULE.to_owned(), Goal::Standby { replaces: Some(standby.id) }));
+        }
+        let life = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
+        let slow_path = lease + life.unwrap_or_default() + skew;
+        let goal = Goal::Successor { next: Next::Standby(standby.id), canary: None };
+        schedule.is_due(state, now.wall, slow_path).then(|| (SCHEDULE.to_owned(), goal))
+    }
+
+    /// One phase on, or what is in the way.
+    pub(super) fn advance(
+        &self,
+        state: &mut TrustDomainState,
+        mut rotation: Rotation,
+        now: Now,
+        seen: &Observation,
+    ) -> Step {
+        let left = Change::Left(rotation.phase.name());
+        if rotation.abort && !rotation.turned_back && turn_back(state, &mut rotation, now.wall) {
+            return Ok((left, Vec::new()));
+        }
+        if state.paused {
+            return Err(Wait::Paused);
+        }
+        let (phase, settled) = match rotation.phase.clone() {
+            Phase::Generating(phase) => {
+                let staged = phase.stage(state, made(state, &rotation, seen)?);
+                rotation.added = Some(staged.added);
+                let next = match rotation.rescue {
+                    true => staged.unasked(state),
+                    false => Phase::Staged(staged),
+                };
+                (Some(next), Vec::new())
+            }
+            Phase::Staged(phase) => {
+                let fenced = self.fence_passed(now)?;
+                let (guard, settled) =
+                    self.settled_or_cut_off(state, &rotation, BUNDLE_AND_CLOCKS, now, seen)?;
+                consumers(state, &rotation, now.wall)?;
+                if !seen.mirrors_current {
+                    return Err(Wait::Mirrors);
+                }
+                let added = phase.settle(state, &fenced, guard);
+                (after_staged(state, &rotation, added), settled)
+            }
+            Phase::Preparing(phase) => {
+                let urgent = rotation.urgent.is_some();
+                let ends_after = self.issuer_ends_after(state, phase.to, now);
+                let Some(issuer) = state.issuer_of(phase.to, ends_after).map(|issuer| issuer.id)
+                else {
+                    return wish(state, phase.to, seen.revision, urgent);
+                };
+                let loaded = match state.cannot_issue(now.wall) {
+                    true => Loaded { issuer },
+                    false => loaded_by(seen, issuer, urgent)?,
+                };
+                match &rotation.goal {
+                    Goal::Successor { canary: Some(plan), .. } if !rotation.turned_back => {
+                        (Some(Phase::Canary(phase.canary(plan.clone(), loaded))), Vec::new())
+                    }
+                    _ => {
+                        rotation.restart_deadline(now.wall);
+                        (
+                            Some(Phase::Activated(phase.activate(state, loaded, now.wall))),
+                            Vec::new(),
+                        )
+                    }
+                }
+            }
+            Phase::Canary(phase) => {
+                let until = rotation.since + phase.plan.window;
+                if now.wall < until {
+                    return Err(Wait::Until(until));
+                }
+                let fenced = self.fence_passed(now)?;
+                let (guard, settled) = self.settled(state, BUNDLE_AND_CLOCKS, now, seen)?;
+                let activated = phase.activate(state, &fenced, guard, now.wall);
+                (Some(Phase::Activated(activated)), settled)
+            }
+            Phase::Activated(phase) => {
+                let fenced = self.fence_passed(now)?;
+                let window = match rotation.urgent {
+                    Some(_) => self.timings.renew_window_urgent,
+                    None => self.timings.renew_window,
+                };
+                let lease = self.timings.lease;
+                let draining = phase.drain(state, &fenced, now.wall, lease, window);
+                (Some(Phase::Draining(draining)), Vec::new())
+            }
+            Phase::Draining(phase) => {
+                let (drained, settled) = self.drained(state, &rotation, now, seen)?;
+                (Some(Phase::Withdrawn(phase.withdraw(state, drained))), settled)
+            }
+            Phase::Withdrawn(phase) => {
+                let fenced = self.fence_passed(now)?;
+                let (guard, settled) = self.settled(state, WITHDRAWN, now, seen)?;
+                phase.finish(state, &fenced, guard);
+                // The same census was about an anchor that a stolen key has left half staged.
+                let staged: Vec<_> = state.in_state(AnchorState::Staged).map(|a| a.id).collect();
+                for id in staged {
+                    state.set_state(id, AnchorState::Standby);
+                }
+                (None, settled)
+            }
+        };
+        for exemption in &mut state.exemptions {
+            exemption.relied_on = true;
+        }
+        match phase {
+            Some(phase) => {
+                rotation.enter(phase, settled.len(), now.wall);
+                state.rotation = Some(rotation);
+            }
+            None => {
+                let aborted = rotation.turned_back || rotation.abort;
+                let outcome = if aborted { Outcome::Aborted } else { Outcome::Done };
+                rotation.enter(Phase::Withdrawn(Withdrawn), settled.len(), now.wall);
+                state.end_rotation(rotation, outcome, now.wall);
+            }
+        }
+        Ok((left, settled))
+    }
+
+    /// Whether the old anchor may go: asked and answered, or outlived, or at the deadline.
+    fn drained(
+        &self,
+        state: &mut TrustDomainState,
+        rotation: &Rotation,
+        now: Now,
+        seen: &Observation,
+    ) -> Result<(Drained, Vec<(String, Instance)>), Wait> {
+        let Timings { lease, skew, .. } = self.timings;
+        let retiring = || state.in_state(AnchorState::Retiring);
+        let promised = state.promised.iter();
+        let promised = promised.filter(|promise| retiring().any(|a| a.id == promise.anchor_id));
+        let promised = promised.map(|promise| promise.not_after + skew).max();
+        let life = retiring().map(|anchor| anchor.svid_life_max).max().unwrap_or_default();
+        // Nothing outlives its anchor; who says so without a rescue may have a wrong clock.
+        let over = rotation.rescue && retiring().all(|anchor| anchor.not_after < now.wall);
+        let outlived = match over {
+            true => UnixTime::default(),
+            false => state.activated_at + lease + life + skew,
+        };
+        let promise_over = promised.is_none_or(|until| now.wall > until);
+        if now.wall > outlived && promise_over {
+            return Ok((Drained::Expired, Vec::new()));
+        }
+        let fenced = self.fence_passed(now)?;
+        let (guard, settled) = self.settled_or_cut_off(state, rotation, DRAINED, now, seen)?;
+        match promised.filter(|_| !promise_over && !past_deadline(rotation, now.wall)) {
+            Some(until) => Err(Wait::Promised { until }),
+            None => Ok((Drained::Acked(fenced, guard), settled)),
+        }
+    }
+}
+
+/// The new anchor: made for this rotation, or given.
+fn made(
+    state: &TrustDomainState,
+    rotation: &Rotation,
+    seen: &Observation,
+) -> Result<AnchorRecord, Wait> {
+    if let Goal::Successor { next: Next::Given(id), .. } = &rotation.goal {
+        return state.anchor(*id).cloned().ok_or(Wait::Key);
+    }
+    let made = seen.made.as_ref().filter(|made| made.label == rotation.label());
+    made.map(|made| made.anchor.clone()).ok_or(Wait::Key)
+}
+
+/// Holders that cannot ack must have read the bundle meanwhile.
+fn consumers(state: &TrustDomainState, rotation: &Rotation, now: UnixTime) -> Result<(), Wait> {
+    let late = past_deadline(rotation, now);
+    let behind = state.consumers.iter().filter(|consumer| {
+        consumer.refresh.is_none_or(|refresh| now < rotation.since + refresh * REFRESHES)
+    });
+    let behind: Vec<_> = behind.map(|consumer| consumer.name.clone()).collect();
+    if behind.is_empty() || late { Ok(()) } else { Err(Wait::Consumers(behind)) }
+}
+
+/// What follows when everybody holds the new anchor; `None`: the end.
+fn after_staged(state: &mut TrustDomainState, rotation: &Rotation, added: KeyId) -> Option<Phase> {
+    match rotation.goal {
+        Goal::Successor { next: Next::Added, .. } => {
+            Some(Phase::Preparing(Preparing { to: added }))
+        }
+        Goal::Successor { next: Next::Given(to) | Next::Standby(to), .. } => {
+            Some(Phase::Preparing(Preparing { to }))
+        }
+        Goal::Standby { replaces: Some(old) } if old != added => {
+            rotation::withdraw(state, old);
+            state.seq += 1;
+            Some(Phase::Withdrawn(Withdrawn))
+        }
+        Goal::Standby { .. } | Goal::Removal => close(state),
+    }
+}
+
+/// The end, unless an anchor that is gone has not been counted out yet.
+pub(super) fn close(state: &TrustDomainState) -> Option<Phase> {
+    let gone = state.in_state(AnchorState::Withdrawn).next().is_some();
+    gone.then_some(Phase::Withdrawn(Withdrawn))
+}
+
+/// Holders that cannot ack are given so many of their own periods.
+const REFRESHES: u32 = 4;
+pub(super) const SCHEDULE: &str = "schedule";

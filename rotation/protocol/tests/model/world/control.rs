@@ -1,0 +1,244 @@
+//! The controllers of a world: what they see, what they decide, and what becomes of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_rotation_protocol::census::{Listed, ProxyStatus, Replica, Round};
+use steadfast_rotation_protocol::controller::{
+    Change, Controller, Effect, Made, Now, Observation, Persist, Signed, Timings, Wait,
+};
+use steadfast_rotation_protocol::rotation::PhaseName;
+use steadfast_rotation_protocol::schedule::Schedule;
+use steadfast_rotation_protocol::trust_domain::{AnchorState, Condemned, Label, Request};
+use steadfast_rotation_protocol::{Instance, TrustDomainState, journal};
+
+use super::parts::Pending;
+use super::{Config, NOW, Order, TICK, World, anchor, issuer, key, started, uid};
+use crate::shortcut::Shortcut;
+
+impl World {
+    /// What a controller would see and decide now.
+    pub(crate) fn line(&self, config: &Config, i: usize) -> journal::Line {
+        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
+        let seen = self.observation(config, i);
+        journal::handle(&mut controller, timings(config), now(), seen).1
+    }
+
+    /// What a controller would wait for now.
+    pub(crate) fn waiting(&self, config: &Config, i: usize) -> Wait {
+        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
+        let _ = controller.handle(now(), &self.observation(config, i));
+        controller.waiting().clone()
+    }
+
+    pub(crate) fn has_key(&self, id: KeyId) -> bool {
+        self.keys.values().any(|key| *key == id)
+    }
+
+    pub(super) fn look(&mut self, config: &Config, i: usize) -> Option<()> {
+        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
+        let mut seen = self.observation(config, i);
+        if let Some(shortcut) = config.shortcut {
+            shortcut.bend_sight(&mut seen);
+            shortcut.bend_fence(&mut controller, &seen, timings(config));
+        }
+        let effects = controller.handle(now(), &seen);
+        let mut pending = None;
+        for effect in effects {
+            match effect {
+                Effect::Destroy(condemned) => self.destroy(&condemned),
+                Effect::Generate(label) => {
+                    if !self.keys.contains_key(&label) {
+                        self.keys.insert(label, key(self.next_key));
+                        self.next_key += 1;
+                    }
+                }
+                Effect::Persist(persist) => pending = Some(self.pending(config, *persist)),
+                Effect::Query(nonce) => {
+                    self.controllers[i].nonce = nonce;
+                    for replica in self.nodes.iter_mut().filter_map(|node| node.replica.as_mut()) {
+                        if nonce > replica.nonce {
+                            replica.nonce = nonce;
+                            replica.taken.insert(i, nonce);
+                        }
+                    }
+                }
+                // Identity and the key of the anchor are there: the next look finds it signed.
+                Effect::Sign(_) => {}
+            }
+        }
+        self.controllers[i].fence = controller.fence().cloned();
+        if let Some(pending) = pending {
+            self.controllers[i].pending = Some(Box::new(pending));
+            if !config.slow_writes {
+                self.write(config, i)?;
+            }
+        }
+        Some(())
+    }
+
+    fn pending(&self, config: &Config, persist: Persist) -> Pending {
+        let mut state = persist.state;
+        if let Some(shortcut) = config.shortcut {
+            shortcut.bend_write(&self.state, &mut state);
+        }
+        let generating = persist.change == Change::Left(PhaseName::Generating);
+        Pending { expected: persist.expected, state, from: place(&self.state), generating }
+    }
+
+    pub(super) fn write(&mut self, config: &Config, i: usize) -> Option<()> {
+        let pending = self.controllers[i].pending.take()?;
+        let unchanged = match config.shortcut {
+            Some(Shortcut::CompareRotationAndPhase) => place(&self.state) == pending.from,
+            _ => self.revision == pending.expected,
+        };
+        if !unchanged {
+            self.controllers[i].fence = None;
+            return Some(());
+        }
+        self.state = Arc::new(pending.state);
+        self.revision += 1;
+        let acked = self.state.anchors.iter().filter(|anchor| anchor.state.acked());
+        self.settled.extend(acked.map(|anchor| anchor.id));
+        let mut controller = Controller::resume(timings(config), None);
+        controller.persisted(now(), self.revision);
+        self.controllers[i].fence = controller.fence().cloned();
+        Some(())
+    }
+
+    fn observation(&self, config: &Config, i: usize) -> Observation {
+        let nonce = self.controllers[i].nonce;
+        let round = (nonce > 0).then(|| self.round(i, nonce));
+        let label = self.state.rotation.as_ref().map(|rotation| rotation.label());
+        let made = label.and_then(|label| {
+            let id = *self.keys.get(&label)?;
+            Some(Made { label, anchor: anchor(config, id, AnchorState::Generated) })
+        });
+        let signed = self.state.wanted_issuer.map(|wanted| {
+            let siblings =
+                self.state.issuers.iter().filter(|issuer| issuer.anchor_id == wanted.anchor_id);
+            let number = siblings.count() as u8 + u8::from(wanted.anchor_id == key(1));
+            Signed { wanted, issuer: issuer(wanted.anchor_id, number) }
+        });
+        let undestroyed = self.state.condemned.iter().filter(|condemned| self.exists(**condemned));
+        Observation {
+            round,
+            state: TrustDomainState::clone(&self.state),
+            revision: self.revision,
+            clock_offset_ms: None,
+            made,
+            signed,
+            mirrors_current: true,
+            undestroyed: undestroyed.copied().collect(),
+        }
+    }
+
+    fn round(&self, i: usize, nonce: u64) -> Round {
+        let proxies = self.nodes.iter().enumerate();
+        let listed = proxies.filter_map(|(n, node)| Some((n, node.proxy.as_ref()?)));
+        let listed = listed.filter(|(_, proxy)| proxy.listed).map(|(n, _)| Listed {
+            pod_uid: uid(n),
+            name: uid(n),
+            proxy: ProxyStatus::Running,
+        });
+        let replicas = self.nodes.iter().enumerate().filter_map(|(n, node)| {
+            let replica = node.replica.as_ref()?;
+            Some(Replica {
+                name: format!("replica {}", uid(n)),
+                reached: replica.taken.get(&i) == Some(&nonce),
+                newest_nonce: replica.nonce,
+                own: None,
+                loaded: self.state.issuers.iter().map(|issuer| issuer.id).collect(),
+                members: replica.members.iter().map(|(p, rec)| rec.member(*p)).collect(),
+            })
+        });
+        Round {
+            nonce,
+            listed: listed.collect(),
+            replicas: replicas.collect(),
+            vanished: Vec::new(),
+        }
+    }
+
+    fn exists(&self, condemned: Condemned) -> bool {
+        match condemned {
+            Condemned::Anchor(id) => self.keys.values().any(|key| *key == id),
+            Condemned::MadeFor(label) => self.keys.contains_key(&label),
+        }
+    }
+
+    fn destroy(&mut self, condemned: &[Condemned]) {
+        for key in condemned {
+            let gone = |label: &Label, id: &KeyId| match key {
+                Condemned::Anchor(condemned) => condemned == id,
+                Condemned::MadeFor(condemned) => condemned == label,
+            };
+            let ids: Vec<_> =
+                self.keys.iter().filter(|(l, id)| gone(l, id)).map(|(_, id)| *id).collect();
+            if ids.iter().any(|id| self.state.published().any(|anchor| anchor.id == *id)) {
+                self.broken = Some("S7: the key of a published anchor was destroyed");
+            }
+            self.keys.retain(|label, id| !gone(label, id));
+        }
+    }
+
+    pub(super) fn give(&mut self, order: Order) -> Option<()> {
+        let now = UnixTime::from_millis(NOW * TICK);
+        let request =
+            |anchor| Request { by: String::new(), at: now, anchor, canary: None, replaces: None };
+        let deadline = Duration::from_millis(TICK);
+        let active = self.state.active_anchor().map(|anchor| anchor.id);
+        let other = [AnchorState::Retiring, AnchorState::Standby]
+            .into_iter()
+            .find_map(|state| self.state.in_state(state).find(|a| a.taint.is_none()).map(|a| a.id));
+        let state = Arc::make_mut(&mut self.state);
+        let taken = match order {
+            Order::Abort => state.abort(),
+            Order::ExemptMissing => {
+                let missing = self
+                    .nodes
+                    .iter()
+                    .position(|node| node.proxy.as_ref().is_some_and(|proxy| !proxy.connected))?;
+                let started_at = started(self.nodes[missing].proxy.as_ref()?.started);
+                let instance = Instance { pod_uid: uid(missing), started_at };
+                state.exempt(instance, String::new(), String::new());
+                Ok(())
+            }
+            Order::Rotate => state.request(request(None)),
+            Order::RotateGiven => state.request(request(Some(key(9)))),
+            Order::RotateIssuer => state.rotate_issuer(String::new(), None, now),
+            Order::IssuerStolen => state.rotate_issuer(String::new(), Some(deadline), now),
+            Order::TaintActive => state.taint(active?, String::new(), deadline),
+            Order::TaintOther => state.taint(other?, String::new(), deadline),
+        };
+        taken.ok()?;
+        self.revision += 1;
+        Some(())
+    }
+}
+
+/// What a state is called: its rotation and phase.
+pub(super) fn place(state: &TrustDomainState) -> (u64, Option<PhaseName>) {
+    (state.rotations, state.rotation.as_ref().map(|rotation| rotation.phase.name()))
+}
+
+fn now() -> Now {
+    Now { wall: UnixTime::from_millis(NOW * TICK), boot: Duration::from_millis(NOW * TICK) }
+}
+
+fn timings(config: &Config) -> Timings {
+    let ticks = |ticks: u64| Duration::from_millis(ticks * TICK);
+    Timings {
+        lease: ticks(1),
+        skew: match config.shortcut {
+            Some(Shortcut::NoSkewMargin) => Duration::ZERO,
+            _ => ticks(config.skew),
+        },
+        renew_window: ticks(1),
+        renew_window_urgent: ticks(1),
+        issuer_life: ticks(1000),
+        issuer_left_min: ticks(1),
+        schedule: Schedule { anchor_period: ticks(1_000_000), window: None },
+    }
+}

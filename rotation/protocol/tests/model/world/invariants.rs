@@ -1,0 +1,48 @@
+//! What must hold at every moment, and what the end looks like.
+
+use steadfast_rotation_protocol::trust_domain::AnchorState;
+
+use super::parts::Proxy;
+use super::{NOW, World, uid};
+
+impl World {
+    /// The invariants that are of this moment.
+    pub(super) fn check(&mut self) {
+        let mut live = Vec::new();
+        for (i, node) in self.nodes.iter().enumerate() {
+            let Some(proxy) = node.proxy.as_ref().filter(|proxy| proxy.seq > 0) else { continue };
+            let exempt = self.state.exemptions.iter().any(|e| e.instance.pod_uid == uid(i));
+            if !exempt {
+                live.push(proxy);
+            }
+        }
+        let unexpired = |p: &&&Proxy| p.svid.filter(|svid| svid.not_after >= NOW);
+        for p in &live {
+            let Some(svid) = unexpired(&p) else { continue };
+            if live.iter().any(|q| !q.anchors.contains(&svid.anchor)) {
+                self.broken.get_or_insert("S1: a workload refuses another's SVID");
+            }
+        }
+        let idle = self.state.rotation.is_none() && self.state.halted.is_none();
+        let buried = |p: &Proxy| p.anchors.iter().any(|id| self.state.tombstones.contains(id));
+        if idle && live.iter().any(|p| unexpired(&p).is_some() && buried(p)) {
+            self.broken.get_or_insert("S2: a withdrawn anchor is trusted after the end");
+        }
+        if self.state.published().any(|anchor| self.state.tombstones.contains(&anchor.id)) {
+            self.broken.get_or_insert("S5: a tombstoned anchor is published");
+        }
+        if self.state.published().next().is_none() {
+            self.broken.get_or_insert("S8: the bundle is empty");
+        }
+    }
+
+    /// Idle, as it should be: two anchors, one issuer, nobody exempt, nothing asked for.
+    pub(crate) fn settled_down(&self) -> bool {
+        let state = &self.state;
+        state.rotation.is_none()
+            && state.issuer_rotation.is_none()
+            && state.requested.is_none()
+            && state.in_state(AnchorState::Standby).count() >= 1
+            && state.in_state(AnchorState::Active).count() == 1
+    }
+}

@@ -1,0 +1,180 @@
+//! What a world is made of: replicas, workloads and controllers, and what they hold.
+
+use std::collections::BTreeMap;
+
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_rotation_protocol::census::{Ack, HeldSvid, Member};
+use steadfast_rotation_protocol::guard::Fence;
+use steadfast_rotation_protocol::rotation::PhaseName;
+use steadfast_rotation_protocol::{Instance, TrustDomainState};
+
+use super::{EXPIRED, NOW, TICK, key, started, uid};
+
+/// A replica and a workload whose trust stream is there: they are told apart by nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Node {
+    pub(crate) replica: Option<Rep>,
+    pub(crate) proxy: Option<Proxy>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Rep {
+    pub(super) served: Option<Served>,
+    /// The read that confirmed it was in this tick.
+    pub(super) leased: bool,
+    pub(super) nonce: u64,
+    /// The newest query of each controller that it took.
+    pub(super) taken: BTreeMap<usize, u64>,
+    pub(super) members: BTreeMap<usize, Rec>,
+}
+
+/// What of the state a replica acts on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Served {
+    pub(super) seq: u64,
+    pub(super) anchors: Vec<KeyId>,
+    pub(super) tombstones: Vec<KeyId>,
+    pub(super) denied: Vec<KeyId>,
+    pub(super) issuer: KeyId,
+    pub(super) anchor: KeyId,
+    pub(super) halted: bool,
+}
+
+/// What a replica knows of its member.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Rec {
+    pub(super) started: u64,
+    pub(super) open: bool,
+    pub(super) last_heard: u64,
+    pub(super) answered: u64,
+    pub(super) answered_before: u64,
+    pub(super) seq: u64,
+    pub(super) anchors: Vec<KeyId>,
+    pub(super) denied: Vec<KeyId>,
+    pub(super) svid: Option<Svid>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Proxy {
+    /// Which start of it: it does not tell what is older.
+    pub(super) started: u64,
+    /// The replica that its stream is at, or was last.
+    pub(super) home: usize,
+    /// It reaches its replica.
+    pub(super) connected: bool,
+    pub(super) listed: bool,
+    pub(super) seq: u64,
+    pub(super) anchors: Vec<KeyId>,
+    pub(super) tombstones: Vec<KeyId>,
+    pub(super) denied: Vec<KeyId>,
+    pub(super) svid: Option<Svid>,
+    pub(super) reply: Option<(Svid, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Svid {
+    pub(super) anchor: KeyId,
+    pub(super) issuer: KeyId,
+    /// The last tick in which it is valid, by the store's clock.
+    pub(super) not_after: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Ctl {
+    pub(crate) fence: Option<Fence>,
+    pub(super) nonce: u64,
+    pub(super) pending: Option<Box<Pending>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Pending {
+    pub(super) expected: u64,
+    pub(super) state: TrustDomainState,
+    /// The rotation and phase that it was decided in.
+    pub(super) from: (u64, Option<PhaseName>),
+    pub(super) generating: bool,
+}
+
+impl Served {
+    pub(super) fn of(state: &TrustDomainState) -> Self {
+        let mut anchors: Vec<_> = state.published().map(|anchor| anchor.id).collect();
+        anchors.sort();
+        Self {
+            seq: state.seq,
+            anchors,
+            tombstones: state.tombstones.clone(),
+            denied: state.denied_issuers.iter().map(|denied| denied.id).collect(),
+            issuer: state.active_issuer,
+            anchor: state.active_issuer().map_or_else(|| key(0), |issuer| issuer.anchor_id),
+            halted: state.halted.is_some(),
+        }
+    }
+}
+
+impl Proxy {
+    pub(super) fn take(&mut self, served: &Served) {
+        if served.seq <= self.seq {
+            return;
+        }
+        for id in &served.tombstones {
+            if !self.tombstones.contains(id) {
+                self.tombstones.push(*id);
+            }
+        }
+        self.seq = served.seq;
+        self.anchors = served.anchors.clone();
+        self.anchors.retain(|id| !self.tombstones.contains(id));
+        self.denied = served.denied.clone();
+    }
+}
+
+impl Rec {
+    pub(super) fn of(proxy: &Proxy, answered: u64, answered_before: u64) -> Self {
+        Self {
+            started: proxy.started,
+            open: true,
+            last_heard: NOW,
+            answered,
+            answered_before,
+            seq: proxy.seq,
+            anchors: proxy.anchors.clone(),
+            denied: proxy.denied.clone(),
+            svid: proxy.svid,
+        }
+    }
+
+    pub(super) fn member(&self, n: usize) -> Member {
+        let (anchors, denied) = (self.anchors.iter().copied(), self.denied.iter().copied());
+        let digest = steadfast_api::bundle::digest(anchors, denied);
+        let svid = self.svid.map(|svid| HeldSvid {
+            issuer: svid.issuer,
+            not_after: UnixTime::from_millis(svid.not_after * TICK),
+        });
+        Member {
+            instance: Instance { pod_uid: uid(n), started_at: started(self.started) },
+            name: uid(n),
+            open: self.open,
+            last_heard: UnixTime::from_millis(self.last_heard * TICK),
+            answered: self.answered,
+            answered_before: self.answered_before,
+            used: Vec::new(),
+            ack: Some(Ack {
+                seq: self.seq,
+                digest: KeyId::from_slice(&digest),
+                mounted: None,
+                svid,
+                clock_offset_ms: 0,
+                held: None,
+            }),
+        }
+    }
+}
+
+impl Svid {
+    pub(super) fn older(self, skew: u64) -> Self {
+        if self.not_after > NOW + 1000 {
+            return self;
+        }
+        Self { not_after: (self.not_after - 1).max(EXPIRED - skew), ..self }
+    }
+}

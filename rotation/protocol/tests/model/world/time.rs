@@ -1,0 +1,177 @@
+//! Time, and what makes two worlds one: dates relative to now, numbers by their order only.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_api::UnixTime;
+use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::issuer::IssuerPhase;
+use steadfast_rotation_protocol::rotation::Phase;
+
+use super::{EXPIRED, NOW, OLDEST, TICK, World};
+
+impl World {
+    /// Everything that has a time is one tick older.
+    pub(super) fn tick(&mut self, skew: u64) {
+        older(Arc::make_mut(&mut self.state));
+        if let Some(backup) = &mut self.backup {
+            older(Arc::make_mut(&mut backup.0));
+        }
+        for controller in &mut self.controllers {
+            if let Some(fence) = &mut controller.fence {
+                // Older than the lease is as good as any age.
+                let oldest = Duration::from_millis((NOW - 1) * TICK);
+                fence.since = fence.since.saturating_sub(Duration::from_millis(TICK)).max(oldest);
+            }
+            if let Some(pending) = &mut controller.pending {
+                older(&mut pending.state);
+            }
+        }
+        for node in &mut self.nodes {
+            if let Some(replica) = &mut node.replica {
+                replica.leased = false;
+                for member in replica.members.values_mut() {
+                    if !member.open {
+                        member.last_heard = (member.last_heard - 1).max(OLDEST);
+                    }
+                    member.svid = member.svid.map(|svid| svid.older(skew));
+                }
+            }
+            if let Some(proxy) = &mut node.proxy {
+                proxy.svid = proxy
+                    .svid
+                    .map(|svid| svid.older(skew))
+                    .filter(|svid| svid.not_after > EXPIRED - skew);
+                proxy.reply = proxy.reply.map(|(svid, seq)| (svid.older(skew), seq));
+                proxy.reply = proxy.reply.filter(|(svid, _)| svid.not_after > EXPIRED - skew);
+            }
+        }
+    }
+
+    /// The same world as whoever cannot tell more apart would see it.
+    pub(super) fn normal(mut self, stored: bool) -> Self {
+        self.order_revisions();
+        self.order_nonces();
+        if stored {
+            forget_dates(Arc::make_mut(&mut self.state));
+        }
+        if let Some(backup) = &mut self.backup {
+            forget_dates(Arc::make_mut(&mut backup.0));
+        }
+        for controller in &mut self.controllers {
+            if let Some(pending) = &mut controller.pending {
+                forget_dates(&mut pending.state);
+            }
+        }
+        // Two pairs of a workload and its replica are told apart by nothing but an exemption.
+        if self.state.exemptions.is_empty()
+            && self.nodes.len() == 2
+            && self.nodes.iter().all(|node| node.replica.is_some() && node.proxy.is_some())
+        {
+            let mut swapped = [self.nodes[1].clone(), self.nodes[0].clone()];
+            for proxy in swapped.iter_mut().filter_map(|node| node.proxy.as_mut()) {
+                proxy.home = 1 - proxy.home;
+            }
+            for replica in swapped.iter_mut().filter_map(|node| node.replica.as_mut()) {
+                let members = std::mem::take(&mut replica.members);
+                replica.members = members.into_iter().map(|(p, rec)| (1 - p, rec)).collect();
+            }
+            if swapped[..] < self.nodes[..] {
+                self.nodes = swapped.into();
+            }
+        }
+        self
+    }
+
+    fn order_revisions(&mut self) {
+        let mut all = BTreeSet::from([self.revision]);
+        for controller in &self.controllers {
+            all.extend(controller.fence.as_ref().map(|fence| fence.revision));
+            all.extend(controller.pending.as_ref().map(|pending| pending.expected));
+        }
+        let rank = |revision: u64| 1 + all.range(..revision).count() as u64;
+        let mut controllers = std::mem::take(&mut self.controllers);
+        for controller in &mut controllers {
+            if let Some(fence) = &mut controller.fence {
+                fence.revision = rank(fence.revision);
+            }
+            if let Some(pending) = &mut controller.pending {
+                pending.expected = rank(pending.expected);
+            }
+        }
+        self.controllers = controllers;
+        self.revision = rank(self.revision);
+    }
+
+    fn order_nonces(&mut self) {
+        let mut all = BTreeSet::from([0]);
+        let mut nonces = Vec::new();
+        self.each_nonce(|nonce| nonces.push(*nonce));
+        all.extend(nonces);
+        // Far below the time of day: the next query is above all of them.
+        self.each_nonce(|nonce| *nonce = all.range(..*nonce).count() as u64);
+    }
+
+    fn each_nonce(&mut self, mut visit: impl FnMut(&mut u64)) {
+        for controller in &mut self.controllers {
+            visit(&mut controller.nonce);
+            if let Some(fence) = &mut controller.fence {
+                let queries = &mut fence.queries;
+                visit(&mut queries.last);
+                queries.first.iter_mut().for_each(&mut visit);
+                queries.first_fenced.iter_mut().for_each(&mut visit);
+            }
+        }
+        for replica in self.nodes.iter_mut().filter_map(|node| node.replica.as_mut()) {
+            visit(&mut replica.nonce);
+            replica.taken.values_mut().for_each(&mut visit);
+            for member in replica.members.values_mut() {
+                visit(&mut member.answered);
+                visit(&mut member.answered_before);
+            }
+        }
+    }
+}
+
+/// Every date of a state that counts is one tick older.
+fn older(state: &mut TrustDomainState) {
+    let older = |at: &mut UnixTime| {
+        let oldest = UnixTime::from_millis(OLDEST * TICK);
+        *at = (*at - Duration::from_millis(TICK)).max(oldest);
+    };
+    older(&mut state.activated_at);
+    if let Some(rotation) = &mut state.rotation {
+        rotation.deadline.iter_mut().for_each(older);
+    }
+    if let Some(rotation) = &mut state.issuer_rotation
+        && let IssuerPhase::Draining(draining) = &mut rotation.phase
+    {
+        older(&mut draining.deadline);
+    }
+}
+
+/// What nothing depends on.
+fn forget_dates(state: &mut TrustDomainState) {
+    let epoch = UnixTime::default();
+    state.past.clear();
+    state.renew = None;
+    if let Some(rotation) = &mut state.rotation {
+        (rotation.started, rotation.since) = (epoch, epoch);
+        rotation.steps.clear();
+        if matches!(rotation.phase, Phase::Withdrawn(_)) {
+            state.activated_at = UnixTime::from_millis(OLDEST * TICK);
+        }
+    } else {
+        state.activated_at = UnixTime::from_millis(OLDEST * TICK);
+    }
+    if let Some(rotation) = &mut state.issuer_rotation {
+        (rotation.started, rotation.since) = (epoch, epoch);
+    }
+    if let Some(request) = &mut state.requested {
+        request.at = epoch;
+    }
+    if let Some(wanted) = &mut state.wanted_issuer {
+        wanted.number = 0;
+    }
+}

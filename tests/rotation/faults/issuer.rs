@@ -1,0 +1,47 @@
+//! Promise: when an issuer's key is stolen, what was made with it is cut at once and comes in no
+//! more, and nobody else notices.
+
+use std::time::Duration;
+
+use steadfast_api::UnixTime;
+use steadfast_test_rig::peer::{Session, TestIssuer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use crate::support::{DEADLINE, Field, quick, without_a_failed_request};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_issuer_is_replaced_and_denied_and_what_it_made_is_cut() {
+    let field = Field::start(quick()).await;
+    let mesh = &field.mesh;
+    let old = mesh.trust_domain().await.0.active_issuer;
+    // The very key that identity signs with.
+    let thief = field.peer(&TestIssuer::of_mesh(mesh.dir(), &mesh.issuer_der().await));
+    let mut stream = thief.open(Session::Opaque).await.expect("it is let in");
+    let mut echo = [0; 4];
+    stream.write_all(b"ping").await.expect("it is let in");
+    stream.read_exact(&mut echo).await.expect("it is let in");
+    let state = without_a_failed_request(field.load(), async {
+        #[allow(clippy::disallowed_methods)] // As a person would, at the real time.
+        let now: UnixTime = std::time::SystemTime::now().into();
+        mesh.order(|state| {
+            state.rotate_issuer("a test".to_owned(), Some(GRACE), now).expect("it is taken");
+        })
+        .await;
+        mesh.state_where("it is denied", DEADLINE, |state| {
+            state.denies(old) && state.issuer_rotation.is_none()
+        })
+        .await
+    })
+    .await;
+    assert_ne!(state.active_issuer, old);
+    let cut = timeout(DEADLINE, stream.read_u8()).await.expect("it is cut");
+    assert!(cut.is_err(), "{cut:?}");
+    let again = thief.connect().await;
+    assert!(again.starts_with("refused"), "{again}");
+    let ops = "spiffe://cluster.local/ns/demo/sa/ops";
+    field.api.proxy.logged(&["SFT-TLS-009", "issuer_denied", ops], DEADLINE).await;
+}
+
+/// Nobody is cut off here for not answering.
+const GRACE: Duration = Duration::from_secs(100);
