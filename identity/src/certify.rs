@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast_api::{Code, SpiffeId, UnixTime};
+use steadfast_api::{Code, KeyId, SpiffeId, UnixTime};
 use steadfast_platform::ReviewedToken;
 use steadfast_process::Clock;
 use tokio::sync::Semaphore;
@@ -217,12 +217,20 @@ impl Certifier {
 
     fn check_still(&self, signer: &Signer, bearer: Bearer<'_>) -> Result<(), Refusal> {
         let view = self.replica.current()?;
-        if bearer.signer(&view)?.id() == signer.id() {
-            return Ok(());
-        }
-        let what = format!("the issuer {} was replaced while it signed", signer.id());
-        Err(Refusal::new(Code::ISSUER_UNUSABLE, what))
+        still_signs(bearer.signer(&view)?, signer.id())
     }
+}
+
+/// What was signed may be handed out only if the same issuer would still sign it.
+///
+/// # Errors
+/// [`Code::ISSUER_UNUSABLE`].
+pub fn still_signs(signs: &Signer, signed: KeyId) -> Result<(), Refusal> {
+    if signs.id() == signed {
+        return Ok(());
+    }
+    let what = format!("the issuer {signed} was replaced while it signed");
+    Err(Refusal::new(Code::ISSUER_UNUSABLE, what))
 }
 
 /// Who gets an SVID, as the log has it.
@@ -302,8 +310,12 @@ impl Known {
 /// At 60 to 70 % of its life from now, spread by the serial number's random bits, so that a fleet
 /// that started together does not renew together.
 pub(crate) fn renew_at(issued: &Issued) -> UnixTime {
-    let life = issued.not_after.since(issued.issued_at);
-    issued.issued_at + life.mul_f64(0.6 + 0.1 * issued.serial.fraction())
+    renewal_of(issued.issued_at, issued.not_after, issued.serial.fraction())
+}
+
+/// The same of an SVID of which only this is known; `share` is in [0, 1].
+pub fn renewal_of(issued_at: UnixTime, not_after: UnixTime, share: f64) -> UnixTime {
+    issued_at + not_after.since(issued_at).mul_f64(0.6 + 0.1 * share)
 }
 
 /// Linkerd's API, by which its own proxy asks.

@@ -203,7 +203,8 @@ impl Report {
     }
 }
 
-fn member(known: &Member) -> v1::Member {
+/// A member as a report tells of it.
+pub fn member(known: &Member) -> v1::Member {
     v1::Member {
         instance: Some(v1::Instance {
             pod_uid: known.instance.pod_uid.clone(),

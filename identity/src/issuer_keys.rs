@@ -61,7 +61,7 @@ enum Posted {
 
 /// Why a wish was not answered.
 #[derive(Debug, thiserror::Error)]
-enum IssuerKeyError {
+pub enum IssuerKeyError {
     /// No key, or no request for it.
     #[error("no key could be made for a new issuer: {0}")]
     Key(String),
@@ -111,7 +111,11 @@ impl IssuerKeys {
         }
     }
 
-    async fn look(&mut self) -> Result<(), IssuerKeyError> {
+    /// Looks once: answers the wish that is open, and destroys what is of no use any more.
+    ///
+    /// # Errors
+    /// [`IssuerKeyError`]; what was not done is tried again with the next look.
+    pub async fn look(&mut self) -> Result<(), IssuerKeyError> {
         let Ok(view) = self.replica.current() else {
             self.useless.clear();
             return Ok(());
@@ -175,7 +179,7 @@ impl IssuerKeys {
     /// Takes a request back whose key somebody has removed: what would be signed for it could sign
     /// nothing. The wish stands, and the next look answers it with another key.
     async fn withdraw(&mut self, entry: &Entry, key_id: KeyId) -> Result<(), IssuerKeyError> {
-        self.made = None;
+        self.made.retain(|_, made| made.request.key_id != key_id);
         match self.store.compare_and_swap(&entry.key, Some(entry.revision), None).await {
             Ok(_) => {
                 tracing::warn!(request = entry.key, key = %key_id,

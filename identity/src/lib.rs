@@ -18,6 +18,7 @@ pub mod service;
 pub mod fleet;
 pub mod member;
 pub mod members;
+pub mod orders;
 pub mod streams;
 
 pub mod certify;

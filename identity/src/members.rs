@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use steadfast_api::{Code, UnixTime};
 use tokio::sync::oneshot;
 
-use crate::member::{Instance, Member};
+use crate::member::{Ack, Instance, Member};
 use crate::refusal::Refusal;
 
 /// How much is kept.
@@ -94,6 +94,16 @@ impl Members {
             member.open = None;
             member.last_seen = now;
         }
+    }
+
+    /// Keeps an ack that came over this stream; `false` if that stream has lost its place, so that
+    /// what it says is no word of the member's any more.
+    pub fn acked(&mut self, instance: &Instance, id: u64, ack: Ack) -> bool {
+        let member = self.by_instance.get_mut(instance).filter(|member| member.open == Some(id));
+        let Some(member) = member else { return false };
+        member.last_seen = ack.at;
+        member.acked(ack);
+        true
     }
 
     /// A member that is known.

@@ -113,20 +113,15 @@ impl OwnSvid {
         self.0.load().as_ref().map(|shown| shown.page.clone()).unwrap_or_default()
     }
 
-    /// Due when there is none, when its time has come, and when issuer or anchor are others. A
-    /// clock that was set back makes it due too: an SVID from the future is valid to nobody until
-    /// then.
     fn due(&self, certifier: &Certifier) -> bool {
         let Some(shown) = self.0.load_full() else { return true };
-        let now = certifier.clock.now();
-        if now >= shown.renew_at || now + STEP_BACK_MIN < shown.issued_at {
-            return true;
-        }
-        let Ok(view) = certifier.replica.current() else { return false };
+        let Shown { issued_at, renew_at, issuer, anchor, .. } = *shown;
+        let view = certifier.replica.current().ok();
         // While the trust domain is halted this is none: whoever we talk to may know that the
         // stored issuer's anchor was withdrawn, and recognises us by what we show.
-        view.signer()
-            .is_ok_and(|signer| signer.id() != shown.issuer || signer.anchor_id() != shown.anchor)
+        let signs = view.as_ref().and_then(|view| view.signer().ok());
+        let signs = signs.map(|signer| (signer.id(), signer.anchor_id()));
+        is_due(certifier.clock.now(), issued_at, renew_at, (issuer, anchor), signs)
     }
 
     async fn renew(&self, certifier: &Certifier) -> Result<(), Refusal> {
@@ -197,6 +192,19 @@ impl OwnSvid {
             Some(_) => ready.ready(),
         }
     }
+}
+
+/// Our own SVID is due when its time has come, and when issuer or anchor are others than those that
+/// sign now, as far as we may know. A clock that was set back makes it due too: an SVID from the
+/// future is valid to nobody until then.
+pub fn is_due(
+    now: UnixTime,
+    issued_at: UnixTime,
+    renew_at: UnixTime,
+    signed: (KeyId, KeyId),
+    signs: Option<(KeyId, KeyId)>,
+) -> bool {
+    now >= renew_at || now + STEP_BACK_MIN < issued_at || signs.is_some_and(|signs| signs != signed)
 }
 
 fn page(issued: &Issued, svid: &Svid, signer: &Signer) -> Page {

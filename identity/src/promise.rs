@@ -53,7 +53,11 @@ impl Promise {
         }
     }
 
-    async fn look(&self) -> Result<(), StoreError> {
+    /// Looks once: raises what falls short.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn look(&self) -> Result<(), StoreError> {
         let Ok(view) = self.replica.current() else { return Ok(()) };
         if view.state.halted.is_some() || !self.falls_short(&view) {
             return Ok(());

@@ -258,13 +258,28 @@ impl Replica {
                 return Err(refuse(format!("the store has not answered in {patience:?}")));
             }
         };
+        self.answered(sent, &entry, sources).await
+    }
+
+    /// A read that was sent at this time of the boot clock was answered with this entry: installs
+    /// what it shows, and confirms the lease from then on.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub async fn answered(
+        &self,
+        sent: Duration,
+        entry: &Entry,
+        sources: &Sources,
+    ) -> Result<(), Refusal> {
+        let refuse = |what: String| Refusal::new(Code::LEASE_EXPIRED, what);
         let offset_ms = (sources.clock_offset_ms)();
         let drifted = self.drifting.swap(drifts(offset_ms), Ordering::AcqRel);
         if drifts(offset_ms) && !drifted {
             tracing::warn!(offset_ms, "this machine's clock drifts from the store's");
         }
         check_clock(offset_ms)?;
-        self.install(&entry, sources).await.map_err(refuse)?;
+        self.install(entry, sources).await.map_err(refuse)?;
         let held = self.lease.holds(self.clock.since_boot());
         self.lease.confirm(sent, self.newest().map_or(Duration::ZERO, |view| view.lease()));
         if !held {

@@ -195,6 +195,14 @@ impl Signer {
         Ok(Validity { not_before: (now - SVID_BACKDATE).max(self.not_before), not_after })
     }
 
+    /// The end of an SVID of this lifetime that is made now.
+    ///
+    /// # Errors
+    /// [`SignerError::Ending`] when nothing would be left of it.
+    pub fn end(&self, now: UnixTime, lifetime: Duration) -> Result<UnixTime, SignerError> {
+        self.window(now, lifetime).map(|validity| validity.not_after)
+    }
+
     /// SHA-256 of the issuer's SPKI.
     pub fn id(&self) -> KeyId {
         self.id

@@ -26,6 +26,7 @@ use crate::certify::Certifier;
 use crate::member::{Ack, Instance, Member};
 use crate::members::{Bounds, Joined, Members};
 use crate::metrics::RefusalLabels;
+use crate::orders::{Orders, Owed, Sent};
 use crate::refusal::Refusal;
 use crate::replica::View;
 use crate::server::Activity;
@@ -38,23 +39,6 @@ pub struct Streams {
     /// By pod UID.
     hellos: DefaultKeyedRateLimiter<String>,
     drain: Drain,
-}
-
-/// What every stream should have been sent: levels, not events.
-#[derive(Clone, Debug, Default)]
-struct Orders {
-    /// The newest query; 0: none yet.
-    nonce: u64,
-    /// The newest renewal that is pulled forward.
-    renew: Option<Order>,
-}
-
-/// An order to renew early.
-#[derive(Clone, Copy, Debug)]
-struct Order {
-    renew: v1::Renew,
-    /// From then on nobody has an SVID from before it: it is told no more.
-    until: UnixTime,
 }
 
 impl Streams {
@@ -73,31 +57,22 @@ impl Streams {
     /// The nonce of a query that is as new or newer: answers to this one could not be told from
     /// its own.
     pub fn query(&self, nonce: u64) -> Result<(), u64> {
-        let mut newest = 0;
-        self.orders.send_modify(|orders| {
-            newest = orders.nonce;
-            orders.nonce = newest.max(nonce);
-        });
-        if nonce > newest { Ok(()) } else { Err(newest) }
+        let mut taken = Ok(());
+        self.orders.send_modify(|orders| taken = orders.query(nonce));
+        taken
     }
 
     /// The newest query; 0: none yet.
     pub fn newest_query(&self) -> u64 {
-        self.orders.borrow().nonce
+        self.orders.borrow().newest_query()
     }
 
     /// Pulls every renewal forward into a window that begins at `from`. Returns the order's id,
     /// which is a time: an order of another replica, or from before a restart, has another one.
     pub fn renew(&self, from: UnixTime, window: Duration) -> u64 {
-        let now = self.certifier.clock.now();
-        let mut id = now.as_millis();
-        self.orders.send_modify(|orders| {
-            id = orders.renew.map_or(id, |order| id.max(order.renew.id.saturating_add(1)));
-            let until = from.max(now) + window + self.certifier.profile.svid_lifetime;
-            let window = prost_types::Duration::try_from(window).ok();
-            let renew = v1::Renew { id, from: Some(from.into()), window };
-            orders.renew = Some(Order { renew, until });
-        });
+        let (now, life) = (self.certifier.clock.now(), self.certifier.profile.svid_lifetime);
+        let mut id = 0;
+        self.orders.send_modify(|orders| id = orders.renew(now, from, window, life));
         id
     }
 
@@ -207,19 +182,15 @@ impl Streams {
         if said.pod_uid != instance.pod_uid || started_at != instance.started_at {
             return Err(foreign(&said.pod_uid, &instance.pod_uid));
         }
-        let mut members = self.lock();
-        // Of a stream that has lost its place, which ends at its next turn.
-        let Some(member) = members.of(instance).filter(|member| member.open == Some(id)) else {
-            return Ok(());
-        };
         let ack = Ack::new(&ack, now);
-        if let Some(not_after) = ack.svid_not_after {
+        let not_after = ack.svid_not_after;
+        if self.lock().acked(instance, id, ack)
+            && let Some(not_after) = not_after
+        {
             // Its own word, so within what it can have been issued.
             let latest = now + self.certifier.profile.svid_lifetime;
             self.certifier.limits.holds(&instance.pod_uid, not_after.min(latest));
         }
-        member.last_seen = now;
-        member.acked(ack);
         Ok(())
     }
 
@@ -271,17 +242,6 @@ struct Session {
     _activity: Option<crate::server::Busy>,
 }
 
-/// What this stream has been sent.
-#[derive(Default)]
-struct Sent {
-    bundle: Option<(u64, [u8; 32])>,
-    nonce: u64,
-    /// Of the admin page's orders.
-    renew: u64,
-    /// Of the state's orders, whose ids are given elsewhere.
-    state_renew: u64,
-}
-
 impl Session {
     /// The next message to the proxy; `None` ends the stream.
     async fn next(&mut self) -> Option<Result<v1::StreamResponse, Status>> {
@@ -317,42 +277,18 @@ impl Session {
         }
     }
 
-    /// What the proxy should have and has not been sent yet: the bundle first, so that the ack to
-    /// a query speaks of the newest. A bundle is served under a confirmed view only.
     fn owed(&mut self) -> Option<ToProxy> {
-        let current = self.streams.certifier.replica.current();
-        if let Ok(view) = &current {
-            let published = Some((view.state.seq, view.digest));
-            if self.sent.bundle != published {
-                self.sent.bundle = published;
-                return Some(ToProxy::Bundle(view.message.clone()));
-            }
-        }
-        // Nothing else before the first bundle.
-        self.sent.bundle?;
-        if let Ok(view) = current
-            && let order = view.state.renew_for(&self.namespace, &self.instance.pod_uid)
-            && let Some(order) = order.filter(|order| order.id > self.sent.state_renew)
-        {
-            self.sent.state_renew = order.id;
-            // From then on nobody has an SVID from before it.
-            if self.streams.certifier.clock.now() < order.from + order.window + view.longest_life()
-            {
+        let Certifier { replica, clock, .. } = &*self.streams.certifier;
+        let (current, orders) = (replica.current().ok(), self.orders.borrow());
+        let who = (self.namespace.as_str(), self.instance.pod_uid.as_str());
+        Some(match self.sent.owed(who, current.as_deref(), &orders, clock.now())? {
+            Owed::Bundle(view) => ToProxy::Bundle(view.message.clone()),
+            Owed::Query(nonce) => ToProxy::Query(v1::Query { nonce }),
+            Owed::Renew(order) => {
                 let window = prost_types::Duration::try_from(order.window).ok();
-                let from = Some(order.from.into());
-                return Some(ToProxy::Renew(v1::Renew { id: order.id, from, window }));
+                ToProxy::Renew(v1::Renew { id: order.id, from: Some(order.from.into()), window })
             }
-        }
-        let orders = self.orders.borrow();
-        if orders.nonce > self.sent.nonce {
-            self.sent.nonce = orders.nonce;
-            return Some(ToProxy::Query(v1::Query { nonce: orders.nonce }));
-        }
-        let now = self.streams.certifier.clock.now();
-        let order = orders.renew.filter(|order| order.renew.id > self.sent.renew);
-        let Order { renew, .. } = order.filter(|order| now < order.until)?;
-        self.sent.renew = renew.id;
-        Some(ToProxy::Renew(renew))
+        })
     }
 
     fn receive(&self, request: v1::StreamRequest) -> Result<(), Refusal> {

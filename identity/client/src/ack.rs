@@ -71,7 +71,7 @@ fn held(bundle: &Trust) -> Held {
 }
 
 /// This instance's place in a window: always the same, however often it is asked for.
-pub(crate) fn share(instance: &Instance) -> Jitter {
+pub fn share(instance: &Instance) -> Jitter {
     let mut bytes = instance.pod_uid.clone().into_bytes();
     if let Some(started_at) = &instance.started_at {
         bytes.extend(started_at.seconds.to_be_bytes());

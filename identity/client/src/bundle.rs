@@ -14,21 +14,37 @@ use crate::trust::Trust;
 
 /// Why a bundle is not used; the one in use stays.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BundleRefused {
+pub enum BundleRefused {
+    /// It is none.
     #[error("the bundle cannot be used")]
     Bundle(#[from] BundleError),
+    /// The same sequence number for something else.
     #[error("seq {0} was published twice with different anchors or denied issuers")]
     Changed(u64),
+    /// An id that is none.
     #[error("the bundle names an issuer or anchor by {0} bytes; an id has 32")]
     Id(usize),
+    /// Older than what is used.
     #[error("the bundle has seq {sent}, and {held} is in use")]
-    Lower { sent: u64, held: u64 },
+    Lower {
+        /// Of what was sent.
+        sent: u64,
+        /// Of what is used.
+        held: u64,
+    },
+    /// Not ours.
     #[error("the bundle is of the trust domain {sent:?}, and we are of {ours}")]
-    TrustDomain { sent: String, ours: TrustDomain },
+    TrustDomain {
+        /// Whose it is.
+        sent: String,
+        /// Whose we use.
+        ours: TrustDomain,
+    },
 }
 
 impl BundleRefused {
-    pub(crate) const fn code(&self) -> Code {
+    /// Its code.
+    pub const fn code(&self) -> Code {
         match self {
             Self::Lower { .. } => Code::BUNDLE_SEQ_LOWER,
             _ => Code::BUNDLE_INVALID,
@@ -37,7 +53,10 @@ impl BundleRefused {
 }
 
 /// What to use from now on; `None` when it is what is used already.
-pub(crate) fn next(
+///
+/// # Errors
+/// Why what was sent is not used.
+pub fn next(
     held: Option<&Trust>,
     trust_domain: &TrustDomain,
     sent: &Bundle,

@@ -23,8 +23,8 @@ mod standing;
 mod status;
 mod vouched;
 
-mod ack;
-mod bundle;
+pub mod ack;
+pub mod bundle;
 mod certify;
 mod dial;
 mod identity;

@@ -149,8 +149,8 @@ async fn report(
     Ok((head.ok_or(AskError::NoHead)?, members))
 }
 
-/// A member without an instance is none.
-fn member(wire: &v1::Member) -> Option<Member> {
+/// A member as a report tells of it; one without an instance is none.
+pub fn member(wire: &v1::Member) -> Option<Member> {
     let instance = wire.instance.as_ref()?;
     Some(Member {
         instance: Instance {

@@ -5,7 +5,7 @@
 //! when somebody joins or vanishes and once an hour for the times, never for each ack. An entry
 //! goes when nothing of it can be valid any more, or when the platform says that it has ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -47,17 +47,17 @@ impl Ledger {
             let heard = if member.open { now } else { member.last_heard };
             next.note(pod_uid, &member.name, Some(*started_at), heard);
         }
-        let ended = |uid: &str| {
-            listed.iter().any(|listed| listed.pod_uid == uid && listed.proxy == ProxyStatus::Ended)
-        };
-        next.members.retain(|uid, entry| !ended(uid) && now <= entry.last_heard + kept);
+        let ended = listed.iter().filter(|listed| listed.proxy == ProxyStatus::Ended);
+        let ended: HashSet<_> = ended.map(|listed| listed.pod_uid.as_str()).collect();
+        next.members
+            .retain(|uid, entry| !ended.contains(uid.as_str()) && now <= entry.last_heard + kept);
         next
     }
 
     /// Those who are on no list any more.
     pub fn vanished(&self, listed: &[Listed]) -> Vec<Vanished> {
-        let is_listed = |uid: &str| listed.iter().any(|listed| listed.pod_uid == uid);
-        let vanished = self.members.iter().filter(|(uid, _)| !is_listed(uid));
+        let listed: HashSet<_> = listed.iter().map(|listed| listed.pod_uid.as_str()).collect();
+        let vanished = self.members.iter().filter(|(uid, _)| !listed.contains(uid.as_str()));
         vanished
             .map(|(uid, entry)| Vanished {
                 instance: Instance { pod_uid: uid.clone(), started_at: entry.started_at },

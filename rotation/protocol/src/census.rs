@@ -6,7 +6,7 @@
 //! a stream that is still open, from the newest instance of its pod, and names the published
 //! bundle by sequence number *and* digest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -305,6 +305,8 @@ pub fn tally(
 ) -> Tally {
     let known = newest(round);
     let mut tally = Tally::default();
+    let exempt = state.exemptions.iter().map(|exemption| &exemption.instance);
+    let exempt: HashMap<_, _> = exempt.map(|exempt| (exempt.pod_uid.as_str(), exempt)).collect();
     let published =
         [state.digest(), state.mounted_digest()].map(|digest| KeyId::from_slice(&digest));
     let judge = Judge { state, published, demand, floor, now, bounds };
@@ -317,15 +319,16 @@ pub fn tally(
         let instance =
             member.map_or_else(|| unheard(&listed.pod_uid), |known| known.member.instance.clone());
         let verdict = member.map_or(Err(Reason::NotConnected { since: None }), |m| judge.known(m));
-        tally.count(state, &listed.name, instance, verdict);
+        tally.count(&exempt, &listed.name, instance, verdict);
     }
-    let listed = |uid: &str| round.listed.iter().any(|listed| listed.pod_uid == uid);
+    let listed: HashSet<_> = round.listed.iter().map(|listed| listed.pod_uid.as_str()).collect();
+    let listed = |uid: &str| listed.contains(uid);
     for known in known.values().filter(|known| !listed(&known.member.instance.pod_uid)) {
         let verdict = match judge.known(known) {
             Err(Reason::NotConnected { .. }) => judge.vanished(known.member.last_heard),
             verdict => verdict,
         };
-        tally.count(state, &known.member.name, known.member.instance.clone(), verdict);
+        tally.count(&exempt, &known.member.name, known.member.instance.clone(), verdict);
     }
     for replica in &round.replicas {
         let instance = unheard(&replica.name);
@@ -335,12 +338,12 @@ pub fn tally(
             None => Ok(()),
         };
         let verdict = verdict.map(|()| Said::Serves(replica.own.clone()));
-        tally.count(state, &replica.name, instance, verdict);
+        tally.count(&exempt, &replica.name, instance, verdict);
     }
     for gone in round.vanished.iter().filter(|gone| {
         !listed(&gone.instance.pod_uid) && !known.contains_key(gone.instance.pod_uid.as_str())
     }) {
-        tally.count(state, &gone.name, gone.instance.clone(), judge.vanished(gone.last_heard));
+        tally.count(&exempt, &gone.name, gone.instance.clone(), judge.vanished(gone.last_heard));
     }
     tally
 }
@@ -473,16 +476,12 @@ impl Tally {
 
     fn count(
         &mut self,
-        state: &TrustDomainState,
+        exempt: &HashMap<&str, &Instance>,
         name: &str,
         instance: Instance,
         verdict: Result<Said, Reason>,
     ) {
-        let exempt = state
-            .exemptions
-            .iter()
-            .find(|exemption| exemption.instance.pod_uid == instance.pod_uid)
-            .map(|exemption| &exemption.instance);
+        let exempt = exempt.get(instance.pod_uid.as_str()).copied();
         let anew = exempt.is_some_and(|exempt| instance.started_at > exempt.started_at);
         if let Some(exempt) = exempt.filter(|_| anew || verdict.is_ok()) {
             self.healed.push(exempt.clone());

@@ -649,3 +649,21 @@ fn extreme_times_never_panic() {
         }
     }
 }
+
+#[test]
+fn idling_is_looking_at_the_clock_all_the_while() {
+    for wall_off_millis in [0, -400_000, 400_000] {
+        let world = World::ready(DAY, wall_off_millis);
+        let (mut ticked, mut idled) = (world.machine.clone(), world.machine.clone());
+        let end = ticked.next_renewal().unwrap() - SEC;
+        let mut ticks = 0;
+        while let Some(at) = ticked.next_wakeup().filter(|at| *at <= end) {
+            assert_eq!(ticked.handle(at, Jitter::MAX, Event::Tick), []);
+            ticks += 1;
+        }
+        assert!(ticks > 1000, "{ticks}");
+        assert_eq!(ticked.handle(end, Jitter::MAX, Event::Tick), []);
+        idled.idle(end);
+        assert_eq!(format!("{ticked:?}"), format!("{idled:?}"));
+    }
+}

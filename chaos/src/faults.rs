@@ -1,0 +1,436 @@
+//! What goes wrong, and how it ends.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::Rng as _;
+use steadfast_api::UnixTime;
+use steadfast_platform::store::{LEDGER_KEY, TRUST_DOMAIN_KEY};
+use steadfast_rotation_protocol::TrustDomainState;
+
+use crate::plan::{DAY, HOUR, MINUTE};
+use crate::world::{Event, World};
+
+/// Something that is wrong until it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Half of all acks are lost.
+    AcksLost,
+    /// Workloads are suspended.
+    Asleep {
+        workload: usize,
+        life: u32,
+    },
+    ControllerAway(usize),
+    ControllerClock(usize),
+    ControllerCut(usize),
+    /// A second controller beside the first, which was frozen and goes on.
+    Double(u32),
+    IdentityAway,
+    /// The platform's list is a minute behind.
+    ListingLags,
+    NodeClock(usize),
+    NodeCut(usize),
+    ReplicaAway(usize),
+    ReplicaClock(usize),
+    ReplicaCut(usize),
+    /// A workload that was deleted by force and runs on.
+    Lost {
+        workload: usize,
+        life: u32,
+    },
+}
+
+/// What is wrong now.
+#[derive(Default)]
+pub(crate) struct Faults {
+    pub(crate) acks_lost: bool,
+    pub(crate) listing_lags: bool,
+    pub(crate) over: bool,
+    pub(crate) restored_at: Option<UnixTime>,
+    backups: Vec<Backup>,
+    lasting: Vec<Fault>,
+}
+
+/// The store as it was.
+struct Backup {
+    state: Bytes,
+    ledger: Option<Bytes>,
+}
+
+impl World {
+    pub(crate) fn fault(&mut self) {
+        if self.faults.over {
+            return;
+        }
+        self.one_fault();
+        let at = self.later(self.plan.fault_every);
+        self.queue.push(at, Event::Fault);
+    }
+
+    pub(crate) fn one_fault(&mut self) {
+        if self.faults.over {
+            return;
+        }
+        let replica = self.rng.random_range(0..self.replicas.len());
+        let node = self.rng.random_range(0..self.nodes.len());
+        let some = self.rng.random_range(0..self.workloads.len());
+        let seconds = |low: u64, high: u64| (Duration::from_secs(low), Duration::from_secs(high));
+        match self.rng.random_range(0..22) {
+            0..2 => {
+                let time = self.between(seconds(16, 7200));
+                self.count_fault("replica frozen");
+                self.tell(|| format!("replica {replica} is frozen for {time:?}"));
+                self.freeze_replica(replica, time);
+            }
+            2..4 => {
+                self.kill_replica(replica);
+                self.lasts(Fault::ReplicaAway(replica), seconds(1, 600));
+            }
+            4 => {
+                self.cut_from_store(replica, true);
+                self.lasts(Fault::ReplicaCut(replica), seconds(20, 3600));
+            }
+            5 => {
+                self.refresh(replica);
+                let off_ms = self.offset(200_000);
+                self.replicas[replica].clock.set_off_ms(off_ms);
+                self.lasts(Fault::ReplicaClock(replica), seconds(600, 40_000));
+            }
+            6 => {
+                for replica in 0..self.replicas.len() {
+                    self.kill_replica(replica);
+                }
+                self.lasts(Fault::IdentityAway, seconds(3600, 36_000));
+            }
+            7..10 => {
+                let calls = self.rng.random_range(0..60);
+                let done = self.chance(50);
+                self.controllers[0].dies_at = Some((calls, done));
+                self.lasts(Fault::ControllerAway(0), seconds(1, 900));
+            }
+            10..12 => self.double(),
+            12 => {
+                let off_ms = self.offset(200_000);
+                self.controllers[0].clock.set_off_ms(off_ms);
+                self.lasts(Fault::ControllerClock(0), seconds(600, 20_000));
+            }
+            13 => {
+                self.faults.acks_lost = true;
+                self.lasts(Fault::AcksLost, seconds(600, 86_400));
+            }
+            14 => {
+                self.faults.listing_lags = true;
+                self.lasts(Fault::ListingLags, seconds(600, 86_400));
+            }
+            15 => {
+                let off_ms = self.offset(600_000);
+                self.set_node_clock(node, off_ms);
+                self.lasts(Fault::NodeClock(node), seconds(600, 172_800));
+            }
+            16 => self.cut_node(node),
+            17 => {
+                for _ in 0..self.rng.random_range(1..4) {
+                    self.suspend();
+                }
+            }
+            18 => self.lose(some),
+            19 => {
+                self.controllers[0].cut_from_store = true;
+                self.lasts(Fault::ControllerCut(0), seconds(20, 7200));
+            }
+            20 if self.plan.wanted.workloads < 1000 || self.chance(20) => {
+                self.count_fault("all workloads restarted");
+                self.tell(|| "all workloads are restarted".to_owned());
+                for index in 0..self.workloads.len() {
+                    if self.reaches(index) {
+                        self.start_workload(index);
+                    }
+                }
+            }
+            21 if self.chance(40) => self.restore(),
+            _ => {}
+        }
+    }
+
+    fn between(&mut self, (low, high): (Duration, Duration)) -> Duration {
+        // Short ones are as frequent as long ones.
+        let share: f64 = self.rng.random_range(0.0..1.0);
+        low.mul_f64((high.as_secs_f64() / low.as_secs_f64()).powf(share))
+    }
+
+    fn offset(&mut self, most: i64) -> i64 {
+        self.rng.random_range(-most..most)
+    }
+
+    fn count_fault(&mut self, name: &'static str) {
+        *self.counts.faults.entry(name.to_owned()).or_default() += 1;
+    }
+
+    fn lasts(&mut self, fault: Fault, bounds: (Duration, Duration)) {
+        let time = self.between(bounds);
+        self.count_fault(fault.name());
+        self.tell(|| format!("fault: {fault:?} for {time:?}"));
+        self.faults.lasting.push(fault);
+        self.queue.push(self.now + time, Event::FaultEnds(fault));
+    }
+
+    /// The first controller is frozen, and another one started: later both go on.
+    fn double(&mut self) {
+        if self.controllers.len() > 1 && self.controllers[1].task.is_some() {
+            return;
+        }
+        let bounds = (Duration::from_secs(5), HOUR * 3);
+        let (frozen, beside) = (self.between(bounds), self.between(bounds));
+        self.controllers[0].frozen_until = self.now + frozen;
+        self.start_controller(1);
+        let life = self.controllers[1].life;
+        self.lasts(Fault::Double(life), (frozen + beside, frozen + beside + MINUTE));
+    }
+
+    pub(crate) fn set_node_clock(&mut self, node: usize, off_ms: i64) {
+        let those: Vec<_> =
+            (0..self.workloads.len()).filter(|w| self.workloads[*w].node == node).collect();
+        for index in &those {
+            if self.workloads[*index].running && !self.workloads[*index].asleep {
+                self.idle(*index);
+            }
+        }
+        self.nodes[node].off_ms = off_ms;
+        for index in those {
+            let who = &mut self.workloads[index];
+            who.overslept = true;
+            let life = who.life;
+            if who.running && !who.asleep {
+                // It looks at its clock within half a minute.
+                let at = self.now + self.draw(Duration::from_secs(30));
+                self.workloads[index].wakes_at = Some(at);
+                self.queue.push(at, Event::Wake { workload: index, life });
+            }
+        }
+    }
+
+    fn cut_node(&mut self, node: usize) {
+        if self.nodes[node].cut {
+            return;
+        }
+        self.nodes[node].cut = true;
+        for index in 0..self.workloads.len() {
+            if self.workloads[index].node == node {
+                self.hang_up(index);
+            }
+        }
+        self.lasts(Fault::NodeCut(node), (MINUTE * 10, DAY * 4));
+    }
+
+    /// A workload sleeps, hours or weeks.
+    fn suspend(&mut self) {
+        let index = self.rng.random_range(0..self.workloads.len());
+        if !self.reaches(index) {
+            return;
+        }
+        self.idle(index);
+        self.hang_up(index);
+        let who = &mut self.workloads[index];
+        (who.asleep, who.overslept) = (true, true);
+        let life = who.life;
+        self.lasts(Fault::Asleep { workload: index, life }, (HOUR, DAY * 21));
+    }
+
+    /// A pod is deleted by force, and runs on where nobody reaches it.
+    fn lose(&mut self, index: usize) {
+        if !self.reaches(index) {
+            return;
+        }
+        self.hang_up(index);
+        self.workloads[index].lost = true;
+        let key = self.workloads[index].resource_key();
+        self.store.put(&key, None);
+        let life = self.workloads[index].life;
+        self.lasts(Fault::Lost { workload: index, life }, (HOUR, DAY * 10));
+        // Something takes its place.
+        self.add_workload();
+    }
+
+    pub(crate) fn fault_ends(&mut self, fault: Fault) {
+        let Some(index) = self.faults.lasting.iter().position(|lasting| *lasting == fault) else {
+            return;
+        };
+        self.faults.lasting.swap_remove(index);
+        self.tell(|| format!("over: {fault:?}"));
+        match fault {
+            Fault::AcksLost => self.faults.acks_lost = false,
+            Fault::ListingLags => self.faults.listing_lags = false,
+            Fault::Asleep { workload, life } => self.awake(workload, life),
+            Fault::ControllerAway(index) => {
+                if self.controllers[index].task.is_none() {
+                    self.start_controller(index);
+                }
+                self.controllers[index].dies_at = None;
+            }
+            Fault::ControllerClock(index) => self.controllers[index].clock.set_off_ms(0),
+            Fault::ControllerCut(index) => self.controllers[index].cut_from_store = false,
+            Fault::Double(life) => {
+                if self.controllers[1].life == life {
+                    self.kill_controller(1);
+                }
+            }
+            Fault::IdentityAway => {
+                for replica in 0..self.replicas.len() {
+                    self.start_replica(replica);
+                }
+                self.stir_all();
+            }
+            Fault::NodeClock(node) => self.set_node_clock(node, 0),
+            Fault::NodeCut(node) => {
+                self.nodes[node].cut = false;
+                let at = self.now + self.draw(MINUTE);
+                self.queue.push(at, Event::Mount { node });
+                for index in 0..self.workloads.len() {
+                    if self.workloads[index].node == node {
+                        self.stir(index);
+                    }
+                }
+            }
+            Fault::ReplicaAway(replica) => {
+                self.start_replica(replica);
+                self.stir_all();
+            }
+            Fault::ReplicaClock(replica) => {
+                self.refresh(replica);
+                self.replicas[replica].clock.set_off_ms(0);
+            }
+            Fault::ReplicaCut(replica) => {
+                self.cut_from_store(replica, false);
+                self.read_soon(replica);
+            }
+            Fault::Lost { workload, life } => {
+                if self.workloads[workload].life == life {
+                    self.stop_workload(workload);
+                    self.release(workload);
+                }
+            }
+        }
+    }
+
+    fn awake(&mut self, index: usize, life: u32) {
+        let who = &mut self.workloads[index];
+        if who.life != life {
+            return;
+        }
+        who.asleep = false;
+        if !self.nodes[self.workloads[index].node].cut {
+            self.stir(index);
+        }
+    }
+
+    /// Nothing goes wrong from now on.
+    pub(crate) fn end_faults(&mut self) {
+        self.faults.over = true;
+        for fault in self.faults.lasting.clone() {
+            self.fault_ends(fault);
+        }
+        for index in 0..self.replicas.len() {
+            self.start_replica(index);
+        }
+        if self.controllers[0].task.is_none() {
+            self.start_controller(0);
+        }
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].off_ms.unsigned_abs() > 1000 {
+                self.set_node_clock(node, 0);
+            }
+        }
+        self.stir_all();
+        self.tell(|| "nothing goes wrong from now on".to_owned());
+    }
+
+    /// Keeps a backup now and then.
+    pub(crate) fn back_up(&mut self) {
+        if !self.chance(30) {
+            return;
+        }
+        let value = |key: &str| self.store.get(key).map(|entry| entry.value);
+        let Some(state) = value(TRUST_DOMAIN_KEY) else { return };
+        let backup = Backup { state, ledger: value(LEDGER_KEY) };
+        self.faults.backups.push(backup);
+        if self.faults.backups.len() > BACKUPS_MAX {
+            self.faults.backups.remove(0);
+        }
+    }
+
+    /// The store is put back as it was.
+    fn restore(&mut self) {
+        if self.faults.backups.is_empty() || self.faults.restored_at.is_some() {
+            return;
+        }
+        let index = self.rng.random_range(0..self.faults.backups.len());
+        let backup = self.faults.backups.swap_remove(index);
+        self.count_fault("store restored");
+        self.refresh_all();
+        let state: TrustDomainState = serde_json::from_slice(&backup.state).unwrap();
+        self.tell(|| {
+            let phase = state.rotation.as_ref().map(|rotation| rotation.phase.name());
+            format!("the store is put back to seq {}, in the phase {phase:?}", state.seq)
+        });
+        self.store.put(LEDGER_KEY, backup.ledger);
+        self.store.put(TRUST_DOMAIN_KEY, Some(backup.state));
+        self.truth.restored(&state);
+        self.state = std::sync::Arc::new(state);
+        self.recount_all();
+        self.faults.restored_at = Some(self.now);
+        self.faults.backups.clear();
+        for replica in 0..self.replicas.len() {
+            self.read_soon(replica);
+        }
+        // Who restores a store often restarts what uses it.
+        if self.chance(50) {
+            for replica in 0..self.replicas.len() {
+                self.kill_replica(replica);
+                self.start_replica(replica);
+            }
+            self.stir_all();
+        }
+    }
+
+    /// Writes the state in the name of a person.
+    pub(crate) fn order(
+        &mut self,
+        what: &str,
+        change: impl FnOnce(&mut TrustDomainState, UnixTime) -> bool,
+    ) -> bool {
+        let mut state = TrustDomainState::clone(&self.state);
+        if !change(&mut state, self.now) || state == *self.state {
+            return false;
+        }
+        *self.counts.orders.entry(what.to_owned()).or_default() += 1;
+        self.refresh_all();
+        let value = serde_json::to_vec(&state).unwrap();
+        let revision = self.store.put(TRUST_DOMAIN_KEY, Some(value.into()));
+        self.state_written(&format!("a person ({what})"), revision);
+        true
+    }
+}
+
+impl Fault {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::AcksLost => "half the acks lost",
+            Self::Asleep { .. } => "workload asleep",
+            Self::ControllerAway(_) => "controller killed",
+            Self::ControllerClock(_) => "controller's clock off",
+            Self::ControllerCut(_) => "controller cut off",
+            Self::Double(_) => "controller doubled",
+            Self::IdentityAway => "identity away for hours",
+            Self::ListingLags => "listing behind",
+            Self::Lost { .. } => "pod gone without a word",
+            Self::NodeClock(_) => "node's clock off",
+            Self::NodeCut(_) => "node cut off",
+            Self::ReplicaAway(_) => "replica killed",
+            Self::ReplicaClock(_) => "replica's clock off",
+            Self::ReplicaCut(_) => "replica cut from the store",
+        }
+    }
+}
+
+const BACKUPS_MAX: usize = 8;

@@ -1,0 +1,210 @@
+//! The person: gives orders at random moments, and sees to what waits for a person.
+//!
+//! Orders are the product's own functions on the stored state.
+
+use std::time::Duration;
+
+use rand::Rng as _;
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_identity::authority::make_anchor;
+use steadfast_rotation_protocol::controller::Wait;
+use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, Request, Selector};
+
+use crate::plan::{HOUR, MINUTE};
+use crate::world::{Event, World};
+
+/// What the person remembers.
+#[derive(Default)]
+pub(crate) struct Operator {
+    /// Since when the same census is waited for.
+    stalled_since: Option<UnixTime>,
+    paused_until: Option<UnixTime>,
+    /// How long a stall is looked at before anybody is exempted.
+    patience: Duration,
+}
+
+impl World {
+    /// Once an hour, and sometimes in the middle of things.
+    pub(crate) fn operate(&mut self) {
+        self.see_to_what_waits();
+        if self.plan.wanted.faults && !self.faults.over {
+            let share = HOUR.as_secs_f64() / self.plan.order_every.as_secs_f64();
+            if self.rng.random_bool(share.min(1.0)) {
+                self.order_at_random();
+            }
+        }
+        self.queue.push(self.now + HOUR, Event::Operator);
+    }
+
+    /// In the middle of a rotation.
+    pub(crate) fn interfere(&mut self) {
+        if !self.plan.wanted.faults || self.faults.over || self.state.rotation.is_none() {
+            return;
+        }
+        if self.chance(15) {
+            let most = if self.chance(50) { Duration::from_secs(40) } else { MINUTE * 20 };
+            let at = self.now + self.draw(most);
+            self.queue.push(at, Event::Interference { order: true });
+        }
+        if self.chance(20) {
+            let most = if self.chance(70) { Duration::from_secs(40) } else { MINUTE * 20 };
+            let at = self.now + self.draw(most);
+            self.queue.push(at, Event::Interference { order: false });
+        }
+    }
+
+    fn see_to_what_waits(&mut self) {
+        self.invariant_l4_is_never_late();
+        if self.operator.paused_until.is_some_and(|until| self.now >= until) || self.faults.over {
+            self.operator.paused_until = None;
+            self.order("resume", |state, _| {
+                state.pause(false);
+                true
+            });
+        }
+        let halted = self.state.halted.is_some();
+        let restored = self.faults.restored_at.is_some_and(|at| self.now >= at + HOUR * 2);
+        if restored || halted && self.chance(if self.faults.over { 100 } else { 30 }) {
+            self.recover();
+        }
+        self.exempt_who_stalls();
+    }
+
+    /// As `steadfast trust recover` does: what is seen at the workloads that can be reached.
+    fn recover(&mut self) {
+        let reached = (0..self.workloads.len()).filter(|index| self.reaches(*index));
+        let trusts = reached.filter_map(|index| self.workloads[index].trust);
+        let trusts: std::collections::BTreeSet<_> = trusts.collect();
+        let trusts = || trusts.iter().map(|class| self.trusts.of(*class));
+        let seen_seq = trusts().map(|trust| trust.sequence()).max().unwrap_or(0);
+        let tombstones: std::collections::BTreeSet<KeyId> =
+            trusts().flat_map(|trust| trust.tombstones().iter().copied()).collect();
+        let tombstones: Vec<_> = tombstones.into_iter().collect();
+        self.faults.restored_at = None;
+        self.order("recover", |state, _| {
+            state.recover(seen_seq, &tombstones);
+            true
+        });
+    }
+
+    fn exempt_who_stalls(&mut self) {
+        let waiting = self.controllers[0].seen.lock().unwrap().waiting.clone();
+        let Some(Wait::Census(tally)) = waiting else {
+            self.operator.stalled_since = None;
+            return;
+        };
+        let since = *self.operator.stalled_since.get_or_insert(self.now);
+        if self.operator.patience.is_zero() {
+            self.operator.patience = HOUR * self.rng.random_range(3..40);
+        }
+        if self.faults.over || self.now < since + self.operator.patience {
+            return;
+        }
+        self.operator.stalled_since = None;
+        self.operator.patience = Duration::ZERO;
+        self.order("exempt", |state, _| {
+            for missing in tally.missing {
+                let reason = "it has not answered for hours".to_owned();
+                state.exempt(missing.instance, reason, "operator".to_owned());
+            }
+            true
+        });
+    }
+
+    pub(crate) fn order_at_random(&mut self) {
+        if self.faults.over {
+            return;
+        }
+        let by = || "operator".to_owned();
+        let minutes =
+            |low: u32, high: u32, world: &mut Self| MINUTE * world.rng.random_range(low..high);
+        match self.rng.random_range(0..100) {
+            0..22 => {
+                let canary = self.canary();
+                let what = if canary.is_some() { "rotate, canary" } else { "rotate" };
+                self.order(what, |state, at| {
+                    state.request(Request { by: by(), at, anchor: None, canary }).is_ok()
+                });
+            }
+            22..32 => self.rotate_to_given(),
+            32..48 => {
+                self.order("abort", |state, _| state.abort().is_ok());
+            }
+            48..56 => {
+                self.operator.paused_until = Some(self.now + minutes(1, 600, self));
+                self.order("pause", |state, _| {
+                    state.pause(true);
+                    true
+                });
+            }
+            56..62 => self.taint(AnchorState::Active),
+            62..67 => self.taint(AnchorState::Standby),
+            67..72 => self.taint(AnchorState::Retiring),
+            72..75 => self.taint(AnchorState::Staged),
+            75..83 => {
+                self.order("rotate issuer", |state, now| {
+                    state.rotate_issuer(by(), None, now).is_ok()
+                });
+            }
+            83..88 => {
+                let deadline = minutes(2, 30, self);
+                self.order("rotate issuer, urgent", |state, now| {
+                    state.rotate_issuer(by(), Some(deadline), now).is_ok()
+                });
+            }
+            88..94 => {
+                let index = self.rng.random_range(0..self.workloads.len());
+                let who = &self.workloads[index];
+                let instance = steadfast_rotation_protocol::Instance {
+                    pod_uid: who.uid.clone(),
+                    started_at: who.started_at,
+                };
+                if who.running {
+                    self.order("exempt", |state, _| {
+                        state.exempt(instance, "a whim".to_owned(), by());
+                        true
+                    });
+                }
+            }
+            _ => {
+                self.order("unexempt", |state, _| {
+                    let first = state.exemptions.first().map(|e| e.instance.pod_uid.clone());
+                    first.is_some_and(|uid| state.unexempt(&uid).is_ok())
+                });
+            }
+        }
+    }
+
+    fn canary(&mut self) -> Option<CanaryPlan> {
+        let selector = match self.rng.random_range(0..6) {
+            0 => Selector::Namespace("shop".to_owned()),
+            1 => Selector::Percent(self.rng.random_range(0..101)),
+            _ => return None,
+        };
+        Some(CanaryPlan { selector, window: MINUTE * self.rng.random_range(1..120) })
+    }
+
+    /// With an anchor of the person's own, that everybody still has to learn.
+    fn rotate_to_given(&mut self) {
+        let domain = self.state.trust_domain.clone();
+        let made = make_anchor(&domain, self.now, self.plan.anchor_life).unwrap();
+        if self.state.rotation.is_some() || self.state.requested.is_some() {
+            return;
+        }
+        self.anchor_keys.put(made.id, made.pkcs8.clone()).unwrap();
+        let canary = self.canary();
+        self.order("rotate to a given anchor", |state, at| {
+            state.anchors.push(made.as_anchor(AnchorState::Generated));
+            let by = "operator".to_owned();
+            state.request(Request { by, at, anchor: Some(made.id), canary }).is_ok()
+        });
+    }
+
+    fn taint(&mut self, which: AnchorState) {
+        let deadline = MINUTE * self.rng.random_range(1..30);
+        let id = self.state.in_state(which).next().map(|anchor| anchor.id);
+        let Some(id) = id else { return };
+        let what = format!("taint {which:?}");
+        self.order(&what, |state, _| state.taint(id, "operator".to_owned(), deadline).is_ok());
+    }
+}
