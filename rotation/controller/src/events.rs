@@ -231,6 +231,7 @@ mod tests {
             id: KeyId::of_spki(b"issuer"),
             anchor_id: KeyId::of_spki(b"anchor"),
             der: Vec::new(),
+            chain: Vec::new(),
             not_before: UnixTime::default(),
             not_after: UnixTime::default(),
             key_ref: String::new(),

@@ -165,6 +165,7 @@ mod tests {
             id: id(10),
             anchor_id: id(1),
             der: Vec::new(),
+            chain: Vec::new(),
             not_before: SINCE,
             not_after: SINCE,
             key_ref: String::new(),
