@@ -119,7 +119,8 @@ async fn canaries_get_their_svids_of_another_issuer_and_nobody_else_does() {
     state.issuers.push(next.as_issuer(standby.id));
     let selector = Selector::Namespace("demo".into());
     let plan = CanaryPlan { selector, window: Duration::from_secs(60) };
-    let phase = Phase::Canary(Canary { to: standby.id, issuer: next.id, plan: plan.clone() });
+    let phase =
+        Phase::Canary(Canary { to: standby.id, issuer: next.id, plan: plan.clone(), renew: None });
     let now = mesh.clock.now();
     state.rotation = Some(Rotation {
         number: 1,

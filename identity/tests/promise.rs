@@ -13,6 +13,7 @@ use steadfast_identity::config::Config;
 use steadfast_platform::Store as _;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::trust_domain::Promise;
 use support::{Mesh, plain_csr};
 
 /// The life of the SVID that a replica issues now.
@@ -101,12 +102,12 @@ async fn what_a_holder_that_cannot_ack_gets_is_promised_before_and_once_for_an_h
     ask("steadfast").await.unwrap();
     let refused = ask("linkerd").await.unwrap_err();
     assert_eq!(refused.code, steadfast_api::Code::STORE_UNAVAILABLE, "{refused:?}");
-    assert_eq!(promised().await, []);
+    assert!(promised().await.is_empty());
     mesh.store.refuse_writes.store(false, Ordering::SeqCst);
     let revision = async || mesh.store.get(TRUST_DOMAIN_KEY).await.unwrap().unwrap().revision;
     let issued = ask("linkerd").await.unwrap().issued;
     let written = revision().await;
-    let [promise] = promised().await.try_into().unwrap();
+    let [promise]: [Promise; 1] = promised().await.try_into().unwrap();
     assert_eq!(promise.holder, "linkerd");
     assert_eq!(promise.anchor_id, mesh.founding.active.id);
     assert!(promise.not_after >= issued.not_after);

@@ -361,7 +361,7 @@ fn phase_text(phase: steadfast_rotation_protocol::rotation::PhaseName) -> &'stat
         P::Canary => "some workloads go first",
         P::Activated => "identity issues again",
         P::Draining => "everybody renews",
-        P::Withdrawn => "everybody is to hold what is published, and nothing else",
+        P::Denied | P::Withdrawn => "everybody is to hold what is published, and nothing else",
     }
 }
 

@@ -104,7 +104,7 @@ mod tests {
             share(&instance).of(std::time::Duration::from_secs(100)).as_secs()
         };
         assert_eq!(at(1), at(1));
-        let places: std::collections::BTreeSet<u64> = (0..100).map(at).collect();
+        let places: BTreeSet<u64> = (0..100).map(at).collect();
         assert!(places.len() > 40, "{places:?}");
     }
 }
