@@ -375,7 +375,7 @@ impl World {
         });
         self.store.put(LEDGER_KEY, backup.ledger);
         self.store.put(TRUST_DOMAIN_KEY, Some(backup.state));
-        self.truth.restored(&state);
+        self.truth.restored(&self.state, &state);
         self.state = std::sync::Arc::new(state);
         self.recount_all();
         self.faults.restored_at = Some(self.now);

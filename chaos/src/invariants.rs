@@ -57,6 +57,8 @@ pub(crate) struct Truth {
     ends: BTreeMap<KeyId, UnixTime>,
     /// What each controller read last.
     read: BTreeMap<usize, Revision>,
+    /// Whoever was exempt when the store was put back, which does not know it any more.
+    cut_off: BTreeSet<(String, UnixTime)>,
     /// When the old anchor was withdrawn.
     withdrawn_at: UnixTime,
     /// When the controller could first have begun what was due; for lateness.
@@ -89,7 +91,9 @@ impl Truth {
     }
 
     /// The store was put back: what is published again is not done any more, until somebody looks.
-    pub(crate) fn restored(&mut self, state: &TrustDomainState) {
+    pub(crate) fn restored(&mut self, before: &TrustDomainState, state: &TrustDomainState) {
+        let forgotten = before.exemptions.iter().map(|exemption| exemption.instance.clone());
+        self.cut_off.extend(forgotten.map(|instance| (instance.pod_uid, instance.started_at)));
         for anchor in state.published() {
             self.done.remove(&anchor.id);
         }
@@ -162,12 +166,16 @@ impl World {
     /// Whether nobody waits for this start of it.
     pub(crate) fn is_exempt(&self, index: usize) -> bool {
         let who = &self.workloads[index];
-        self.state.exemptions.iter().any(|exemption| {
-            let instance = &exemption.instance;
-            instance.pod_uid == who.uid
-                && (instance.started_at == who.started_at
-                    || instance.started_at == UnixTime::default())
-        })
+        let starts = [who.started_at, UnixTime::default()];
+        let forgotten = !self.truth.cut_off.is_empty()
+            && starts.iter().any(|at| self.truth.cut_off.contains(&(who.uid.clone(), *at)));
+        forgotten
+            || self.state.exemptions.iter().any(|exemption| {
+                let instance = &exemption.instance;
+                instance.pod_uid == who.uid
+                    && (instance.started_at == who.started_at
+                        || instance.started_at == UnixTime::default())
+            })
     }
 
     /// S1: the anchor of every live SVID is believed by everyone who lives.

@@ -23,6 +23,9 @@ pub struct Outcome {
 
 /// Runs a seed. `day` is told of each day that has passed.
 pub fn run(wanted: Wanted, mut day: impl FnMut(u64, &Counts)) -> Outcome {
+    // Keys sign on threads of its own, as in the processes.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let _inside = runtime.enter();
     let mut world = World::new(Plan::new(wanted));
     for passed in 1..=wanted.days {
         world.run_until(START + DAY * u32::try_from(passed).unwrap_or(u32::MAX));
