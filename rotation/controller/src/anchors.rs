@@ -66,7 +66,7 @@ impl Anchors {
         let name = name(label);
         let (known, revision) = self.named(&name).await?;
         let id = match known {
-            Some(id) if self.keys.exists(id).await? => id,
+            Some(id) if !is_spent(state, id) && self.keys.exists(id).await? => id,
             _ => self.make_key(&name, revision, state).await?,
         };
         self.certified(&state.trust_domain, id, now, lifetime).await
@@ -228,6 +228,12 @@ impl Anchors {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Numbers of rotations come again after the store was put back: what was made for one before may be
+/// withdrawn, or in use.
+fn is_spent(state: &TrustDomainState, id: KeyId) -> bool {
+    state.tombstones.contains(&id) || state.anchor(id).is_some()
 }
 
 fn name(label: Label) -> String {
