@@ -64,6 +64,14 @@ impl World {
                 true
             });
         }
+        // When replicas that show an SVID under an anchor that workloads know to be withdrawn start
+        // anew, nobody can tell that the store was put back: no stream opens, so no ack comes.
+        if self.state.halted.is_none()
+            && self.faults.restored_at.is_some_and(|at| self.now > at + HOUR * 3)
+        {
+            self.faults.unnoticed = true;
+            self.count_fault("store restored, and nobody noticed");
+        }
         let often = if self.faults.over { 100 } else { 30 };
         match self.state.ailment(self.now, SKEW) {
             Some(Ailment::Restored { .. }) if self.chance(often) => self.recover(),

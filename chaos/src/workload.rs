@@ -87,8 +87,6 @@ pub(crate) struct Workload {
     differs: bool,
     /// Nobody looked at its clock: it slept, or its clock jumped.
     pub(crate) overslept: bool,
-    /// Its mounted bundle, if it is never read again.
-    stale_mount: Option<Arc<Mounted>>,
 }
 
 impl Workload {
@@ -298,7 +296,7 @@ impl World {
             None => (false, false),
         };
         let by_live = live.is_some_and(|t| t.anchors().iter().any(|a| a.id() == own.anchor));
-        let mounted = who.stale_mount.as_ref().unwrap_or(&self.nodes[who.node].mounted);
+        let mounted = &self.nodes[who.node].mounted;
         let by_mounted = mounted.anchors.contains(&own.anchor) && !gone;
         if own.not_after <= self.wall(index) {
             return Err("the replica's SVID has expired".to_owned());
@@ -644,11 +642,6 @@ impl World {
             let at = self.later(self.plan.churn_every / share);
             self.queue.push(at, Event::Churn);
         }
-    }
-
-    pub(crate) fn keep_stale_mount(&mut self, index: usize) {
-        let mounted = Arc::clone(&self.nodes[self.workloads[index].node].mounted);
-        self.workloads[index].stale_mount = Some(mounted);
     }
 }
 

@@ -326,7 +326,7 @@ impl World {
 
     /// Lets what happens happen until this time, or until an invariant breaks.
     pub fn run_until(&mut self, end: UnixTime) {
-        while self.broken.is_none() {
+        while self.broken.is_none() && !self.faults.unnoticed {
             match self.queue.next_at() {
                 Some(at) if at <= end => {}
                 _ => break,
