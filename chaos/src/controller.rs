@@ -9,7 +9,7 @@ use steadfast_platform::store::{LEDGER_KEY, RESOURCES_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Revision, StoreError};
 use steadfast_rotation::shell::{LookError, Parts};
 use steadfast_rotation::{Anchors, Shell};
-use steadfast_rotation_protocol::controller::{Timings, Wait};
+use steadfast_rotation_protocol::controller::Wait;
 
 use crate::mutant::Mutant;
 use crate::ops::{Call, Op, Port, Reply, Task};
@@ -54,7 +54,6 @@ impl World {
         let port = Port::default();
         let off = clock.clone();
         let timings = match self.plan.wanted.mutant {
-            Some(Mutant::NoFence) => Timings { lease: Duration::ZERO, ..self.plan.timings },
             Some(Mutant::NoSchedule) => {
                 let mut timings = self.plan.timings;
                 timings.schedule.anchor_period = self.plan.anchor_life * 10;
@@ -62,11 +61,15 @@ impl World {
             }
             _ => self.plan.timings,
         };
+        let told_time = match self.plan.wanted.mutant {
+            Some(Mutant::NoFence) => clock.clone().hasty(),
+            _ => clock.clone(),
+        };
         let mut shell = Shell::new(Parts {
             anchors: Anchors::new(Arc::new(port.clone()), Arc::new(port.clone())),
             fleet: Arc::new(port.clone()),
             store: Arc::new(port.clone()),
-            clock: Arc::new(clock.clone()),
+            clock: Arc::new(told_time),
             clock_offset_ms: Box::new(move || Some(off.off_ms())),
             timings,
             anchor_lifetime: self.plan.anchor_life,
@@ -240,8 +243,8 @@ impl World {
             Op::Cas { key, expected, value } => {
                 Reply::Written(self.compare_and_swap(task, &key, expected, value))
             }
-            Op::PutKey(id, pkcs8) => Reply::Done(vault.put(id, pkcs8)),
-            Op::Load(id) => Reply::Key(vault.get(id)),
+            Op::MakeKey => Reply::Key(Ok(vault.make_one())),
+            Op::Key(id) => Reply::Key(vault.get(id)),
             Op::Exists(id) => Reply::Exists(vault.holds(id)),
             Op::Keys => Reply::Keys(vault.ids()),
             Op::Destroy(id) => {

@@ -48,6 +48,8 @@ pub(crate) struct Faults {
     pub(crate) listing_lags: bool,
     pub(crate) over: bool,
     pub(crate) restored_at: Option<UnixTime>,
+    /// Nobody has noticed that the store was put back: the history ends there.
+    pub(crate) unnoticed: bool,
     backups: Vec<Backup>,
     lasting: Vec<Fault>,
 }
@@ -163,7 +165,7 @@ impl World {
         self.rng.random_range(-most..most)
     }
 
-    fn count_fault(&mut self, name: &'static str) {
+    pub(crate) fn count_fault(&mut self, name: &'static str) {
         *self.counts.faults.entry(name.to_owned()).or_default() += 1;
     }
 
@@ -375,21 +377,13 @@ impl World {
         });
         self.store.put(LEDGER_KEY, backup.ledger);
         self.store.put(TRUST_DOMAIN_KEY, Some(backup.state));
-        self.truth.restored(&state);
+        self.truth.restored(&self.state, &state);
         self.state = std::sync::Arc::new(state);
         self.recount_all();
         self.faults.restored_at = Some(self.now);
         self.faults.backups.clear();
         for replica in 0..self.replicas.len() {
             self.read_soon(replica);
-        }
-        // Who restores a store often restarts what uses it.
-        if self.chance(50) {
-            for replica in 0..self.replicas.len() {
-                self.kill_replica(replica);
-                self.start_replica(replica);
-            }
-            self.stir_all();
         }
     }
 
@@ -404,6 +398,7 @@ impl World {
             return false;
         }
         *self.counts.orders.entry(what.to_owned()).or_default() += 1;
+        self.truth.recovers = matches!(what, "recover" | "rescue");
         self.refresh_all();
         let value = serde_json::to_vec(&state).unwrap();
         let revision = self.store.put(TRUST_DOMAIN_KEY, Some(value.into()));

@@ -49,8 +49,6 @@ pub enum Mutant {
     NoSchedule,
     /// The controller dies of a fault and is not started again.
     NoController,
-    /// A workload never reads its mounted bundle again.
-    StaleMount,
 }
 
 impl World {

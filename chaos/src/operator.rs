@@ -5,9 +5,11 @@
 use std::time::Duration;
 
 use rand::Rng as _;
-use steadfast_api::{KeyId, UnixTime};
-use steadfast_identity::authority::make_anchor;
+use steadfast_api::UnixTime;
+use steadfast_identity::authority::{SKEW, make_anchor};
+use steadfast_platform::store::FINDINGS_KEY;
 use steadfast_rotation_protocol::controller::Wait;
+use steadfast_rotation_protocol::recover::{Ailment, Findings};
 use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, Request, Selector};
 
 use crate::plan::{HOUR, MINUTE};
@@ -62,29 +64,37 @@ impl World {
                 true
             });
         }
-        let halted = self.state.halted.is_some();
-        let restored = self.faults.restored_at.is_some_and(|at| self.now >= at + HOUR * 2);
-        if restored || halted && self.chance(if self.faults.over { 100 } else { 30 }) {
-            self.recover();
+        // When replicas that show an SVID under an anchor that workloads know to be withdrawn start
+        // anew, nobody can tell that the store was put back: no stream opens, so no ack comes.
+        if self.state.halted.is_none()
+            && self.faults.restored_at.is_some_and(|at| self.now > at + HOUR * 3)
+        {
+            self.faults.unnoticed = true;
+            self.count_fault("store restored, and nobody noticed");
+        }
+        let often = if self.faults.over { 100 } else { 30 };
+        match self.state.ailment(self.now, SKEW) {
+            Some(Ailment::Restored { .. }) if self.chance(often) => self.recover(),
+            Some(Ailment::Expired { .. }) if self.chance(often) => self.rescue(),
+            _ => {}
         }
         self.exempt_who_stalls();
     }
 
-    /// As `steadfast trust recover` does: what is seen at the workloads that can be reached.
+    /// As `steadfast trust recover` does, by what the controller has found out.
     fn recover(&mut self) {
-        let reached = (0..self.workloads.len()).filter(|index| self.reaches(*index));
-        let trusts = reached.filter_map(|index| self.workloads[index].trust);
-        let trusts: std::collections::BTreeSet<_> = trusts.collect();
-        let trusts = || trusts.iter().map(|class| self.trusts.of(*class));
-        let seen_seq = trusts().map(|trust| trust.sequence()).max().unwrap_or(0);
-        let tombstones: std::collections::BTreeSet<KeyId> =
-            trusts().flat_map(|trust| trust.tombstones().iter().copied()).collect();
-        let tombstones: Vec<_> = tombstones.into_iter().collect();
+        let Some(entry) = self.store.get(FINDINGS_KEY) else { return };
+        let Ok(found) = serde_json::from_slice::<Findings>(&entry.value) else { return };
         self.faults.restored_at = None;
-        self.order("recover", |state, _| {
-            state.recover(seen_seq, &tombstones);
+        self.order("recover", |state, now| {
+            state.recover(&found, "operator".to_owned(), now);
             true
         });
+    }
+
+    /// As the same does when everything has expired.
+    fn rescue(&mut self) {
+        self.order("rescue", |state, now| state.rescue("operator".to_owned(), now, SKEW).is_ok());
     }
 
     fn exempt_who_stalls(&mut self) {
@@ -123,7 +133,9 @@ impl World {
                 let canary = self.canary();
                 let what = if canary.is_some() { "rotate, canary" } else { "rotate" };
                 self.order(what, |state, at| {
-                    state.request(Request { by: by(), at, anchor: None, canary }).is_ok()
+                    state
+                        .request(Request { by: by(), at, anchor: None, replaces: None, canary })
+                        .is_ok()
                 });
             }
             22..32 => self.rotate_to_given(),
@@ -191,12 +203,12 @@ impl World {
         if self.state.rotation.is_some() || self.state.requested.is_some() {
             return;
         }
-        self.anchor_keys.put(made.id, made.pkcs8.clone()).unwrap();
+        self.anchor_keys.put(&made.pkcs8);
         let canary = self.canary();
         self.order("rotate to a given anchor", |state, at| {
             state.anchors.push(made.as_anchor(AnchorState::Generated));
             let by = "operator".to_owned();
-            state.request(Request { by, at, anchor: Some(made.id), canary }).is_ok()
+            state.request(Request { by, at, anchor: Some(made.id), replaces: None, canary }).is_ok()
         });
     }
 

@@ -7,13 +7,14 @@
 //! killed between any two of its steps, without a thread, a socket or a clock.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use steadfast_api::KeyId;
-use steadfast_platform::keys::{KeyStore, KeyStoreError, Zeroizing};
+use steadfast_platform::keys::{KeyStore, KeyStoreError, PrivateKey};
 use steadfast_platform::store::Event;
 use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_rotation::Fleet;
@@ -33,20 +34,19 @@ pub(crate) enum Op {
     Get(String),
     Keys,
     List(String),
-    Load(KeyId),
+    Key(KeyId),
+    MakeKey,
     /// Nothing to do until the next look; `true`: look again at once.
     Pause(bool),
-    PutKey(KeyId, Zeroizing<Vec<u8>>),
 }
 
 /// What is answered.
-#[derive(Debug)]
 pub(crate) enum Reply {
     Done(Result<(), KeyStoreError>),
     Entries(Result<(Vec<Entry>, Revision), StoreError>),
     Entry(Result<Option<Entry>, StoreError>),
     Exists(bool),
-    Key(Result<Zeroizing<Vec<u8>>, KeyStoreError>),
+    Key(Result<Arc<dyn PrivateKey>, KeyStoreError>),
     Keys(Vec<KeyId>),
     Looked(Vec<Replica>),
     Resumed,
@@ -54,29 +54,35 @@ pub(crate) enum Reply {
 }
 
 /// Something asked, and where its answer goes.
-#[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) op: Op,
     pub(crate) answer: Arc<Mutex<Option<Reply>>>,
 }
 
 /// Where a process leaves what it asks.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Port(Arc<Mutex<Vec<Call>>>);
+#[derive(Clone, Default)]
+pub(crate) struct Port {
+    asked: Arc<Mutex<Vec<Call>>>,
+    /// Calls that are not answered yet.
+    open: Arc<AtomicUsize>,
+}
 
 impl Port {
     pub(crate) async fn call(&self, op: Op) -> Reply {
         let answer = Arc::new(Mutex::new(None));
-        self.0.lock().unwrap().push(Call { op, answer: Arc::clone(&answer) });
-        std::future::poll_fn(move |_| match answer.lock().unwrap().take() {
+        self.asked.lock().unwrap().push(Call { op, answer: Arc::clone(&answer) });
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let reply = std::future::poll_fn(move |_| match answer.lock().unwrap().take() {
             Some(reply) => Poll::Ready(reply),
             None => Poll::Pending,
         })
-        .await
+        .await;
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        reply
     }
 
     pub(crate) fn take(&self) -> Vec<Call> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.asked.lock().unwrap())
     }
 }
 
@@ -93,27 +99,51 @@ impl Task {
 
     /// Goes on as far as it can; what it asks now, or nothing when it is over.
     pub(crate) fn go_on(&mut self) -> Option<Vec<Call>> {
-        match self.future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(()) => None,
-            Poll::Pending => Some(self.port.take()),
+        loop {
+            match self.future.as_mut().poll(&mut Context::from_waker(&unparks())) {
+                Poll::Ready(()) => return None,
+                Poll::Pending if self.port.open.load(Ordering::Relaxed) > 0 => {
+                    return Some(self.port.take());
+                }
+                // A key signs on a thread of its own: no simulated time passes.
+                Poll::Pending => std::thread::park(),
+            }
         }
     }
 }
 
-/// What waits for nothing is over at once.
+/// Where a key is.
+pub(crate) fn place_of(id: KeyId) -> String {
+    format!("simulated/{id}")
+}
+
+/// What waits for no answer of the world is over at once, though a thread may work for it.
 pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => value,
-        Poll::Pending => panic!("real code waits for what the simulation does not know"),
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&unparks())) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
     }
+}
+
+/// Wakes this thread: a wake that comes before it parks is not lost.
+fn unparks() -> Waker {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    Waker::from(Arc::new(Unpark(std::thread::current())))
 }
 
 macro_rules! answer {
     ($port:expr, $op:expr, $kind:ident) => {
         match $port.call($op).await {
             Reply::$kind(answer) => answer,
-            other => panic!("the world answered {other:?}"),
+            _ => panic!("the world answered something else"),
         }
     };
 }
@@ -149,12 +179,12 @@ impl Store for Port {
 
 #[async_trait::async_trait]
 impl KeyStore for Port {
-    async fn put_new(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError> {
-        answer!(self, Op::PutKey(id, pkcs8), Done)
+    async fn make(&self) -> Result<Arc<dyn PrivateKey>, KeyStoreError> {
+        answer!(self, Op::MakeKey, Key)
     }
 
-    async fn load(&self, id: KeyId) -> Result<Zeroizing<Vec<u8>>, KeyStoreError> {
-        answer!(self, Op::Load(id), Key)
+    async fn key(&self, id: KeyId) -> Result<Arc<dyn PrivateKey>, KeyStoreError> {
+        answer!(self, Op::Key(id), Key)
     }
 
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError> {
@@ -167,6 +197,10 @@ impl KeyStore for Port {
 
     async fn destroy(&self, id: KeyId) -> Result<(), KeyStoreError> {
         answer!(self, Op::Destroy(id), Done)
+    }
+
+    fn place_of(&self, id: KeyId) -> String {
+        place_of(id)
     }
 }
 

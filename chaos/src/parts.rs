@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast_api::{KeyId, UnixTime};
-use steadfast_platform::keys::{KeyStore, KeyStoreError, Zeroizing};
+use steadfast_platform::keys::{KeyStore, KeyStoreError, LocalKey, PrivateKey};
 use steadfast_platform::{Entry, Revision, StoreError};
 use steadfast_process::Clock;
 
@@ -38,11 +38,17 @@ impl TrueTime {
 pub(crate) struct MachineClock {
     time: TrueTime,
     off_ms: Arc<AtomicI64>,
+    /// How many times too fast its boot clock runs: only where that is broken on purpose.
+    haste: u32,
 }
 
 impl MachineClock {
     pub(crate) fn new(time: &TrueTime) -> Self {
-        Self { time: time.clone(), off_ms: Arc::default() }
+        Self { time: time.clone(), off_ms: Arc::default(), haste: 1 }
+    }
+
+    pub(crate) fn hasty(self) -> Self {
+        Self { haste: 100_000, ..self }
     }
 
     /// The wall clock less true time.
@@ -61,7 +67,7 @@ impl Clock for MachineClock {
     }
 
     fn since_boot(&self) -> Duration {
-        self.time.now().since(UnixTime::default())
+        self.time.now().since(START) * self.haste + Duration::from_secs(3600)
     }
 }
 
@@ -172,20 +178,22 @@ fn entry(key: &str, value: &Bytes, revision: u64) -> Entry {
 
 /// Private keys. Those who ask through a [`crate::ops::Port`] wait for it; a replica that loads an
 /// issuer does not.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Vault(Arc<Mutex<BTreeMap<KeyId, Zeroizing<Vec<u8>>>>>);
+#[derive(Clone, Default)]
+pub(crate) struct Vault(Arc<Mutex<BTreeMap<KeyId, Arc<dyn PrivateKey>>>>);
 
 impl Vault {
-    pub(crate) fn put(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError> {
-        let mut keys = self.0.lock().unwrap();
-        if keys.contains_key(&id) {
-            return Err(KeyStoreError::Exists(id.to_string()));
-        }
-        keys.insert(id, pkcs8);
-        Ok(())
+    pub(crate) fn put(&self, pkcs8: &[u8]) {
+        let key = LocalKey::from_pkcs8(pkcs8).unwrap();
+        self.0.lock().unwrap().insert(key.id(), Arc::new(key));
     }
 
-    pub(crate) fn get(&self, id: KeyId) -> Result<Zeroizing<Vec<u8>>, KeyStoreError> {
+    pub(crate) fn make_one(&self) -> Arc<dyn PrivateKey> {
+        let key: Arc<dyn PrivateKey> = Arc::new(LocalKey::generate().unwrap().0);
+        self.0.lock().unwrap().insert(key.id(), Arc::clone(&key));
+        key
+    }
+
+    pub(crate) fn get(&self, id: KeyId) -> Result<Arc<dyn PrivateKey>, KeyStoreError> {
         let key = self.0.lock().unwrap().get(&id).cloned();
         key.ok_or_else(|| KeyStoreError::Missing(id.to_string()))
     }
@@ -205,11 +213,11 @@ impl Vault {
 
 #[async_trait::async_trait]
 impl KeyStore for Vault {
-    async fn put_new(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError> {
-        self.put(id, pkcs8)
+    async fn make(&self) -> Result<Arc<dyn PrivateKey>, KeyStoreError> {
+        Ok(self.make_one())
     }
 
-    async fn load(&self, id: KeyId) -> Result<Zeroizing<Vec<u8>>, KeyStoreError> {
+    async fn key(&self, id: KeyId) -> Result<Arc<dyn PrivateKey>, KeyStoreError> {
         self.get(id)
     }
 
@@ -224,5 +232,9 @@ impl KeyStore for Vault {
     async fn destroy(&self, id: KeyId) -> Result<(), KeyStoreError> {
         self.remove(id);
         Ok(())
+    }
+
+    fn place_of(&self, id: KeyId) -> String {
+        crate::ops::place_of(id)
     }
 }

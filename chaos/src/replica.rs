@@ -20,7 +20,7 @@ use steadfast_identity::metrics::Metrics;
 use steadfast_identity::orders::{Orders, Owed, Sent};
 use steadfast_identity::own::is_due;
 use steadfast_identity::promise::Promise;
-use steadfast_identity::replica::{READ_EVERY, Replica, Sources, View};
+use steadfast_identity::replica::{LEASE, Replica, Sources, View};
 use steadfast_platform::ReviewedToken;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_process::Clock as _;
@@ -378,7 +378,7 @@ impl World {
         self.refresh(replica);
         let host = &self.replicas[replica];
         let (now, view) = (host.clock.now(), host.real.current().ok());
-        let signer = view.as_ref().and_then(|view| view.signer().ok());
+        let signer = view.as_ref().and_then(|view| view.own_signer().ok());
         let signs = signer.map(|signer| (signer.id(), signer.anchor_id()));
         let due = host.own.is_none_or(|own| {
             let signed = (own.leaf.issuer, own.leaf.anchor);
@@ -544,6 +544,7 @@ impl World {
                 svid: own
                     .map(|own| census::HeldSvid { issuer: own.issuer, not_after: own.not_after }),
                 clock_offset_ms: 0,
+                held: None,
             }),
             members: members.collect(),
         }
@@ -553,3 +554,6 @@ impl World {
 fn host_reads(host: &ReplicaHost) -> bool {
     host.up && !host.cut_from_store
 }
+
+/// As in the process.
+const READ_EVERY: Duration = Duration::from_millis(LEASE.as_millis() as u64 * 2 / 15);

@@ -23,15 +23,18 @@ pub struct Outcome {
 
 /// Runs a seed. `day` is told of each day that has passed.
 pub fn run(wanted: Wanted, mut day: impl FnMut(u64, &Counts)) -> Outcome {
+    // Keys sign on threads of its own, as in the processes.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let _inside = runtime.enter();
     let mut world = World::new(Plan::new(wanted));
     for passed in 1..=wanted.days {
         world.run_until(START + DAY * u32::try_from(passed).unwrap_or(u32::MAX));
-        if world.broken.is_some() {
+        if world.broken.is_some() || world.faults.unnoticed {
             break;
         }
         day(passed, &world.counts);
     }
-    if world.broken.is_none() {
+    if world.broken.is_none() && !world.faults.unnoticed {
         world.end_faults();
         heal(&mut world);
     }
@@ -44,13 +47,13 @@ pub fn run(wanted: Wanted, mut day: impl FnMut(u64, &Counts)) -> Outcome {
 /// Nothing goes wrong any more: all must be well in so many days, and stay so for a while.
 fn heal(world: &mut World) {
     let end: UnixTime = world.now + HEALED_AFTER_MAX;
-    while world.now < end && world.broken.is_none() {
+    while world.now < end && world.broken.is_none() && !world.faults.unnoticed {
         world.run_until(world.now + HOUR);
         if world.unwell().is_none() {
             break;
         }
     }
-    if world.broken.is_none() {
+    if world.broken.is_none() && !world.faults.unnoticed {
         world.check_liveness();
     }
 }

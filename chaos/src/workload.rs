@@ -11,7 +11,7 @@ use std::time::Duration;
 use rand::Rng as _;
 use steadfast_api::trust::v1;
 use steadfast_api::{KeyId, UnixTime};
-use steadfast_identity_client::ack::share;
+use steadfast_identity_client::ack::{held, share};
 use steadfast_rotation_protocol::Jitter;
 use steadfast_rotation_protocol::Renewal;
 use steadfast_rotation_protocol::renewal::{Effect, Event as Told, Issued, RequestId};
@@ -83,10 +83,10 @@ pub(crate) struct Workload {
     pub(crate) counted: Option<Counted>,
     /// The end of the SVID that it must not let go before.
     pub(crate) keeps: Option<UnixTime>,
+    /// What it uses is not what was sent last on its stream.
+    differs: bool,
     /// Nobody looked at its clock: it slept, or its clock jumped.
     pub(crate) overslept: bool,
-    /// Its mounted bundle, if it is never read again.
-    stale_mount: Option<Arc<Mounted>>,
 }
 
 impl Workload {
@@ -296,7 +296,7 @@ impl World {
             None => (false, false),
         };
         let by_live = live.is_some_and(|t| t.anchors().iter().any(|a| a.id() == own.anchor));
-        let mounted = who.stale_mount.as_ref().unwrap_or(&self.nodes[who.node].mounted);
+        let mounted = &self.nodes[who.node].mounted;
         let by_mounted = mounted.anchors.contains(&own.anchor) && !gone;
         if own.not_after <= self.wall(index) {
             return Err("the replica's SVID has expired".to_owned());
@@ -342,15 +342,10 @@ impl World {
         let mutant = self.plan.wanted.mutant;
         let held = self.workloads[index].trust;
         let held = if mutant == Some(Mutant::AnyBundle) { None } else { held };
-        let next = self.trusts.take(held, view, &self.state.trust_domain.clone());
-        let class = match next {
-            Ok(Some(class)) => class,
-            Ok(None) => return,
-            Err(_) => {
-                self.counts.bundles_refused += 1;
-                return;
-            }
-        };
+        let taken = self.trusts.take(held, view, &self.state.trust_domain.clone());
+        self.counts.bundles_refused += u64::from(taken.refused);
+        self.workloads[index].differs = taken.differs;
+        let Some(class) = taken.next else { return self.send_ack(index, 0) };
         let class = if mutant == Some(Mutant::ForeignBundle) && self.chance(1) {
             self.foreign_bundle(class)
         } else {
@@ -405,6 +400,7 @@ impl World {
                 .into_iter()
                 .map(|anchor| v1::AnchorUse { anchor_id: id(anchor), count: 1 })
                 .collect(),
+            held: trust.filter(|_| who.differs).map(|trust| held(trust)),
         };
         let life = self.replicas[replica].life;
         let at = self.now + trip;
@@ -646,11 +642,6 @@ impl World {
             let at = self.later(self.plan.churn_every / share);
             self.queue.push(at, Event::Churn);
         }
-    }
-
-    pub(crate) fn keep_stale_mount(&mut self, index: usize) {
-        let mounted = Arc::clone(&self.nodes[self.workloads[index].node].mounted);
-        self.workloads[index].stale_mount = Some(mounted);
     }
 }
 

@@ -13,7 +13,7 @@ use rand::{Rng as _, SeedableRng as _};
 use steadfast_api::{KeyId, TrustDomain, UnixTime};
 use steadfast_identity::authority::{make_anchor, make_issuer};
 use steadfast_identity::replica::View;
-use steadfast_identity_client::Trust;
+use steadfast_identity_client::{Trust, bundle};
 use steadfast_platform::Revision;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_rotation_protocol::TrustDomainState;
@@ -193,12 +193,23 @@ pub(crate) enum TaskId {
     Replica(usize),
 }
 
+/// What a workload makes of a bundle that was sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    /// What it believes from now on, if that is something else than before.
+    pub(crate) next: Option<usize>,
+    /// What was sent was refused.
+    pub(crate) refused: bool,
+    /// What it believes now is not what was sent.
+    pub(crate) differs: bool,
+}
+
 /// What workloads believe: few in number, shared by all who believe the same.
 #[derive(Default)]
 pub(crate) struct Trusts {
     all: Vec<Arc<Trust>>,
     /// What comes of a bundle, by what was held before and the revision it was published in.
-    next: BTreeMap<(Option<usize>, u64), Result<Option<usize>, String>>,
+    next: BTreeMap<(Option<usize>, u64), Taken>,
 }
 
 impl Trusts {
@@ -212,17 +223,24 @@ impl Trusts {
         held: Option<usize>,
         view: &View,
         trust_domain: &TrustDomain,
-    ) -> Result<Option<usize>, String> {
+    ) -> Taken {
         let key = (held, view.revision.0);
         if let Some(known) = self.next.get(&key) {
-            return known.clone();
+            return *known;
         }
-        let trust = held.map(|class| &*self.all[class]);
-        let next = steadfast_identity_client::bundle::next(trust, trust_domain, &view.message);
-        let next = next.map_err(|refused| refused.to_string());
-        let next = next.map(|trust| trust.map(|trust| self.class(trust)));
-        self.next.insert(key, next.clone());
-        next
+        let trust = held.map(|class| Arc::clone(&self.all[class]));
+        let sent = &view.message;
+        let next = bundle::next(trust.as_deref(), trust_domain, sent);
+        let used = match &next {
+            Ok(Some(next)) => Some(next),
+            Ok(None) | Err(_) => trust.as_deref(),
+        };
+        let differs = used.is_some_and(|used| !bundle::is_as_sent(used, sent));
+        let refused = next.is_err();
+        let next = next.ok().flatten().map(|trust| self.class(trust));
+        let taken = Taken { next, refused, differs };
+        self.next.insert(key, taken);
+        taken
     }
 
     pub(crate) fn class(&mut self, trust: Trust) -> usize {
@@ -254,9 +272,9 @@ impl World {
         let first = issuer.as_issuer(active.id);
         let state = TrustDomainState::founded(trust_domain, anchors, first, START);
         for authority in [&active, &standby] {
-            anchor_keys.put(authority.id, authority.pkcs8.clone()).unwrap();
+            anchor_keys.put(&authority.pkcs8);
         }
-        issuer_keys.put(issuer.id, issuer.pkcs8.clone()).unwrap();
+        issuer_keys.put(&issuer.pkcs8);
         let mut world = Self {
             time,
             now: START,
@@ -308,7 +326,7 @@ impl World {
 
     /// Lets what happens happen until this time, or until an invariant breaks.
     pub fn run_until(&mut self, end: UnixTime) {
-        while self.broken.is_none() {
+        while self.broken.is_none() && !self.faults.unnoticed {
             match self.queue.next_at() {
                 Some(at) if at <= end => {}
                 _ => break,

@@ -240,7 +240,7 @@ async fn new_standby(mesh: &Mesh, old: KeyId) -> AnchorRecord {
 async fn rotate(mesh: &Mesh, to: KeyId) {
     let order = |state: &mut TrustDomainState| {
         let (by, at) = ("a test".to_owned(), state.activated_at);
-        state.request(Request { by, at, anchor: None, canary: None }).unwrap();
+        state.request(Request { by, at, anchor: None, canary: None, replaces: None }).unwrap();
     };
     mesh.change_trust(order).await;
     settled(mesh, |state| {

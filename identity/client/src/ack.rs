@@ -61,7 +61,8 @@ fn by_issuer(issuers: &Issuers) -> Vec<IssuerUse> {
     uses.collect()
 }
 
-fn held(bundle: &Trust) -> Held {
+/// What is used, for who has never published it.
+pub fn held(bundle: &Trust) -> Held {
     let bytes = |id: KeyId| id.as_bytes().to_vec();
     Held {
         anchors: bundle.anchors().iter().map(|anchor| bytes(anchor.id())).collect(),

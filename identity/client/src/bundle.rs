@@ -81,7 +81,7 @@ pub fn next(
 }
 
 /// Whether what is used is what was sent: by sequence number, anchors and denied issuers.
-pub(crate) fn is_as_sent(used: &Trust, sent: &Bundle) -> bool {
+pub fn is_as_sent(used: &Trust, sent: &Bundle) -> bool {
     let denied = sent.denied_issuers.iter().map(|denied| denied.issuer_id.as_slice());
     let (Ok(anchors), Ok(denied)) = (parse_anchors(&sent.anchors), ids(denied)) else {
         return false;

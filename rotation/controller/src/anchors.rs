@@ -110,7 +110,7 @@ impl Anchors {
         let name = name(label);
         let (known, revision) = self.named(&name).await?;
         let id = match known {
-            Some(id) if self.place(id).await?.1 => id,
+            Some(id) if !is_spent(state, id) && self.place(id).await?.1 => id,
             _ => self.make_key(&name, revision, state).await?,
         };
         self.certified(&state.trust_domain, id, now, lifetime).await
@@ -275,6 +275,12 @@ impl Anchors {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Numbers of rotations come again after the store was put back: what was made for one before may be
+/// withdrawn, or in use.
+fn is_spent(state: &TrustDomainState, id: KeyId) -> bool {
+    state.tombstones.contains(&id) || state.anchor(id).is_some()
 }
 
 fn name(label: Label) -> String {

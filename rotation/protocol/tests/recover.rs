@@ -44,7 +44,16 @@ fn anchor(name: u8, state: AnchorState, not_after: UnixTime) -> AnchorRecord {
 fn issuer(name: u8, anchor: u8, not_after: UnixTime) -> IssuerRecord {
     let key_ref = String::new();
     let (id, anchor_id) = (id(name), id(anchor));
-    IssuerRecord { id, anchor_id, der: vec![name], not_before: NOW - DAY * 90, not_after, key_ref }
+    let not_before = NOW - DAY * 90;
+    IssuerRecord {
+        id,
+        anchor_id,
+        der: vec![name],
+        chain: Vec::new(),
+        not_before,
+        not_after,
+        key_ref,
+    }
 }
 
 /// An active anchor 1 that ends then, its issuer 10 that ends a skew before, a standby 2.
@@ -208,11 +217,13 @@ fn asked(state: &TrustDomainState, acks: Vec<Ack>) -> Observation {
         answered: 1,
         answered_before: 0,
         used: Vec::new(),
+        issuers: Vec::new(),
         ack: Some(ack),
     });
     let replica = Replica {
         name: "identity".into(),
         reached: true,
+        started_at: UnixTime::default(),
         newest_nonce: 1,
         loaded: Vec::new(),
         own: None,

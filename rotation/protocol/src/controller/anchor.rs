@@ -240,7 +240,13 @@ fn made(
     if let Goal::Successor { next: Next::Given(id), .. } = &rotation.goal {
         return state.anchor(*id).cloned().ok_or(Wait::Key);
     }
-    let made = seen.made.as_ref().filter(|made| made.label == rotation.label());
+    // After the store was put back, numbers of rotations come again, and what was made for one
+    // before may be withdrawn, or stand in the state already.
+    let made = seen.made.as_ref().filter(|made| {
+        let id = made.anchor.id;
+        let spent = state.tombstones.contains(&id) || state.anchor(id).is_some();
+        made.label == rotation.label() && !spent
+    });
     made.map(|made| made.anchor.clone()).ok_or(Wait::Key)
 }
 

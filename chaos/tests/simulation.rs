@@ -1,0 +1,99 @@
+//! Small histories with everything that can go wrong, one large one, and defects made on purpose,
+//! each of which must be found.
+
+#![allow(clippy::unwrap_used)] // A test may: clippy knows it of #[test] functions only.
+
+use steadfast_chaos::{Mutant, Outcome, Wanted, run};
+
+fn wanted(seed: u64) -> Wanted {
+    Wanted { seed, workloads: 20, days: 20, faults: true, mutant: None, told: false }
+}
+
+#[track_caller]
+fn assert_held(wanted: Wanted, outcome: &Outcome) {
+    let Wanted { seed, workloads, days, .. } = wanted;
+    let faults = if wanted.faults { "" } else { " --no-faults" };
+    if let Some(broken) = &outcome.broken {
+        panic!(
+            "{} does not hold at {}: {}\nstep by step: cargo run --release -p steadfast-chaos -- \
+             --seed {seed} --workloads {workloads} --days {days}{faults} --trace",
+            broken.invariant, broken.at, broken.what
+        );
+    }
+}
+
+fn hold(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        let wanted = wanted(seed);
+        assert_held(wanted, &run(wanted, |_, _| {}));
+    }
+}
+
+/// The first seed that finds a defect, and by which invariant.
+fn found(defect: Mutant, seeds: std::ops::Range<u64>) -> Option<(u64, &'static str)> {
+    seeds.into_iter().find_map(|seed| {
+        let wanted = Wanted { mutant: Some(defect), ..wanted(seed) };
+        Some((seed, run(wanted, |_, _| {}).broken?.invariant))
+    })
+}
+
+#[test]
+fn every_invariant_holds_in_histories_with_everything_that_can_go_wrong() {
+    hold(1..8);
+}
+
+#[test]
+fn every_invariant_holds_in_other_such_histories() {
+    hold(8..15);
+}
+
+#[test]
+fn ten_thousand_workloads_rotate_without_anybody_noticing() {
+    let wanted = Wanted { workloads: 10_000, days: 1, ..wanted(1) };
+    let outcome = run(wanted, |_, _| {});
+    assert_held(wanted, &outcome);
+    assert!(outcome.counts.installs > 10_000, "{:?}", outcome.counts);
+}
+
+#[test]
+fn a_seed_tells_the_same_history_each_time() {
+    let wanted = Wanted { told: true, ..wanted(3) };
+    let histories = [(); 2].map(|()| run(wanted, |_, _| {}).story);
+    assert!(histories[0].len() > 20);
+    assert_eq!(histories[0], histories[1]);
+}
+
+#[test]
+fn keys_that_are_destroyed_too_early_are_found() {
+    assert_eq!(found(Mutant::HastyDestruction, 1..20).map(|f| f.1), Some("S7"));
+}
+
+#[test]
+fn a_bundle_without_anchors_is_found() {
+    assert_eq!(found(Mutant::EmptyBundle, 1..20).map(|f| f.1), Some("S8"));
+}
+
+#[test]
+fn a_bundle_that_nobody_published_is_found() {
+    assert_eq!(found(Mutant::ForeignBundle, 1..20).map(|f| f.1), Some("S10"));
+}
+
+#[test]
+fn svids_that_outlive_their_issuer_are_found() {
+    assert_eq!(found(Mutant::EndlessSvids, 1..20).map(|f| f.1), Some("S4"));
+}
+
+#[test]
+fn a_workload_that_drops_its_svid_when_a_renewal_fails_is_found() {
+    assert_eq!(found(Mutant::DropsSvid, 1..20).map(|f| f.1), Some("S9"));
+}
+
+#[test]
+fn an_anchor_that_nobody_was_asked_about_is_found() {
+    assert_eq!(found(Mutant::EagerIssuer, 1..20).map(|f| f.1), Some("S3"));
+}
+
+#[test]
+fn anchors_that_change_places_in_one_write_are_found() {
+    assert_eq!(found(Mutant::Swap, 1..20).map(|f| f.1), Some("S6"));
+}
