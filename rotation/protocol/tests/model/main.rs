@@ -75,8 +75,8 @@ fn the_end_stays_in_reach() {
 
 fn worlds() -> Vec<Config> {
     use Order::{
-        Abort, ExemptMissing, IssuerStolen, Rotate, RotateGiven, RotateIssuer, TaintActive,
-        TaintOther,
+        Abort, ExemptMissing, IssuerStolen, OwnerSigns, Rotate, RotateExternal, RotateGiven,
+        RotateIssuer, TaintActive, TaintOther,
     };
     let none = Faults::default();
     let small = |config: Config| Config { small: true, ..config };
@@ -85,6 +85,9 @@ fn worlds() -> Vec<Config> {
     let mut worlds = vec![
         small(world("rotation", &[Rotate])),
         small(world("given anchor", &[RotateGiven])),
+        small(world("external anchor", &[RotateExternal, OwnerSigns])),
+        world("external anchor, abort", &[RotateExternal, Abort, OwnerSigns]),
+        world("external anchor, emergency", &[RotateExternal, TaintActive, OwnerSigns]),
         world("abort", &[Rotate, Abort]),
         world("abort, given anchor", &[RotateGiven, Abort]),
         small(world("issuer", &[RotateIssuer])),

@@ -19,7 +19,7 @@ use steadfast_rotation_protocol::journal;
 use steadfast_rotation_protocol::rotation::{Phase, PhaseName};
 use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Condemned, IssuerRecord, Label, Request,
+    AnchorRecord, AnchorState, Condemned, EXTERNAL, IssuerRecord, Label, Request,
 };
 use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
@@ -70,6 +70,10 @@ pub(crate) enum Order {
     Rotate,
     /// With an anchor of the person's own, that everybody still has to learn.
     RotateGiven,
+    /// To an anchor whose key is with somebody else.
+    RotateExternal,
+    /// He has signed the issuer that he was asked for.
+    OwnerSigns,
     RotateIssuer,
     /// The active anchor's key is in other hands.
     TaintActive,
@@ -283,6 +287,10 @@ impl World {
             TrustDomainState::founded(trust_domain(), anchors, first, UnixTime::from_millis(0));
         if config.orders.contains(&Order::RotateGiven) {
             state.anchors.push(anchor(key(9), AnchorState::Generated));
+        }
+        if config.orders.contains(&Order::RotateExternal) {
+            let given = anchor(key(9), AnchorState::Generated);
+            state.anchors.push(AnchorRecord { key_ref: EXTERNAL.to_owned(), ..given });
         }
         let served = Served::of(&state);
         let made = |attempt| Label { rotation: 0, attempt };
@@ -718,6 +726,12 @@ impl World {
             }
             Order::Rotate => self.state.request(request(None)),
             Order::RotateGiven => self.state.request(request(Some(key(9)))),
+            Order::RotateExternal => self.state.request(request(Some(key(9)))),
+            Order::OwnerSigns => {
+                let wanted = *self.state.wanted_external.first()?;
+                self.state.import_issuer(wanted, issuer(wanted.anchor_id, 0)).ok()?;
+                Ok(())
+            }
             Order::RotateIssuer => self.state.rotate_issuer(String::new(), None, now),
             Order::IssuerStolen => self.state.rotate_issuer(String::new(), Some(deadline), now),
             Order::TaintActive => self.state.taint(active?, String::new(), deadline),
@@ -1032,7 +1046,7 @@ fn forget_dates(state: &mut TrustDomainState) {
     if let Some(request) = &mut state.requested {
         request.at = epoch;
     }
-    if let Some(wanted) = &mut state.wanted_issuer {
+    for wanted in state.wanted_issuer.iter_mut().chain(&mut state.wanted_external) {
         wanted.number = 0;
     }
 }
