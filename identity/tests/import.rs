@@ -257,7 +257,7 @@ fn a_chain_of_openssl_is_taken_whatever_kinds_of_keys_are_in_it() {
         let below = kinds[(at + 1) % kinds.len()];
         let chain = openssl_issuer(dir.path(), name, below, &asked.request.csr);
         let now = SystemClock.now();
-        let read = import::issuer(&asked.state, &[asked.request.clone()], &chain, now);
+        let read = import::issuer(&asked.state, std::slice::from_ref(&asked.request), &chain, now);
         let (_, record) = read.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(record.chain.len(), 1);
     }
