@@ -4,9 +4,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use steadfast_api::UnixTime;
 use steadfast_platform::store::{LEDGER_KEY, RESOURCES_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Revision, StoreError};
+use steadfast_rotation::metrics::Metrics;
 use steadfast_rotation::shell::{LookError, Parts};
 use steadfast_rotation::{Anchors, Shell};
 use steadfast_rotation_protocol::controller::Wait;
@@ -66,7 +68,7 @@ impl World {
             _ => clock.clone(),
         };
         let mut shell = Shell::new(Parts {
-            anchors: Anchors::new(Arc::new(port.clone()), Arc::new(port.clone())),
+            anchors: Anchors::new(Arc::new(port.clone()), [], Arc::new(port.clone())),
             fleet: Arc::new(port.clone()),
             store: Arc::new(port.clone()),
             clock: Arc::new(told_time),
@@ -74,6 +76,9 @@ impl World {
             timings,
             anchor_lifetime: self.plan.anchor_life,
             control_namespace: "steadfast".to_owned(),
+            held: Box::new(|| None),
+            name: format!("controller#{index}"),
+            metrics: Metrics::new(&mut Registry::default()),
         });
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (said, pause) = (Arc::clone(&seen), port.clone());

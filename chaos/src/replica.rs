@@ -520,6 +520,7 @@ impl World {
             return census::Replica {
                 name,
                 reached,
+                started_at: UnixTime::default(),
                 newest_nonce,
                 loaded: vec![],
                 own: None,
@@ -535,6 +536,7 @@ impl World {
         census::Replica {
             name,
             reached: taken,
+            started_at: UnixTime::default(),
             newest_nonce: host.orders.newest_query(),
             loaded: view.iter().flat_map(|view| view.loaded(now)).collect(),
             own: view.as_ref().map(|view| census::Ack {

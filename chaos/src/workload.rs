@@ -389,6 +389,7 @@ impl World {
             nonce,
             seq: trust.map_or(0, |trust| trust.sequence()),
             digest: trust.map_or_else(Vec::new, |trust| trust.digest().to_vec()),
+            issuers: Vec::new(),
             mounted_digest: mounted.map(id).unwrap_or_default(),
             svid_issuer: who.svid.map(|svid| id(svid.issuer)).unwrap_or_default(),
             svid_not_after: who.svid.map(|svid| svid.not_after.into()),

@@ -339,8 +339,10 @@ pub fn issuer(
         return Err(ImportError::IssuerKey { wanted, found });
     };
     let issuer = rest.swap_remove(at).named("the issuer");
-    let anchor = state.anchor(request.anchor_id).map(|anchor| anchor.der.as_slice());
-    let anchor = Certificate::parse(anchor.unwrap_or_default(), "the anchor")?;
+    let known = state.anchor(request.anchor_id);
+    let svid_life = known.map_or(SVID_LIFETIME_MAX, |anchor| anchor.svid_life_max);
+    let anchor = known.map(|anchor| anchor.der.as_slice()).unwrap_or_default();
+    let anchor = Certificate::parse(anchor, "the anchor")?;
     rest.retain(|certificate| certificate.id() != anchor.id());
     // 2. The way up.
     let chain = way_up(&issuer, rest, &anchor)?;
@@ -365,10 +367,10 @@ pub fn issuer(
         let (at, bound) = (issuer.not_after(), above.not_after() - SKEW);
         return Err(ImportError::Outlives { at, bound, above: above.whose.clone() });
     }
-    let needed = now + SVID_LIFETIME_MAX * 2;
+    let needed = now + svid_life * 2;
     if issuer.not_after() < needed {
         let (whose, at) = (issuer.whose.clone(), issuer.not_after());
-        let why = "SVIDs live for a day, and some time passes before it signs the first";
+        let why = "twice the life of an SVID, since some time passes before it signs the first";
         return Err(ImportError::Ending { whose, at, needed, why });
     }
     // What is above it may be younger.

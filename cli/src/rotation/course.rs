@@ -281,6 +281,7 @@ mod tests {
 
     use steadfast_rotation_protocol::Instance;
     use steadfast_rotation_protocol::census::{Missing, Reason, Tally};
+    use steadfast_rotation_protocol::evidence::{Said, Witness};
     use steadfast_rotation_protocol::rotation::{Generating, Staged};
 
     use super::*;
@@ -327,7 +328,11 @@ mod tests {
             reason: reason.clone(),
         });
         Tally {
-            settled: vec![("demo/api-0".to_owned(), instance.clone())],
+            settled: vec![Witness {
+                name: "demo/api-0".to_owned(),
+                instance: instance.clone(),
+                said: Said::Serves(None),
+            }],
             missing: missing.collect(),
             healed: Vec::new(),
         }

@@ -85,9 +85,10 @@ impl Anchors {
         Ok(())
     }
 
-    /// Where this key is; the first place, if it is nowhere.
+    /// Where this key is; the first place, if it is nowhere. Files are asked before a token, which
+    /// may be away: what hangs from a key in a file does not wait for it.
     async fn place(&self, id: KeyId) -> Result<(&dyn KeyStore, bool), AnchorsError> {
-        for place in &self.places {
+        for place in self.places.iter().rev() {
             if place.exists(id).await? {
                 return Ok((&**place, true));
             }
@@ -204,10 +205,7 @@ impl Anchors {
     pub async fn destroy(&self, condemned: &[Condemned]) -> Result<(), AnchorsError> {
         for key in condemned {
             if let Some(id) = self.id_of(*key).await? {
-                // Wherever it is: an acknowledged destruction holds for all places.
-                for place in &self.places {
-                    place.destroy(id).await?;
-                }
+                self.place(id).await?.0.destroy(id).await?;
                 tracing::info!(key = %id, "the key of an anchor is destroyed");
             }
         }

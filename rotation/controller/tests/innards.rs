@@ -176,11 +176,12 @@ impl Mesh {
         let store: Arc<dyn Store> = Arc::new(self.engine.clone());
         let keys = Arc::new(FileKeys::open(self.directory.anchor_keys()).unwrap());
         Shell::new(Parts {
-            anchors: Anchors::new(keys, Arc::clone(&store)),
+            anchors: Anchors::new(keys, [], Arc::clone(&store)),
             fleet: fleet.clone(),
             store,
             clock: self.clock.clone(),
             clock_offset_ms: Box::new(|| None),
+            held: Box::new(|| None),
             timings: Timings {
                 lease: LEASE,
                 skew: Duration::from_secs(60),

@@ -134,14 +134,15 @@ impl TrustDomainState {
     /// at this revision of the state.
     ///
     /// # Errors
-    /// There is no such anchor, its key is ours, or nothing is issued until a person has looked.
+    /// There is no such anchor whose key is in good hands, its key is ours, or nothing is issued until a person has looked.
     pub fn request_issuer(
         &mut self,
         anchor_id: KeyId,
         revision: u64,
     ) -> Result<WantedIssuer, ImportRefused> {
         self.check_halt()?;
-        let anchor = self.anchor(anchor_id).filter(|a| a.state != AnchorState::Withdrawn);
+        let signs = |a: &&AnchorRecord| a.state != AnchorState::Withdrawn && a.taint.is_none();
+        let anchor = self.anchor(anchor_id).filter(signs);
         let anchor = anchor.ok_or_else(|| OrderRefused::NoAnchor(anchor_id.to_string()))?;
         if !anchor.is_external() {
             return Err(ImportRefused::NotExternal(anchor_id.to_string()));

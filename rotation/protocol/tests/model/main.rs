@@ -75,8 +75,8 @@ fn the_end_stays_in_reach() {
 
 fn worlds() -> Vec<Config> {
     use Order::{
-        Abort, ExemptMissing, IssuerStolen, Rotate, RotateCanary, RotateGiven, RotateIssuer,
-        TaintActive, TaintOther,
+        Abort, ExemptMissing, IssuerStolen, OwnerSigns, Rotate, RotateCanary, RotateExternal,
+        RotateGiven, RotateIssuer, TaintActive, TaintOther,
     };
     let none = Faults::default();
     let small = |config: Config| Config { small: true, ..config };
@@ -85,6 +85,9 @@ fn worlds() -> Vec<Config> {
     let mut worlds = vec![
         small(world("rotation", &[Rotate])),
         world("given anchor", &[RotateGiven]),
+        world("external anchor", &[RotateExternal, OwnerSigns]),
+        world("external anchor, abort", &[RotateExternal, Abort, OwnerSigns]),
+        world("external anchor, emergency", &[RotateExternal, TaintActive, OwnerSigns]),
         with(Faults { failures: 1, ..none }, world("canary", &[RotateCanary])),
         with(Faults { failures: 1, ..none }, world("canary, abort", &[RotateCanary, Abort])),
         world("canary, emergency", &[RotateCanary, TaintActive]),

@@ -17,7 +17,9 @@ use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::recover::{Findings, Held};
 use steadfast_rotation_protocol::rotation::PhaseName;
-use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState, IssuerRecord, Label};
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorRecord, AnchorState, EXTERNAL, IssuerRecord, Label,
+};
 
 use self::control::place;
 use self::parts::{Ctl, Node, Proxy, Rec, Rep, Served, Svid};
@@ -72,6 +74,10 @@ pub(crate) enum Order {
     RotateCanary,
     /// With an anchor of the person's own, that everybody still has to learn.
     RotateGiven,
+    /// To an anchor whose key is with somebody else.
+    RotateExternal,
+    /// He has signed the issuer that he was asked for.
+    OwnerSigns,
     RotateIssuer,
     /// The active anchor's key is in other hands.
     TaintActive,
@@ -205,6 +211,10 @@ impl World {
             TrustDomainState::founded(trust_domain(), anchors, first, UnixTime::from_millis(0));
         if config.orders.contains(&Order::RotateGiven) {
             state.anchors.push(anchor(key(9), AnchorState::Generated));
+        }
+        if config.orders.contains(&Order::RotateExternal) {
+            let given = anchor(key(9), AnchorState::Generated);
+            state.anchors.push(AnchorRecord { key_ref: EXTERNAL.to_owned(), ..given });
         }
         let served = Served::of(&state);
         let made = |attempt| Label { rotation: 0, attempt };

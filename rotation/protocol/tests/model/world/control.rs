@@ -227,6 +227,12 @@ impl World {
                 state.request(Request { canary, ..request(None) })
             }
             Order::RotateGiven => state.request(request(Some(key(9)))),
+            Order::RotateExternal => state.request(request(Some(key(9)))),
+            Order::OwnerSigns => {
+                let wanted = *state.wanted_external.first()?;
+                state.import_issuer(wanted, issuer(wanted.anchor_id, 0)).ok()?;
+                Ok(())
+            }
             Order::RotateIssuer => state.rotate_issuer(String::new(), None, now),
             Order::IssuerStolen => state.rotate_issuer(String::new(), Some(deadline), now),
             Order::TaintActive => state.taint(active?, String::new(), deadline),

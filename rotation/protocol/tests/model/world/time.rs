@@ -183,7 +183,7 @@ fn forget_dates(state: &mut TrustDomainState) {
     if let Some(request) = &mut state.requested {
         request.at = epoch;
     }
-    if let Some(wanted) = &mut state.wanted_issuer {
+    for wanted in state.wanted_issuer.iter_mut().chain(&mut state.wanted_external) {
         wanted.number = 0;
     }
 }
