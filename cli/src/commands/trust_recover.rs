@@ -49,7 +49,9 @@ pub(super) struct RecoverArgs {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// Put this backup (of `steadfast trust backup`) into the store first, which must be empty
+    /// Put this backup (of `steadfast trust backup`) into the store first, which must be empty. A
+    /// store that has lost its pods, too, makes them anew: identity issues again at once, and the
+    /// end waits until the workloads have been restarted
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     /// How long to wait until the mesh has healed; it goes on healing after that

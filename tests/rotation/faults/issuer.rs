@@ -1,10 +1,12 @@
 //! Promise: when an issuer's key is stolen, what was made with it is cut at once and comes in no
-//! more, and nobody else notices.
+//! more. That is true of what honest workloads have made with it, too: what is under way on such a
+//! connection when it is cut may fail, and nothing else.
 
 use std::time::Duration;
 
 use steadfast_api::UnixTime;
 use steadfast_test_rig::peer::{Session, TestIssuer};
+use steadfast_test_rig::until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
@@ -21,7 +23,9 @@ async fn a_stolen_issuer_is_replaced_and_denied_and_what_it_made_is_cut() {
     let mut echo = [0; 4];
     stream.write_all(b"ping").await.expect("it is let in");
     stream.read_exact(&mut echo).await.expect("it is let in");
-    let state = without_a_failed_request(field.load(), async {
+    let [http1, http2] = field.load();
+    let in_flight_max = http1.connections as u64;
+    let story = async {
         #[allow(clippy::disallowed_methods)] // As a person would, at the real time.
         let now: UnixTime = std::time::SystemTime::now().into();
         mesh.order(|state| {
@@ -32,6 +36,19 @@ async fn a_stolen_issuer_is_replaced_and_denied_and_what_it_made_is_cut() {
             state.denies(old) && state.issuer_rotation.is_none()
         })
         .await
+    };
+    let (first, (second, state)) = http1.during(http2.during(story)).await;
+    for report in [&first, &second] {
+        assert!(report.failed <= in_flight_max, "{report:#?}");
+    }
+    // Once it is over, all is as before.
+    without_a_failed_request(field.load(), async {
+        let before = field.http.requests();
+        until("requests go on", DEADLINE, || async {
+            let more = field.http.requests() - before;
+            (more > 80).then_some(()).ok_or_else(|| more.to_string())
+        })
+        .await;
     })
     .await;
     assert_ne!(state.active_issuer, old);

@@ -3,6 +3,7 @@
 //! Most of the time they wait for a fence, so all of them run at once.
 
 mod aborted;
+mod emptied;
 mod expired;
 mod frozen;
 mod issuer;

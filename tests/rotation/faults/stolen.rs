@@ -51,6 +51,10 @@ async fn stolen(which: AnchorState, when: PhaseName) {
         mesh.state_where("the emergency is over", DEADLINE, over).await
     })
     .await;
+    // One that has never issued goes at once; any other is an emergency, which waits for nobody.
+    let emergency = state.past.iter().any(|past| past.kind == "emergency");
+    let unused = which == AnchorState::Standby && when == PhaseName::Staged;
+    assert_eq!(emergency, !unused, "{:#?}", state.past);
     field.api_uses(state.seq).await;
     let refused = thief.connect().await;
     assert!(refused.starts_with("refused"), "{refused}");
