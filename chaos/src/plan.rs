@@ -77,7 +77,10 @@ impl Plan {
             anchor_life: period * 2 + slow_path * 6,
             timings,
             fault_every: HOUR * rng.random_range(4..=48),
-            order_every: HOUR * rng.random_range(24..=120),
+            order_every: match wanted.workloads {
+                0..1000 => HOUR * rng.random_range(24..=120),
+                _ => HOUR * rng.random_range(4..=24),
+            },
             churn_every: DAY * rng.random_range(3..=20),
             look_every: match wanted.workloads {
                 0..1000 => (Duration::from_secs(rng.random_range(1..=10)), MINUTE * 5),
