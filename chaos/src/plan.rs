@@ -58,7 +58,11 @@ impl Plan {
     pub fn new(wanted: Wanted) -> Self {
         let mut rng = SmallRng::seed_from_u64(wanted.seed ^ PLAN);
         let svid_life = [HOUR * 6, DAY, HOUR * 36][rng.random_range(0..3)];
-        let period = DAY * rng.random_range(8..=20);
+        let period = match wanted.days {
+            // A history of a day or two is to have a rotation in it, too.
+            0..4 => HOUR * 10,
+            _ => DAY * rng.random_range(8..=20),
+        };
         let slow_path = LEASE + svid_life.max(DAY) + SKEW;
         let timings = Timings {
             lease: LEASE,
