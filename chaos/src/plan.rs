@@ -58,7 +58,11 @@ impl Plan {
     pub fn new(wanted: Wanted) -> Self {
         let mut rng = SmallRng::seed_from_u64(wanted.seed ^ PLAN);
         let svid_life = [HOUR * 6, DAY, HOUR * 36][rng.random_range(0..3)];
-        let period = DAY * rng.random_range(8..=20);
+        let period = match wanted.days {
+            // A history of a day or two is to have a rotation in it, too.
+            0..4 => HOUR * 10,
+            _ => DAY * rng.random_range(8..=20),
+        };
         let slow_path = LEASE + svid_life.max(DAY) + SKEW;
         let timings = Timings {
             lease: LEASE,
@@ -77,7 +81,10 @@ impl Plan {
             anchor_life: period * 2 + slow_path * 6,
             timings,
             fault_every: HOUR * rng.random_range(4..=48),
-            order_every: HOUR * rng.random_range(24..=120),
+            order_every: match wanted.workloads {
+                0..1000 => HOUR * rng.random_range(24..=120),
+                _ => HOUR * rng.random_range(4..=24),
+            },
             churn_every: DAY * rng.random_range(3..=20),
             look_every: match wanted.workloads {
                 0..1000 => (Duration::from_secs(rng.random_range(1..=10)), MINUTE * 5),

@@ -49,10 +49,11 @@ fn every_invariant_holds_in_other_such_histories() {
 
 #[test]
 fn ten_thousand_workloads_rotate_without_anybody_noticing() {
-    let wanted = Wanted { workloads: 10_000, days: 1, ..wanted(1) };
+    let wanted = Wanted { workloads: 10_000, days: 1, ..wanted(2) };
     let outcome = run(wanted, |_, _| {});
     assert_held(wanted, &outcome);
     assert!(outcome.counts.installs > 10_000, "{:?}", outcome.counts);
+    assert!(outcome.counts.rotations.contains_key("anchor done"), "{:?}", outcome.counts);
 }
 
 #[test]
@@ -91,6 +92,16 @@ fn a_workload_that_drops_its_svid_when_a_renewal_fails_is_found() {
 #[test]
 fn an_anchor_that_nobody_was_asked_about_is_found() {
     assert_eq!(found(Mutant::EagerIssuer, 1..20).map(|f| f.1), Some("S3"));
+}
+
+#[test]
+fn a_workload_that_uses_a_reply_from_before_its_ack_is_found() {
+    assert_eq!(found(Mutant::ReplyCrossesAck, 3..8).map(|f| f.1), Some("S1"));
+}
+
+#[test]
+fn a_workload_that_takes_whatever_bundle_comes_is_found() {
+    assert_eq!(found(Mutant::AnyBundle, 2..8).map(|f| f.1), Some("S5"));
 }
 
 #[test]
