@@ -201,7 +201,8 @@ fn course(
             let waiting = crate::rotation::waiting::Waiting::of(wait, state, now);
             let names: Vec<_> =
                 waiting.missing.iter().map(|m| format!("{}: {}", m.name, m.reason)).collect();
-            Some(format!("before it begins: {} {}", waiting.guard, names.join("; ")))
+            let what = format!("before it begins: {} {}", waiting.guard, names.join("; "));
+            (!waiting.guard.is_empty()).then(|| what.trim_end().to_owned())
         }
         _ => None,
     };
