@@ -114,7 +114,7 @@ impl Task {
 
 /// Where a key is.
 pub(crate) fn place_of(id: KeyId) -> String {
-    format!("simulated/{id}")
+    format!("keys/anchors/{id}.key")
 }
 
 /// What waits for no answer of the world is over at once, though a thread may work for it.

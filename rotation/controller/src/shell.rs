@@ -185,6 +185,9 @@ impl Shell {
     /// # Errors
     /// [`LookError`]; nothing is lost by it, the next turn begins anew.
     pub async fn turn(&mut self) -> Result<Looked, LookError> {
+        // Whoever cannot use the keys leaves the lead to one that can.
+        let (state, revision) = self.state().await?;
+        self.parts.anchors.check_places(&state)?;
         let now = Now { wall: self.store_time(), ..self.now() };
         let role = self.candidate.role(&*self.parts.store, now).await;
         let leads = matches!(role, Ok(Role::Leads));
@@ -198,7 +201,6 @@ impl Shell {
                 Ok(looked)
             }
             Role::Follows { leader } => {
-                let (state, revision) = self.state().await?;
                 self.before = Some((revision.0, state.clone()));
                 self.tell(&state, Some(leader).filter(|leader| !leader.is_empty()));
                 Ok(Looked { changed: false, state })
