@@ -193,7 +193,7 @@ impl World {
             }
         }
         self.check("S1", refused.is_none(), |world| {
-            let (class, anchor) = refused.unwrap_or((0, KeyId::of_spki(b"")));
+            let (class, anchor) = refused.unwrap_or_else(|| (0, KeyId::of_spki(b"")));
             let find = |is: &dyn Fn(Counted) -> bool| {
                 let mut those = world.workloads.iter().filter(|who| who.counted.is_some_and(is));
                 those.next().map_or_else(String::new, |who| who.uid.clone())

@@ -46,7 +46,7 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// The one to ask, and what it says: of several, the one that has looked last.
+    /// The one to ask, and what it says: of several, the one that leads, or has looked last.
     ///
     /// # Errors
     /// [`ControllerError`]
@@ -67,7 +67,8 @@ impl Controller {
             let controller = Self { admin };
             match controller.standing().await {
                 Ok(standing) => {
-                    if best.as_ref().is_none_or(|(_, best)| best.seen_at < standing.seen_at) {
+                    let rank = |standing: &Standing| (standing.leads, standing.seen_at);
+                    if best.as_ref().is_none_or(|(_, best)| rank(best) < rank(&standing)) {
                         best = Some((controller, standing));
                     }
                 }

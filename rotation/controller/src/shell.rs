@@ -185,9 +185,8 @@ impl Shell {
     /// # Errors
     /// [`LookError`]; nothing is lost by it, the next turn begins anew.
     pub async fn turn(&mut self) -> Result<Looked, LookError> {
-        // Whoever cannot use the keys leaves the lead to one that can.
+        // Whoever cannot work with it leaves the lead to one that can.
         let (state, revision) = self.state().await?;
-        self.parts.anchors.check_places(&state)?;
         let now = Now { wall: self.store_time(), ..self.now() };
         let role = self.candidate.role(&*self.parts.store, now).await;
         let leads = matches!(role, Ok(Role::Leads));
@@ -240,7 +239,6 @@ impl Shell {
         };
         // 2. Read the state, last: nothing that was answered is newer.
         let (state, revision) = self.state().await?;
-        self.parts.anchors.check_places(&state)?;
         self.told.tell(&state);
         let seen = Observation {
             made: self.made.clone(),
@@ -340,6 +338,7 @@ impl Shell {
         self.parts.clock.now()
     }
 
+    /// The state, if it is one that we can work with.
     async fn state(&self) -> Result<(TrustDomainState, Revision), LookError> {
         let entry = self.parts.store.get(TRUST_DOMAIN_KEY).await?;
         let entry = entry.ok_or(LookError::NoTrustDomain)?;
@@ -349,6 +348,7 @@ impl Shell {
         if stored != ours {
             return Err(LookError::Lease { stored, ours });
         }
+        self.parts.anchors.check_places(&state)?;
         Ok((state, entry.revision))
     }
 
