@@ -232,7 +232,7 @@ impl World {
         Some(done)
     }
 
-    fn carry_out(&mut self, task: TaskId, op: Op) -> Reply {
+    pub(crate) fn carry_out(&mut self, task: TaskId, op: Op) -> Reply {
         let away = || StoreError::Unavailable("it cannot be reached".to_owned());
         let cut = self.life_of(task).1;
         let vault = match task {

@@ -382,6 +382,7 @@ impl World {
         self.recount_all();
         self.faults.restored_at = Some(self.now);
         self.faults.backups.clear();
+        self.mount_soon();
         for replica in 0..self.replicas.len() {
             self.read_soon(replica);
         }

@@ -12,7 +12,7 @@ use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::recover::{Ailment, Findings};
 use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, Request, Selector};
 
-use crate::plan::{DAY, HOUR, MINUTE};
+use crate::plan::{HOUR, MINUTE};
 use crate::world::{Event, World};
 
 /// What the person remembers.
@@ -21,7 +21,6 @@ pub(crate) struct Operator {
     /// Since when the same census is waited for.
     stalled_since: Option<UnixTime>,
     paused_until: Option<UnixTime>,
-    recovered_at: Option<UnixTime>,
     /// How long a stall is looked at before anybody is exempted.
     patience: Duration,
 }
@@ -80,6 +79,7 @@ impl World {
             _ => {}
         }
         self.exempt_who_stalls();
+        self.abort_without_canaries();
     }
 
     /// As `steadfast trust recover` does, by what the controller has found out.
@@ -87,7 +87,6 @@ impl World {
         let Some(entry) = self.store.get(FINDINGS_KEY) else { return };
         let Ok(found) = serde_json::from_slice::<Findings>(&entry.value) else { return };
         self.faults.restored_at = None;
-        self.operator.recovered_at = Some(self.now);
         self.order("recover", |state, now| {
             state.recover(&found, "operator".to_owned(), now);
             true
@@ -99,12 +98,24 @@ impl World {
         self.order("rescue", |state, now| state.rescue("operator".to_owned(), now, SKEW).is_ok());
     }
 
+    /// What a person has asked to go first does not exist.
+    fn abort_without_canaries(&mut self) {
+        let waiting = self.controllers[0].seen.lock().unwrap().waiting.clone();
+        if matches!(waiting, Some(Wait::Canary(standing)) if standing.canaries == 0) {
+            self.order("abort", |state, _| state.abort().is_ok());
+        }
+    }
+
     fn exempt_who_stalls(&mut self) {
         let waiting = self.controllers[0].seen.lock().unwrap().waiting.clone();
         let Some(Wait::Census(tally)) = waiting else {
             self.operator.stalled_since = None;
             return;
         };
+        if self.operator.stalled_since.is_none() {
+            let first = tally.missing.first().map(|who| (who.name.clone(), who.reason.clone()));
+            self.tell(|| format!("a census waits for {}: {first:?}", tally.missing.len()));
+        }
         let since = *self.operator.stalled_since.get_or_insert(self.now);
         if self.operator.patience.is_zero() {
             self.operator.patience = HOUR * self.rng.random_range(3..40);
@@ -216,12 +227,6 @@ impl World {
 
     fn taint(&mut self, which: AnchorState) {
         let deadline = MINUTE * self.rng.random_range(1..30);
-        // Known, and not mended yet: what is the standby again since the store was put back may have
-        // issued meanwhile, and is removed all the same as if it never had.
-        let lately = self.operator.recovered_at.is_some_and(|at| self.now < at + DAY * 4);
-        if lately && which == AnchorState::Standby {
-            return;
-        }
         let id = self.state.in_state(which).next().map(|anchor| anchor.id);
         let Some(id) = id else { return };
         let what = format!("taint {which:?}");

@@ -117,17 +117,6 @@ pub(crate) fn place_of(id: KeyId) -> String {
     format!("keys/anchors/{id}.key")
 }
 
-/// What waits for no answer of the world is over at once, though a thread may work for it.
-pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&unparks())) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
-
 /// Wakes this thread: a wake that comes before it parks is not lost.
 fn unparks() -> Waker {
     struct Unpark(std::thread::Thread);

@@ -6,7 +6,7 @@
 //! somebody wants something of the replica, and before each write.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::Rng as _;
@@ -20,15 +20,16 @@ use steadfast_identity::metrics::Metrics;
 use steadfast_identity::orders::{Orders, Owed, Sent};
 use steadfast_identity::own::is_due;
 use steadfast_identity::promise::Promise;
+use steadfast_identity::refusal::Refusal;
 use steadfast_identity::replica::{LEASE, Replica, Sources, View};
-use steadfast_platform::ReviewedToken;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_platform::{Entry, ReviewedToken};
 use steadfast_process::Clock as _;
 use steadfast_rotation_protocol::census;
 use steadfast_rotation_protocol::renewal::Issued;
 
 use crate::mutant::Mutant;
-use crate::ops::{Call, Op, Port, Reply, Task, at_once};
+use crate::ops::{Call, Op, Port, Reply, Task};
 use crate::parts::MachineClock;
 use crate::workload::Leaf;
 use crate::world::{Asked, Event, Logged, Message, TaskId, World};
@@ -43,7 +44,9 @@ pub(crate) struct ReplicaHost {
     pub(crate) cut_from_store: bool,
     pub(crate) clock: MachineClock,
     pub(crate) real: Arc<Replica>,
-    sources: Sources,
+    sources: Arc<Sources>,
+    /// Where its reads leave what they write.
+    halts: Port,
     pub(crate) members: Members,
     orders: Orders,
     streams: BTreeMap<u64, StreamHost>,
@@ -110,12 +113,12 @@ impl World {
                 pause.call(Op::Pause(false)).await;
             }
         });
-        let off = clock.clone();
-        let sources = Sources {
-            store: Arc::new(port),
+        let (off, halts) = (clock.clone(), Port::default());
+        let sources = Arc::new(Sources {
+            store: Arc::new(halts.clone()),
             keys: Arc::new(self.issuer_keys.clone()),
             clock_offset_ms: Box::new(move || Some(off.off_ms())),
-        };
+        });
         ReplicaHost {
             life,
             up: true,
@@ -124,6 +127,7 @@ impl World {
             clock,
             real,
             sources,
+            halts,
             members: Members::new(Bounds { members: 100_000, streams: 100_000 }),
             orders: Orders::default(),
             streams: BTreeMap::new(),
@@ -241,7 +245,7 @@ impl World {
         let before = host.real.newest().map(|view| view.revision);
         let leased = host.confirmed;
         let sent = host.clock.since_boot();
-        let outcome = at_once(host.real.answered(sent, &entry, &host.sources));
+        let outcome = self.answer_read(replica, sent, entry);
         self.replicas[replica].confirmed = outcome.is_ok();
         if let Err(refusal) = outcome
             && leased
@@ -258,6 +262,26 @@ impl World {
             self.queue.push(soon, Event::ReplicaWork { replica, life });
             self.pump(replica);
         }
+    }
+
+    /// What comes of a read. One that finds the store put back halts it with a write, in no time.
+    fn answer_read(&mut self, replica: usize, sent: Duration, entry: Entry) -> Result<(), Refusal> {
+        let host = &self.replicas[replica];
+        let (real, sources) = (Arc::clone(&host.real), Arc::clone(&host.sources));
+        let outcome = Arc::new(Mutex::new(Ok(())));
+        let told = Arc::clone(&outcome);
+        let mut task = Task::new(host.halts.clone(), async move {
+            let outcome = real.answered(sent, &entry, &sources).await;
+            *told.lock().unwrap() = outcome;
+        });
+        while let Some(calls) = task.go_on() {
+            for Call { op, answer } in calls {
+                let reply = self.carry_out(TaskId::Replica(replica), op);
+                *answer.lock().unwrap() = Some(reply);
+            }
+        }
+        drop(task);
+        outcome.lock().unwrap().clone()
     }
 
     /// What this replica may act on.

@@ -5,6 +5,7 @@
 //! due, so a workload is woken for that alone and told that it idled ([`Renewal::idle`]). One that
 //! reaches nobody and has nothing to lose rests until it can reach somebody.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use steadfast_rotation_protocol::renewal::{Effect, Event as Told, Issued, Reques
 use crate::invariants::Counted;
 use crate::mutant::Mutant;
 use crate::parts::shifted;
-use crate::plan::{DAY, HOUR, MINUTE};
+use crate::plan::{DAY, MINUTE};
 use crate::world::{Asked, Event, Message, World};
 
 /// An SVID, as far as anybody judges it.
@@ -79,6 +80,8 @@ pub(crate) struct Workload {
     expires_at: Option<UnixTime>,
     /// Anchors of handshakes since its last ack.
     used: Vec<KeyId>,
+    /// The same by issuer: inbound and outbound.
+    issuers: BTreeMap<KeyId, (u64, u64)>,
     /// As what it counts for who accepts whom.
     pub(crate) counted: Option<Counted>,
     /// The end of the SVID that it must not let go before.
@@ -152,8 +155,9 @@ impl World {
         }
         self.store.put(key, Some(pod(key, phase)));
         if phase == "Succeeded" {
+            // Long enough to be seen: here an idle controller looks more rarely than it really would.
             let key = key.into();
-            self.queue.push(self.now + HOUR, Event::Unlisted { key });
+            self.queue.push(self.now + self.plan.look_every.1 * 7, Event::Unlisted { key });
         }
     }
 
@@ -169,6 +173,7 @@ impl World {
         (who.dialling, who.failures, who.fruitless) = (false, 0, 0);
         who.held.clear();
         who.used.clear();
+        who.issuers.clear();
         self.dial_soon(index, Duration::from_secs(2));
     }
 
@@ -374,6 +379,7 @@ impl World {
         let trip = self.trip();
         let who = &mut self.workloads[index];
         let used = std::mem::take(&mut who.used);
+        let issuers = std::mem::take(&mut who.issuers);
         if lost {
             return;
         }
@@ -389,7 +395,7 @@ impl World {
             nonce,
             seq: trust.map_or(0, |trust| trust.sequence()),
             digest: trust.map_or_else(Vec::new, |trust| trust.digest().to_vec()),
-            issuers: Vec::new(),
+            issuers: issuers.into_iter().map(issuer_use).collect(),
             mounted_digest: mounted.map(id).unwrap_or_default(),
             svid_issuer: who.svid.map(|svid| id(svid.issuer)).unwrap_or_default(),
             svid_not_after: who.svid.map(|svid| svid.not_after.into()),
@@ -417,11 +423,13 @@ impl World {
         self.after_handshake(index, peer);
         let (ours, theirs) = (self.workloads[index].svid, self.workloads[peer].svid);
         for (who, leaf) in [(index, theirs), (peer, ours)] {
-            if let Some(leaf) = leaf.filter(|leaf| leaf.not_after > self.now)
-                && !self.workloads[who].used.contains(&leaf.anchor)
-            {
-                self.workloads[who].used.push(leaf.anchor);
+            let Some(leaf) = leaf.filter(|leaf| leaf.not_after > self.now) else { continue };
+            let workload = &mut self.workloads[who];
+            if !workload.used.contains(&leaf.anchor) {
+                workload.used.push(leaf.anchor);
             }
+            let (inbound, outbound) = workload.issuers.entry(leaf.issuer).or_default();
+            *if who == peer { inbound } else { outbound } += 1;
         }
     }
 
@@ -644,6 +652,11 @@ impl World {
             self.queue.push(at, Event::Churn);
         }
     }
+}
+
+fn issuer_use((issuer, (inbound, outbound)): (KeyId, (u64, u64))) -> v1::IssuerUse {
+    let issuer_id = issuer.as_bytes().to_vec();
+    v1::IssuerUse { issuer_id, inbound, outbound, ..v1::IssuerUse::default() }
 }
 
 /// A pod, as the platform has it.

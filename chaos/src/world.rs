@@ -397,14 +397,19 @@ impl World {
         self.back_up();
         self.interfere();
         let published = before.mounted_digest() != self.state.mounted_digest();
-        for node in 0..self.nodes.len() {
-            if published {
-                let at = self.now + self.draw(MOUNT_LAG_MAX);
-                self.queue.push(at, Event::Mount { node });
-            }
+        if published {
+            self.mount_soon();
         }
         for replica in 0..self.replicas.len() {
             self.read_soon(replica);
+        }
+    }
+
+    /// Every node's mounted bundle becomes what is stored, after a while.
+    pub(crate) fn mount_soon(&mut self) {
+        for node in 0..self.nodes.len() {
+            let at = self.now + self.draw(MOUNT_LAG_MAX);
+            self.queue.push(at, Event::Mount { node });
         }
     }
 

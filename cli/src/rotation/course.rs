@@ -335,6 +335,7 @@ mod tests {
             }],
             missing: missing.collect(),
             healed: Vec::new(),
+            heard: Vec::new(),
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Replicas keep what they know in memory and may restart; a pod that was cut off or deleted by
 //! force is on no list any more. What was seen is therefore kept in the store: one object, written
-//! when somebody joins or vanishes and once an hour for the times, never for each ack. An entry
-//! goes when nothing of it can be valid any more, or when the platform says that it has ended.
+//! when somebody joins or vanishes and once an hour for the times, never for each ack. That the
+//! platform said of a pod that it has ended is kept, too: soon no list has it any more, while
+//! replicas still remember its stream. An entry goes when nothing of it can be valid any more.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -25,6 +26,9 @@ struct Entry {
     started_at: UnixTime,
     /// At least as late as it was really heard of.
     last_heard: UnixTime,
+    /// The platform has said so once: nothing of it runs.
+    #[serde(default)]
+    ended: bool,
 }
 
 impl Ledger {
@@ -47,17 +51,18 @@ impl Ledger {
             let heard = if member.open { now } else { member.last_heard };
             next.note(pod_uid, &member.name, Some(*started_at), heard);
         }
-        let ended = listed.iter().filter(|listed| listed.proxy == ProxyStatus::Ended);
-        let ended: HashSet<_> = ended.map(|listed| listed.pod_uid.as_str()).collect();
-        next.members
-            .retain(|uid, entry| !ended.contains(uid.as_str()) && now <= entry.last_heard + kept);
+        for listed in listed.iter().filter(|listed| listed.proxy == ProxyStatus::Ended) {
+            if let Some(entry) = next.members.get_mut(&listed.pod_uid) {
+                entry.ended = true;
+            }
+        }
+        next.members.retain(|_, entry| now <= entry.last_heard + kept);
         next
     }
 
-    /// Those who are on no list any more.
+    /// Those who are on no list any more and never ended.
     pub fn vanished(&self, listed: &[Listed]) -> Vec<Vanished> {
-        let listed: HashSet<_> = listed.iter().map(|listed| listed.pod_uid.as_str()).collect();
-        let vanished = self.members.iter().filter(|(uid, _)| !listed.contains(uid.as_str()));
+        let vanished = self.unlisted(listed).filter(|(_, entry)| !entry.ended);
         vanished
             .map(|(uid, entry)| Vanished {
                 instance: Instance { pod_uid: uid.clone(), started_at: entry.started_at },
@@ -67,6 +72,22 @@ impl Ledger {
             .collect()
     }
 
+    /// Those who ended while they were on the list, and are on no list any more.
+    pub fn ended(&self, listed: &[Listed]) -> Vec<Listed> {
+        let ended = self.unlisted(listed).filter(|(_, entry)| entry.ended);
+        let listed = |(uid, entry): (&String, &Entry)| Listed {
+            pod_uid: uid.clone(),
+            name: entry.name.clone(),
+            proxy: ProxyStatus::Ended,
+        };
+        ended.map(listed).collect()
+    }
+
+    fn unlisted(&self, listed: &[Listed]) -> impl Iterator<Item = (&String, &Entry)> {
+        let listed: HashSet<_> = listed.iter().map(|listed| listed.pod_uid.clone()).collect();
+        self.members.iter().filter(move |(uid, _)| !listed.contains(uid.as_str()))
+    }
+
     /// Times go forward in steps, and ahead of what was heard: a write for each look would be too
     /// many.
     fn note(&mut self, uid: &str, name: &str, started_at: Option<UnixTime>, heard: UnixTime) {
@@ -74,6 +95,7 @@ impl Ledger {
             name: name.to_owned(),
             started_at: UnixTime::default(),
             last_heard: heard + STEP,
+            ended: false,
         });
         if heard > entry.last_heard {
             entry.last_heard = heard + STEP;
@@ -87,6 +109,8 @@ const STEP: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests {
+    use steadfast_rotation_protocol::census::Member;
+
     use super::*;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
@@ -94,6 +118,30 @@ mod tests {
 
     fn pod(uid: &str, proxy: ProxyStatus) -> Listed {
         Listed { pod_uid: uid.to_owned(), name: format!("demo/{uid}"), proxy }
+    }
+
+    /// A replica that once had a stream of this pod.
+    fn remembers(uid: &str) -> Replica {
+        let member = Member {
+            instance: Instance { pod_uid: uid.to_owned(), started_at: NOW },
+            name: format!("demo/{uid}"),
+            open: false,
+            last_heard: NOW,
+            answered: 0,
+            answered_before: 0,
+            used: vec![],
+            issuers: vec![],
+            ack: None,
+        };
+        Replica {
+            name: "identity".to_owned(),
+            reached: true,
+            started_at: NOW,
+            newest_nonce: 0,
+            loaded: vec![],
+            own: None,
+            members: vec![member],
+        }
     }
 
     #[test]
@@ -113,6 +161,15 @@ mod tests {
         let ledger = Ledger::default().after(&[pod("a", ProxyStatus::Running)], &[], NOW, KEPT);
         let ended = ledger.after(&[pod("a", ProxyStatus::Ended)], &[], NOW, KEPT);
         assert!(ended.vanished(&[]).is_empty());
+    }
+
+    #[test]
+    fn whoever_ended_owes_nothing_when_no_list_has_it_and_replicas_still_remember_it() {
+        let ledger = Ledger::default().after(&[pod("a", ProxyStatus::Running)], &[], NOW, KEPT);
+        let ended = ledger.after(&[pod("a", ProxyStatus::Ended)], &[], NOW, KEPT);
+        let gone = ended.after(&[], &[remembers("a")], NOW, KEPT);
+        assert!(gone.vanished(&[]).is_empty());
+        assert_eq!(gone.ended(&[]), [pod("a", ProxyStatus::Ended)]);
     }
 
     #[test]

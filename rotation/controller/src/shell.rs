@@ -16,7 +16,7 @@ use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::census::{Held, Replica, Round};
+use steadfast_rotation_protocol::census::{Held, Member, Replica, Round};
 use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait,
 };
@@ -356,7 +356,7 @@ impl Shell {
         let replicas = self.parts.fleet.ask(nonce).await;
         self.asked = Some(self.parts.clock.since_boot());
         self.newest_nonce = replicas.iter().map(|r| r.newest_nonce).max().unwrap_or(0).max(nonce);
-        let listed = listing::list(&*self.parts.store, &self.parts.control_namespace).await?;
+        let mut listed = listing::list(&*self.parts.store, &self.parts.control_namespace).await?;
         let (state, _) = self.state().await?;
         let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
         let kept = lives.unwrap_or_default() + self.parts.timings.skew;
@@ -374,6 +374,7 @@ impl Shell {
             }
         };
         let vanished = ledger.vanished(&listed);
+        listed.extend(ledger.ended(&listed));
         self.ledger = Some((ledger, revision));
         Ok(Round { nonce, listed, replicas, vanished })
     }
@@ -521,11 +522,13 @@ impl Shell {
 }
 
 /// The mirror of a standalone mesh is the file that each workload has mounted: what all of them
-/// hold is read back by their acks.
+/// hold is read back by their acks. Whom no census waits for, this waits for neither.
 fn mirrors_current(state: &TrustDomainState, round: &Round) -> bool {
     let published = KeyId::from_slice(&state.mounted_digest());
     let members = round.replicas.iter().flat_map(|replica| &replica.members);
-    let acks = members.filter(|member| member.open).filter_map(|member| member.ack.as_ref());
+    let exempt = |member: &&Member| state.exemptions.iter().any(|e| e.instance == member.instance);
+    let members = members.filter(|member| member.open && !exempt(member));
+    let acks = members.filter_map(|member| member.ack.as_ref());
     acks.filter_map(|ack| ack.mounted).all(|mounted| Some(mounted) == published)
 }
 

@@ -209,6 +209,9 @@ pub struct Tally {
     pub missing: Vec<Missing>,
     /// Whose exemption is over, because they have settled or started anew.
     pub healed: Vec<Instance>,
+    /// Who was exempt when nobody had heard of it, and has been heard of: it may have run all along,
+    /// so that it is this start of it that is exempt.
+    pub heard: Vec<Instance>,
 }
 
 /// Who has not settled.
@@ -482,7 +485,12 @@ impl Tally {
         verdict: Result<Said, Reason>,
     ) {
         let exempt = exempt.get(instance.pod_uid.as_str()).copied();
-        let anew = exempt.is_some_and(|exempt| instance.started_at > exempt.started_at);
+        let newer = exempt.is_some_and(|exempt| instance.started_at > exempt.started_at);
+        let unheard = exempt.is_some_and(|exempt| exempt.started_at == UnixTime::default());
+        let anew = newer && !unheard;
+        if newer && unheard && verdict.is_err() {
+            self.heard.push(instance.clone());
+        }
         if let Some(exempt) = exempt.filter(|_| anew || verdict.is_ok()) {
             self.healed.push(exempt.clone());
         }

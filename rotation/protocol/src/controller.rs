@@ -109,7 +109,7 @@ impl Controller {
             state.halted = Some(Halt::Restored { seen_seq });
             return Ok((Change::Halted, None));
         }
-        if emergency::replan(state, now.wall) {
+        if emergency::replan(state, now.wall, &self.timings) {
             return Ok((Change::Emergency, None));
         }
         if self.heal(state, now, seen) {
@@ -199,7 +199,13 @@ impl Controller {
         let tally = census::tally(state, demand, round, floor, now.wall, self.bounds(state));
         let exempt = state.exemptions.len();
         state.exemptions.retain(|exemption| !tally.healed.contains(&exemption.instance));
-        state.exemptions.len() != exempt
+        for heard in &tally.heard {
+            let mut known = state.exemptions.iter_mut().map(|exemption| &mut exemption.instance);
+            if let Some(unheard) = known.find(|known| known.pod_uid == heard.pod_uid) {
+                unheard.started_at = heard.started_at;
+            }
+        }
+        state.exemptions.len() != exempt || !tally.heard.is_empty()
     }
 
     fn rotation_step(&self, state: &mut TrustDomainState, now: Now, seen: &Observation) -> Step {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
 
+use crate::controller::Timings;
 use crate::rotation::{
     Activated, Generating, Goal, Left, Next, Phase, Preparing, Rotation, Staged, Withdrawn,
     withdraw,
@@ -16,13 +17,20 @@ use crate::rotation::{
 use crate::trust_domain::{AnchorRecord, AnchorState, Condemned, Taint, TrustDomainState};
 
 /// Brings the rotation in line with what is tainted; `false` if it is.
-pub(crate) fn replan(domain: &mut TrustDomainState, now: UnixTime) -> bool {
+pub(crate) fn replan(domain: &mut TrustDomainState, now: UnixTime, timings: &Timings) -> bool {
     let tainted = |anchor: &&AnchorRecord| anchor.taint.is_some();
-    if let Some(id) =
-        domain.anchors.iter().filter(tainted).find(|a| unused(domain, a)).map(|a| a.id)
-    {
-        remove_unused(domain, id, now);
-        return true;
+    let unused = domain.anchors.iter().filter(tainted).find(|anchor| unused(domain, anchor));
+    match unused.map(|anchor| (anchor.id, anchor.taint.clone())) {
+        Some((id, Some(taint)))
+            if may_have_issued(domain, id, now, timings) && retire(domain, id, &taint, now) =>
+        {
+            return true;
+        }
+        Some((id, _)) if !may_have_issued(domain, id, now, timings) => {
+            remove_unused(domain, id, now);
+            return true;
+        }
+        _ => {}
     }
     if let Some(taint) = domain.active_anchor().and_then(|active| active.taint.clone()) {
         return replace_active(domain, &taint, now);
@@ -39,6 +47,42 @@ fn unused(domain: &TrustDomainState, anchor: &AnchorRecord) -> bool {
     let canary = domain.rotation.as_ref().and_then(Rotation::canary);
     matches!(anchor.state, AnchorState::Generated | AnchorState::Staged | AnchorState::Standby)
         && canary.is_none_or(|canary| canary.to != anchor.id)
+}
+
+/// Before the store was put back: what stands by now was active then.
+fn may_have_issued(domain: &TrustDomainState, id: KeyId, now: UnixTime, timings: &Timings) -> bool {
+    let standby = domain.anchor(id).filter(|anchor| anchor.state == AnchorState::Standby);
+    standby.zip(domain.recovered_at).is_some_and(|(anchor, recovered_at)| {
+        now <= recovered_at + domain.read_lease + anchor.svid_life_max + timings.skew
+    })
+}
+
+/// A standby that may have issued is drained like an anchor that has; `false` while a rotation that
+/// is about others is under way, which comes to its end first.
+fn retire(domain: &mut TrustDomainState, id: KeyId, taint: &Taint, now: UnixTime) -> bool {
+    let mut rotation = match domain.rotation.take() {
+        None => {
+            domain.rotations += 1;
+            let by = taint.by.clone();
+            Rotation::begin(domain.rotations, by, Goal::Removal, now)
+        }
+        Some(rotation) if matches!(rotation.phase, Phase::Preparing(Preparing { to }) if to == id) => {
+            rotation
+        }
+        other => {
+            domain.rotation = other;
+            return false;
+        }
+    };
+    if let Some(anchor) = domain.anchors.iter_mut().find(|anchor| anchor.id == id) {
+        anchor.state = AnchorState::Retiring;
+    }
+    domain.wanted_issuer = domain.wanted_issuer.filter(|wanted| wanted.anchor_id != id);
+    rotation.goal = Goal::Removal;
+    urge(&mut rotation, taint.deadline, now);
+    rotation.enter(Phase::Activated(Activated), Left::default(), now);
+    domain.rotation = Some(rotation);
+    true
 }
 
 fn remove_unused(domain: &mut TrustDomainState, id: KeyId, now: UnixTime) {

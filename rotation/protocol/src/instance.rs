@@ -8,7 +8,6 @@ use steadfast_api::UnixTime;
 pub struct Instance {
     /// The pod, from its token.
     pub pod_uid: String,
-    /// When its proxy was started, as it says itself; the epoch: nobody has heard of it yet, so
-    /// that any start is newer.
+    /// When its proxy was started, as it says itself; the epoch: nobody has heard of it yet.
     pub started_at: UnixTime,
 }

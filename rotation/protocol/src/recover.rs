@@ -280,6 +280,7 @@ impl TrustDomainState {
         }
         // 5. SVIDs may have been issued under anything until now.
         self.activated_at = now;
+        self.recovered_at = Some(now);
         // 6. What was under way goes on, if it is about anchors that are still what they were.
         match &mut self.rotation {
             Some(rotation) if !changed => {

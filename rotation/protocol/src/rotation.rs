@@ -282,6 +282,11 @@ impl Canary {
         switch(domain, self.to, self.issuer, now)
     }
 
+    /// Their issuer ends before they have proved anything: they go first once more, with another.
+    pub(crate) fn again(&self) -> Preparing {
+        Preparing { to: self.to }
+    }
+
     /// They have SVIDs under it, so it is drained like any other.
     pub(crate) fn turn_back(self, domain: &mut TrustDomainState, now: UnixTime) -> Activated {
         domain.set_state(self.to, AnchorState::Retiring);

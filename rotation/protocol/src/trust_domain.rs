@@ -50,6 +50,10 @@ pub struct TrustDomainState {
     /// `w`: when the active anchor was last changed. Every SVID under another anchor was issued
     /// before this plus the read lease.
     pub activated_at: UnixTime,
+    /// When a store that was put back was last recovered: whatever stands by may have been active
+    /// before, and SVIDs under it may be alive.
+    #[serde(default)]
+    pub recovered_at: Option<UnixTime>,
     /// SVIDs of holders that cannot ack.
     pub promised: Vec<Promise>,
     /// Holders that cannot ack.
@@ -390,6 +394,7 @@ impl TrustDomainState {
             paused: false,
             exemptions: Vec::new(),
             activated_at: now,
+            recovered_at: None,
             promised: Vec::new(),
             consumers: Vec::new(),
             renew: None,

@@ -9,7 +9,9 @@ use crate::controller::turn_back::turn_back;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
 use crate::evidence::Asked;
 use crate::guard::Loaded;
-use crate::rotation::{self, Drained, Goal, Left, Next, Phase, Preparing, Rotation, Withdrawn};
+use crate::rotation::{
+    self, Canary, Drained, Goal, Left, Next, Phase, Preparing, Rotation, Withdrawn,
+};
 use crate::trust_domain::{AnchorRecord, AnchorState, CanaryPlan, Outcome, TrustDomainState};
 
 impl Controller {
@@ -116,6 +118,15 @@ impl Controller {
                     }
                 }
             }
+            Phase::Canary(phase) if !self.lasts(state, &phase, now) => {
+                let ends_after = self.issuer_ends_after(state, phase.to, now);
+                let Some(issuer) = state.issuer_of(phase.to, ends_after) else {
+                    return wish(state, phase.to, seen.revision, false);
+                };
+                let loaded = loaded_by(seen, self.old_enough(issuer, now)?, false)?;
+                let again = self.canary(state, phase.again(), &phase.plan, loaded, now, seen)?;
+                (Some(again), Asked::default())
+            }
             Phase::Canary(phase) => {
                 let fenced = self.fence_passed(now)?;
                 let Some(round) = &seen.round else { return Err(Wait::Round) };
@@ -196,6 +207,12 @@ impl Controller {
         let from = now.wall + self.timings.lease * 2;
         let window = self.timings.renew_window.min(plan.window / 2);
         Ok(Phase::Canary(phase.canary(state, plan.clone(), loaded, from, window)))
+    }
+
+    /// Whether the issuer of these canaries lives for as long as one that would be active.
+    fn lasts(&self, state: &TrustDomainState, phase: &Canary, now: Now) -> bool {
+        let ends_after = self.issuer_ends_after(state, phase.to, now);
+        state.issuer(phase.issuer).is_some_and(|issuer| issuer.not_after > ends_after)
     }
 
     /// Whether the old anchor may go: asked and answered, or outlived, or at the deadline.
