@@ -11,10 +11,10 @@ use steadfast_api::{KeyId, TrustAnchor, TrustBundle, UnixTime};
 use steadfast_identity::authority::{SKEW, make_anchor};
 use steadfast_identity_client::Trust;
 use steadfast_platform::Revision;
-use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::rotation::PhaseName;
-use steadfast_rotation_protocol::trust_domain::AnchorState;
+use steadfast_rotation_protocol::trust_domain::{AnchorState, Exemption};
+use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
 use crate::workload::Leaf;
 use crate::world::{TaskId, World};
@@ -58,7 +58,10 @@ pub(crate) struct Truth {
     /// What each controller read last.
     read: BTreeMap<usize, Revision>,
     /// Whoever was exempt when the store was put back, which does not know it any more.
-    cut_off: BTreeSet<(String, UnixTime)>,
+    cut_off: Vec<Instance>,
+    /// When each pod was last exempted. Nobody may have heard of its newest start then, so that an
+    /// older one is named.
+    exempted_at: BTreeMap<String, UnixTime>,
     /// The next write is a recovery, which puts together what is stored and what is held, and begins
     /// a rotation about it.
     pub(crate) recovers: bool,
@@ -98,7 +101,7 @@ impl Truth {
     /// The store was put back: what is published again is not done any more, until somebody looks.
     pub(crate) fn restored(&mut self, before: &TrustDomainState, state: &TrustDomainState) {
         let forgotten = before.exemptions.iter().map(|exemption| exemption.instance.clone());
-        self.cut_off.extend(forgotten.map(|instance| (instance.pod_uid, instance.started_at)));
+        self.cut_off.extend(forgotten);
         for anchor in state.published() {
             self.done.remove(&anchor.id);
         }
@@ -171,16 +174,12 @@ impl World {
     /// Whether nobody waits for this start of it.
     pub(crate) fn is_exempt(&self, index: usize) -> bool {
         let who = &self.workloads[index];
-        let starts = [who.started_at, UnixTime::default()];
-        let forgotten = !self.truth.cut_off.is_empty()
-            && starts.iter().any(|at| self.truth.cut_off.contains(&(who.uid.clone(), *at)));
-        forgotten
-            || self.state.exemptions.iter().any(|exemption| {
-                let instance = &exemption.instance;
-                instance.pod_uid == who.uid
-                    && (instance.started_at == who.started_at
-                        || instance.started_at == UnixTime::default())
-            })
+        let exempt = self.state.exemptions.iter().map(|exemption| &exemption.instance);
+        exempt.chain(&self.truth.cut_off).filter(|exempt| exempt.pod_uid == who.uid).any(|exempt| {
+            let at = self.truth.exempted_at.get(&who.uid);
+            exempt.started_at == who.started_at
+                || exempt.started_at < who.started_at && at.is_some_and(|at| who.began <= *at)
+        })
     }
 
     /// S1: the anchor of every live SVID is believed by everyone who lives.
@@ -228,6 +227,11 @@ impl World {
     pub(crate) fn after_write(&mut self, before: &TrustDomainState) {
         let after = std::sync::Arc::clone(&self.state);
         if before.exemptions != after.exemptions {
+            for Exemption { instance, .. } in &after.exemptions {
+                if !before.exemptions.iter().any(|e| e.instance.pod_uid == instance.pod_uid) {
+                    self.truth.exempted_at.insert(instance.pod_uid.clone(), self.now);
+                }
+            }
             let both = before.exemptions.iter().chain(&after.exemptions);
             let uids: BTreeSet<_> = both.map(|e| e.instance.pod_uid.as_str()).collect();
             self.recount(&uids);
@@ -270,10 +274,13 @@ impl World {
             });
             let mounted = mounted.map(|who| who.uid.clone());
             self.check("S2", live.is_none() && mounted.is_none(), |world| {
+                let mut who = world.workloads.iter();
+                let who = who.find(|who| who.counted.is_some_and(|c| Some(c.class) == live));
                 format!(
-                    "{} is done with, but believed (seq {:?}) or mounted ({mounted:?})",
+                    "{} is done with, but believed (seq {:?} by {:?}) or mounted ({mounted:?})",
                     world.name(id),
                     live.map(|class| world.trusts.of(class).sequence()),
+                    who.map(|who| (&who.uid, who.started_at)),
                 )
             });
         }
@@ -448,7 +455,9 @@ impl World {
 
     /// S8: there is always somebody to trust.
     fn invariant_s8_never_empty(&mut self, after: &TrustDomainState) {
-        let live = after.published().any(|anchor| anchor.not_after > self.now);
+        // A rescue begins where everything has ended.
+        let rescue = after.rotation.as_ref().is_some_and(|rotation| rotation.rescue);
+        let live = rescue || after.published().any(|anchor| anchor.not_after > self.now);
         self.check("S8", live, |_| "no anchor that is published has any life left".to_owned());
     }
 

@@ -125,6 +125,10 @@ impl World {
         }
         self.operator.stalled_since = None;
         self.operator.patience = Duration::ZERO;
+        self.tell(|| {
+            let missing = tally.missing.iter().map(|who| (&who.name, who.instance.started_at));
+            format!("a person exempts {:?}", missing.collect::<Vec<_>>())
+        });
         self.order("exempt", |state, _| {
             for missing in tally.missing {
                 let reason = "it has not answered for hours".to_owned();

@@ -478,14 +478,19 @@ impl World {
             }
             _ => String::new(),
         };
+        let exempt = state.exemptions.iter().map(|exemption| {
+            let instance = &exemption.instance;
+            format!("{}@{}", instance.pod_uid, instance.started_at.as_secs())
+        });
+        let exempt = exempt.collect::<Vec<_>>().join(" ");
+        let exempt = if exempt.is_empty() { exempt } else { format!(", exempt {exempt}") };
         format!(
-            "seq {} [{}] signed by {}{rotation}{issuer}{ended}{}{}, {} exempt",
+            "seq {} [{}] signed by {}{rotation}{issuer}{ended}{}{}{exempt}",
             state.seq,
             anchors.join(", "),
             self.name(state.active_issuer),
             if state.paused { ", paused" } else { "" },
             if state.halted.is_some() { ", HALTED" } else { "" },
-            state.exemptions.len()
         )
     }
 }

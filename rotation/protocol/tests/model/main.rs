@@ -225,7 +225,10 @@ fn mutants() -> Vec<(Shortcut, Config)> {
         ),
         (
             Shortcut::AckedByPhase,
-            from(PhaseName::Staged, alone(world("", &[Rotate, TaintActive, TaintOther]))),
+            Config {
+                replicas: 1,
+                ..from(PhaseName::Staged, world("", &[Rotate, TaintActive, TaintOther]))
+            },
         ),
     ]
 }
