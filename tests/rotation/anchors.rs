@@ -17,7 +17,7 @@ use steadfast_test_rig::{Load, Mesh, MeshConfig, PodSpec, Report, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn anchors_of_openssl_are_rotated_to_and_from_under_load_without_a_failed_request() {
-    let mesh = Mesh::start(MeshConfig { rotation: true, ..MeshConfig::default() }).await;
+    let mesh = Mesh::start(MeshConfig::rotating()).await;
     let app = App::http(free_addr()).await.unwrap();
     let port = app.addr.port();
     let server = mesh.pod(PodSpec::new("api", &[port]).policy("all-authenticated"));

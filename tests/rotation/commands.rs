@@ -10,7 +10,7 @@ use steadfast_test_rig::{Mesh, MeshConfig, PodSpec, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_rotates_an_anchor_by_commands_and_learns_whom_it_waits_for() {
-    let mesh = Mesh::start(MeshConfig { rotation: true, ..MeshConfig::default() }).await;
+    let mesh = Mesh::start(MeshConfig::rotating()).await;
     let web = mesh.pod(PodSpec::new("web", &[]));
     web.ready().await;
 

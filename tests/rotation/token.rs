@@ -26,10 +26,9 @@ async fn new_anchors_live_in_the_token_and_sign_and_end_there() {
     let hsm = SoftHsm::new();
     hsm.write_pin("9999");
     let config = MeshConfig {
-        rotation: true,
         rotation_args: hsm.args(),
         rotation_env: vec![hsm.env()],
-        ..MeshConfig::default()
+        ..MeshConfig::rotating()
     };
     let mesh = Mesh::start(config).await;
     let rotation = mesh.rotation.as_ref().unwrap();

@@ -22,6 +22,9 @@ use crate::metrics::{Metrics, get};
 use crate::process::{Process, Spec, binary_path, free_port};
 use crate::wait::until;
 
+/// A read lease for tests.
+pub const QUICK_LEASE: Duration = Duration::from_secs(4);
+
 /// How a mesh is started.
 #[derive(Clone, Debug)]
 pub struct MeshConfig {
@@ -114,6 +117,13 @@ pub struct Pod {
     pub outbound: SocketAddr,
     /// Its admin port.
     pub admin: SocketAddr,
+}
+
+impl MeshConfig {
+    /// Whose controller runs, and is quick: a rotation waits out the read lease several times.
+    pub fn rotating() -> Self {
+        Self { rotation: true, read_lease: QUICK_LEASE, ..Self::default() }
+    }
 }
 
 impl Default for MeshConfig {

@@ -8,14 +8,15 @@ use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, Outcome, Request, Selector,
 };
 
+use steadfast_test_rig::MeshConfig;
+
 use crate::support::{
-    Field, assert_idle, assert_outcome, in_phase, in_state, over, phase, quick,
-    without_a_failed_request,
+    Field, assert_idle, assert_outcome, in_phase, in_state, over, phase, without_a_failed_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_in_each_phase_with_a_way_back_ends_in_idle_with_a_standby() {
-    let field = Field::start(quick()).await;
+    let field = Field::start(MeshConfig::rotating()).await;
     let mesh = &field.mesh;
     let active = in_state(&mesh.trust_domain().await.0, AnchorState::Active).id;
     without_a_failed_request(field.load(), async {

@@ -4,11 +4,13 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
-use crate::support::{Field, over, quick, rotate};
+use steadfast_test_rig::MeshConfig;
+
+use crate::support::{Field, over, rotate};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_emptied_store_is_recovered_from_a_backup_that_is_older() {
-    let mut field = Field::start(quick()).await;
+    let mut field = Field::start(MeshConfig::rotating()).await;
     let mesh = &mut field.mesh;
     let file = mesh.dir().join("backup.json");
     let backup = ["trust", "backup", file.to_str().expect("a path")].map(str::to_owned);

@@ -12,16 +12,18 @@ use steadfast_identity::authority::{Founding, ISSUER_LIFETIME, SKEW, make_anchor
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::AnchorState;
 use steadfast_test_rig::load::Sender;
-use steadfast_test_rig::mesh::TRUST_DOMAIN;
+use steadfast_test_rig::mesh::{QUICK_LEASE, TRUST_DOMAIN};
 use steadfast_test_rig::{MeshConfig, until};
 
-use crate::support::{DEADLINE, Field, LEASE, assert_idle, in_state, quick};
+use crate::support::{DEADLINE, Field, assert_idle, in_state};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_in_which_everything_has_expired_is_healed_by_one_command() {
     let founding = Arc::new(founding(now()));
     let ends = founding.active.not_after;
-    let mut field = Field::start(MeshConfig { founding: Some(founding.clone()), ..quick() }).await;
+    let mut field =
+        Field::start(MeshConfig { founding: Some(founding.clone()), ..MeshConfig::rotating() })
+            .await;
     hello(&field).await.expect("all is well at first");
     let before = made(&field);
     let (was, revision) = field.mesh.trust_domain().await;
@@ -87,7 +89,7 @@ fn founding(now: UnixTime) -> Founding {
         vec![active.as_anchor(AnchorState::Active), standby.as_anchor(AnchorState::Standby)];
     let first = issuer.as_issuer(active.id);
     let founded = TrustDomainState::founded(trust_domain.clone(), anchors, first, now);
-    let state = TrustDomainState { read_lease: LEASE, paused: true, ..founded };
+    let state = TrustDomainState { read_lease: QUICK_LEASE, paused: true, ..founded };
     Founding { state, active, standby, issuer }
 }
 

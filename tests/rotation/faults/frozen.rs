@@ -6,16 +6,16 @@ use steadfast_rotation_protocol::Instance;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, Outcome};
 use steadfast_test_rig::metrics::get;
-use steadfast_test_rig::{PodSpec, until};
+use steadfast_test_rig::{MeshConfig, PodSpec, until};
 
 use crate::support::{
-    DEADLINE, Field, assert_outcome, in_phase, in_state, over, page, phase, quick, rotate,
+    DEADLINE, Field, assert_outcome, in_phase, in_state, over, page, phase, rotate,
     without_a_failed_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_sidecar_is_named_and_waited_for_unless_exempt_and_comes_back_alone() {
-    let field = Field::start(quick()).await;
+    let field = Field::start(MeshConfig::rotating()).await;
     let mesh = &field.mesh;
     let mut sleeper = mesh.pod(PodSpec::new("sleeper", &[]));
     sleeper.ready().await;

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use steadfast_api::UnixTime;
 use steadfast_test_rig::peer::{Session, TestIssuer};
-use steadfast_test_rig::until;
+use steadfast_test_rig::{MeshConfig, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Field, quick, without_a_failed_request};
+use crate::support::{DEADLINE, Field, without_a_failed_request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stolen_issuer_is_replaced_and_denied_and_what_it_made_is_cut() {
-    let field = Field::start(quick()).await;
+    let field = Field::start(MeshConfig::rotating()).await;
     let mesh = &field.mesh;
     let old = mesh.trust_domain().await.0.active_issuer;
     // The very key that identity signs with.

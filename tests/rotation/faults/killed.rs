@@ -3,16 +3,16 @@
 
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, Outcome};
-use steadfast_test_rig::until;
+use steadfast_test_rig::{MeshConfig, until};
 
 use crate::support::{
-    DEADLINE, Field, assert_idle, assert_outcome, in_phase, in_state, keys, over, quick, rotate,
+    DEADLINE, Field, assert_idle, assert_outcome, in_phase, in_state, keys, over, rotate,
     without_a_failed_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_is_killed_in_each_phase_ends_its_rotation_with_one_key() {
-    let mut field = Field::start(quick()).await;
+    let mut field = Field::start(MeshConfig::rotating()).await;
     let before = field.mesh.trust_domain().await.0;
     let standby = in_state(&before, AnchorState::Standby).id;
     let old_keys = keys(&field.mesh);

@@ -10,21 +10,22 @@ use steadfast_api::trust::v1::CertifyRequest;
 use steadfast_api_grpc::trust_client::TrustClient;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::Outcome;
+use steadfast_test_rig::mesh::QUICK_LEASE;
 use steadfast_test_rig::peer::dial_tls;
-use steadfast_test_rig::{Mesh, until};
+use steadfast_test_rig::{Mesh, MeshConfig, until};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::support::{
-    DEADLINE, Field, LEASE, assert_idle, assert_outcome, in_phase, over, page, quick, rotate,
+    DEADLINE, Field, assert_idle, assert_outcome, in_phase, over, page, rotate,
     without_a_failed_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_frozen_past_its_lease_neither_issues_nor_serves_an_old_bundle() {
-    let config = steadfast_test_rig::MeshConfig { second_identity: true, ..quick() };
+    let config = MeshConfig { second_identity: true, ..MeshConfig::rotating() };
     let field = Field::start(config).await;
     let mesh = &field.mesh;
     let (state, past) = without_a_failed_request(field.load(), async {
@@ -37,7 +38,7 @@ async fn a_replica_that_was_frozen_past_its_lease_neither_issues_nor_serves_an_o
         until("the rotation waits for the replica", DEADLINE, || waits_for_replica(mesh)).await;
         until("its lease has run out", DEADLINE, || async {
             let passed = frozen.elapsed();
-            (passed > LEASE).then_some(()).ok_or_else(|| format!("{passed:?}"))
+            (passed > QUICK_LEASE).then_some(()).ok_or_else(|| format!("{passed:?}"))
         })
         .await;
         // What it is asked while it sleeps is the first thing that it does.

@@ -10,10 +10,10 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::AnchorState;
 use steadfast_test_rig::metrics::{Metrics, get};
-use steadfast_test_rig::{Mesh, until};
+use steadfast_test_rig::{Mesh, MeshConfig, until};
 
 use crate::support::{
-    DEADLINE, Field, assert_idle, in_phase, over, quick, rotate, without_a_failed_request,
+    DEADLINE, Field, assert_idle, in_phase, over, rotate, without_a_failed_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,7 +35,7 @@ async fn a_store_put_back_to_after_an_activation_is_recovered() {
 /// One rotation, with a copy of the store in each of these phases (`None`: before it). Each copy is
 /// put back in turn, so that the later ones are older by a recovery, too.
 async fn restored(phases: &[Option<PhaseName>]) {
-    let mut field = Field::start(quick()).await;
+    let mut field = Field::start(MeshConfig::rotating()).await;
     let load = field.load();
     let mesh = &mut field.mesh;
     without_a_failed_request(load, async {

@@ -6,13 +6,13 @@ use steadfast_test_rig::peer::{Peer, Session, TestIssuer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind};
 
-use crate::support::{
-    Field, assert_outcome, in_state, over, quick, rotate, without_a_failed_request,
-};
+use steadfast_test_rig::MeshConfig;
+
+use crate::support::{Field, assert_outcome, in_state, over, rotate, without_a_failed_request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_resumes_its_sessions_is_refused_once_its_anchor_is_withdrawn() {
-    let field = Field::start(quick()).await;
+    let field = Field::start(MeshConfig::rotating()).await;
     let mesh = &field.mesh;
     let anchor = in_state(&mesh.trust_domain().await.0, AnchorState::Active);
     let (issuer, _) = TestIssuer::under_anchor(mesh.dir(), &anchor);

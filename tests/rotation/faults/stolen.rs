@@ -7,9 +7,10 @@ use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::AnchorState;
 use steadfast_test_rig::peer::TestIssuer;
 
+use steadfast_test_rig::MeshConfig;
+
 use crate::support::{
-    DEADLINE, Field, assert_idle, in_phase, in_state, phase, quick, rotate,
-    without_a_failed_request,
+    DEADLINE, Field, assert_idle, in_phase, in_state, phase, rotate, without_a_failed_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +29,7 @@ async fn the_next_anchor_is_stolen_when_it_has_just_become_active() {
 }
 
 async fn stolen(which: AnchorState, when: PhaseName) {
-    let field = Field::start(quick()).await;
+    let field = Field::start(MeshConfig::rotating()).await;
     let mesh = &field.mesh;
     let anchor = in_state(&mesh.trust_domain().await.0, which);
     // Whoever has the key makes an issuer of his own; the mesh knows nothing of it.

@@ -27,11 +27,6 @@ pub(crate) struct Field {
     pub(crate) mesh: Mesh,
 }
 
-/// A mesh whose rotations are quick, since its read lease is short.
-pub(crate) fn quick() -> MeshConfig {
-    MeshConfig { rotation: true, read_lease: LEASE, ..MeshConfig::default() }
-}
-
 impl Field {
     pub(crate) async fn start(config: MeshConfig) -> Self {
         let mesh = Mesh::start(config).await;
@@ -164,7 +159,5 @@ pub(crate) fn assert_outcome(past: &PastRotation, outcome: Outcome) {
     assert_eq!(past.outcome, outcome, "{past:#?}");
 }
 
-/// The shortest that a trust domain can have.
-pub(crate) const LEASE: Duration = Duration::from_secs(4);
 /// For whatever has to happen: all of these tests run at once, on two cores.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);

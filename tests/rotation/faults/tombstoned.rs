@@ -8,15 +8,15 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState};
 use steadfast_test_rig::mesh::TRUST_DOMAIN;
 use steadfast_test_rig::peer::{Leaf, Peer, TestIssuer, dns_identity};
-use steadfast_test_rig::{Pod, PodSpec};
+use steadfast_test_rig::{MeshConfig, Pod, PodSpec};
 
 use crate::support::{
-    DEADLINE, Field, assert_idle, in_state, over, quick, rotate, without_a_failed_request,
+    DEADLINE, Field, assert_idle, in_state, over, rotate, without_a_failed_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_withdrawn_anchor_that_somebody_puts_back_is_refused_and_said() {
-    let field = Field::start(quick()).await;
+    let field = Field::start(MeshConfig::rotating()).await;
     let mesh = &field.mesh;
     let old = in_state(&mesh.trust_domain().await.0, AnchorState::Active);
     let (thief, _) = TestIssuer::under_anchor(mesh.dir(), &old);
