@@ -5,48 +5,27 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use steadfast_api::KeyId;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, Outcome, Request};
-use steadfast_test_rig::app::App;
 use steadfast_test_rig::metrics::get;
-use steadfast_test_rig::process::{binary_path, free_addr};
-use steadfast_test_rig::{Load, Mesh, MeshConfig, PodSpec, Report, until};
+use steadfast_test_rig::process::binary_path;
+use steadfast_test_rig::{Mesh, MeshConfig, until};
+
+use crate::support::{Field, without_a_failed_request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn anchors_of_openssl_are_rotated_to_and_from_under_load_without_a_failed_request() {
-    let mesh = Mesh::start(MeshConfig::rotating()).await;
-    let app = App::http(free_addr()).await.unwrap();
-    let port = app.addr.port();
-    let server = mesh.pod(PodSpec::new("api", &[port]).policy("all-authenticated"));
-    let client = mesh.pod(PodSpec::new("web", &[]));
-    server.ready().await;
-    client.ready().await;
-    let load = |http2| Load {
-        to: client.outbound,
-        authority: server.spec.authority(port),
-        http2,
-        connections: 4,
-        rate: 40,
-        duration_ms: 20_000,
-    };
-    let done = AtomicBool::new(false);
-    let owner = Owner { mesh: &mesh, dir: mesh.dir().join("owner") };
+    let field = Field::start(MeshConfig::rotating()).await;
+    let owner = Owner { mesh: &field.mesh, dir: field.mesh.dir().join("owner") };
     let story = async {
         let prepared = owner.prepares_an_anchor_with_an_intermediate();
         owner.goes_to_an_anchor_whose_key_is_given_away().await;
         owner.goes_to_the_one_that_was_prepared(prepared).await;
         owner.goes_to_an_anchor_whose_issuer_is_waited_for().await;
-        done.store(true, Ordering::SeqCst);
     };
-    let ((), http1, http2) =
-        tokio::join!(story, until_done(load(false), &done), until_done(load(true), &done));
-    for report in [&http1, &http2] {
-        assert_eq!(report.failed, 0, "{report:#?}");
-        assert!(report.requests > 2000, "{report:#?}");
-    }
+    without_a_failed_request(field.load(), story).await;
 }
 
 /// The person who has the keys of the anchors.
@@ -253,18 +232,6 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Load for as long as something takes; what came of all of it.
-async fn until_done(load: Load, done: &AtomicBool) -> Report {
-    let mut all = load.clone().run().await;
-    while !done.load(Ordering::SeqCst) {
-        let more = load.clone().run().await;
-        all.requests += more.requests;
-        all.failed += more.failed;
-        all.errors.extend(more.errors);
-    }
-    all
-}
-
 /// As little of a CA as `openssl ca` works with.
 const CA: &str = "\
 [ca]
@@ -280,6 +247,6 @@ unique_subject = no
 organizationName = optional
 commonName = supplied
 ";
-/// Four fences of fifteen seconds, and the rounds between them.
+/// Four fences, and the rounds between them.
 const ROTATION: Duration = Duration::from_secs(150);
 const MOMENT: Duration = Duration::from_secs(10);

@@ -8,18 +8,18 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
 use steadfast_api::KeyId;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState, Request};
-use steadfast_test_rig::app::App;
 use steadfast_test_rig::mesh::ready;
 use steadfast_test_rig::metrics::get;
 use steadfast_test_rig::process::{Spec, free_addr};
-use steadfast_test_rig::{Load, Mesh, MeshConfig, PodSpec, Process, Report, until};
+use steadfast_test_rig::{Mesh, MeshConfig, Process, until};
+
+use crate::support::{Field, without_a_failed_request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn new_anchors_live_in_the_token_and_sign_and_end_there() {
@@ -30,56 +30,39 @@ async fn new_anchors_live_in_the_token_and_sign_and_end_there() {
         rotation_env: vec![hsm.env()],
         ..MeshConfig::rotating()
     };
-    let mesh = Mesh::start(config).await;
+    let field = Field::start(config).await;
+    let mesh = &field.mesh;
     let rotation = mesh.rotation.as_ref().unwrap();
 
     // 1. A wrong PIN is said, and tried no second time.
-    unready(&mesh, &["anchor_keys", "does not take the PIN", "pin"]).await;
-    unready(&mesh, &["it was refused before"]).await;
+    unready(mesh, &["anchor_keys", "does not take the PIN", "pin"]).await;
+    unready(mesh, &["it was refused before"]).await;
     assert!(!rotation.log().contains("9999"), "no PIN is ever logged");
     hsm.write_pin(PIN);
     ready("steadfast-rotation", mesh.rotation_admin).await;
 
-    let app = App::http(free_addr()).await.unwrap();
-    let port = app.addr.port();
-    let server = mesh.pod(PodSpec::new("api", &[port]).policy("all-authenticated"));
-    let client = mesh.pod(PodSpec::new("web", &[]));
-    server.ready().await;
-    client.ready().await;
-    let load = Load {
-        to: client.outbound,
-        authority: server.spec.authority(port),
-        http2: true,
-        connections: 4,
-        rate: 40,
-        duration_ms: 20_000,
-    };
-    let done = AtomicBool::new(false);
     let story = async {
         // 2. The standby is gone: the next one is made in the token.
-        let old = taint_standby(&mesh).await;
-        let first = new_standby(&mesh, old).await;
+        let old = taint_standby(mesh).await;
+        let first = new_standby(mesh, old).await;
         assert!(!mesh.dir().join(format!("keys/anchors/{}.key", first.id)).exists());
         assert_eq!(hsm.objects(), 2, "a key and its public half");
         // 3. Its turn comes: the token signs its issuer, and has the key of the next standby.
-        rotate(&mesh, first.id).await;
+        rotate(mesh, first.id).await;
         assert_eq!(hsm.objects(), 4);
         // 4. The token is away when a key of it is to be destroyed: that is said, and it waits.
         hsm.unplug();
-        let second = taint_standby(&mesh).await;
-        unready(&mesh, &["trust_domain", TOKEN]).await;
+        let second = taint_standby(mesh).await;
+        unready(mesh, &["trust_domain", TOKEN]).await;
         hsm.plug_in();
         // 5. It is back: the key is destroyed in it, and the next one is made.
-        new_standby(&mesh, second).await;
+        new_standby(mesh, second).await;
         ready("steadfast-rotation", mesh.rotation_admin).await;
         let destroyed = ["the key of an anchor is destroyed", &second.to_string()];
         rotation.logged(&destroyed, MOMENT).await;
         assert_eq!(hsm.objects(), 4, "the active one's and the new standby's");
-        done.store(true, Ordering::SeqCst);
     };
-    let ((), report) = tokio::join!(story, until_done(load, &done));
-    assert_eq!(report.failed, 0, "{report:#?}");
-    assert!(report.requests > 1000, "{report:#?}");
+    without_a_failed_request(field.load(), story).await;
     // A controller that was not given the token does nothing: it would take its keys for destroyed.
     let spec = Spec::ours("tokenless", "steadfast-rotation")
         .args(["--dir", &mesh.dir().display().to_string(), "--admin", &free_addr().to_string()])
@@ -261,18 +244,6 @@ async fn settled(mesh: &Mesh, is_so: impl Fn(&TrustDomainState) -> bool) -> Trus
 
 fn standby(state: &TrustDomainState) -> Option<&AnchorRecord> {
     state.in_state(AnchorState::Standby).next()
-}
-
-/// Load for as long as something takes; what came of all of it.
-async fn until_done(load: Load, done: &AtomicBool) -> Report {
-    let mut all = load.clone().run().await;
-    while !done.load(Ordering::SeqCst) {
-        let more = load.clone().run().await;
-        all.requests += more.requests;
-        all.failed += more.failed;
-        all.errors.extend(more.errors);
-    }
-    all
 }
 
 const TOKEN: &str = "steadfast";

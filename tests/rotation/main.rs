@@ -1,0 +1,20 @@
+//! Trust anchors and issuers rotate, under load and whatever happens to the processes around them.
+//!
+//! Most of the time they wait for a fence, so many of them run at once.
+
+mod aborted;
+mod anchors;
+mod commands;
+mod emptied;
+mod expired;
+mod frozen;
+mod issuer;
+mod killed;
+mod replica;
+mod restored;
+mod resumed;
+mod stolen;
+mod support;
+mod token;
+mod tombstoned;
+mod under_load;
