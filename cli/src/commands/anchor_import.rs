@@ -108,7 +108,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
 /// The same for other commands: the anchor as the state knows it from then on.
 ///
 /// # Errors
-/// As [`import`].
+/// As [`import()`].
 pub(crate) async fn import_files(
     dir: &Path,
     file: &Path,
