@@ -32,6 +32,10 @@ use crate::store::DirArg;
 use crate::suggest::nearest;
 use crate::trust_domain::{self, TrustDomainError};
 
+mod exempt;
+mod list;
+mod status;
+
 /// Rotate trust anchors under live traffic, and watch it
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -42,7 +46,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Rotate(RotateArgs),
-    Status(StatusArgs),
+    Status(status::StatusArgs),
     Pause(OrderOnlyArgs),
     /// Let phases begin again, and follow the rotation that is under way
     Resume(WatchArgs),
@@ -51,9 +55,9 @@ enum Command {
     /// Until the old anchor is withdrawn this always ends as it began, with another standby at
     /// most. A stolen key has no way back.
     Abort(WatchArgs),
-    Exempt(ExemptArgs),
-    Unexempt(UnexemptArgs),
-    List(ListArgs),
+    Exempt(exempt::ExemptArgs),
+    Unexempt(exempt::UnexemptArgs),
+    List(list::ListArgs),
     Import(ImportArgs),
     Withdraw(WithdrawArgs),
     Taint(TaintArgs),
@@ -116,16 +120,6 @@ struct RotateArgs {
     order: OrderArgs,
 }
 
-/// Show the rotation that is under way, what it waits for, and whom it misses
-#[derive(Debug, clap::Args)]
-struct StatusArgs {
-    #[command(flatten)]
-    mesh: MeshArgs,
-    /// Follow it to its end
-    #[arg(short, long, conflicts_with = "output")]
-    watch: bool,
-}
-
 /// Let no phase begin; renewals, bundles and repairs go on
 #[derive(Debug, clap::Args)]
 struct OrderOnlyArgs {
@@ -143,45 +137,6 @@ struct WatchArgs {
     no_wait: bool,
     #[command(flatten)]
     order: OrderArgs,
-}
-
-/// Let a rotation go on without a workload that it misses
-///
-/// The exemption is of this one instance of the pod. While it lasts, the workload may be refused by
-/// others and refuse them. It ends by itself when the workload answers, or starts anew.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Examples:
-  steadfast anchor exempt demo/web-0 --reason \"its node is being repaired\"")]
-struct ExemptArgs {
-    /// NAMESPACE/POD, as `steadfast anchor status` names it
-    workload: String,
-    /// Why, for those who come after you
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
-    #[command(flatten)]
-    mesh: MeshArgs,
-    #[command(flatten)]
-    order: OrderArgs,
-}
-
-/// Wait for an exempted workload again
-#[derive(Debug, clap::Args)]
-struct UnexemptArgs {
-    /// NAMESPACE/POD, or the UID of the pod
-    workload: String,
-    #[command(flatten)]
-    mesh: MeshArgs,
-}
-
-/// List the trust anchors: state, key, end
-#[derive(Debug, clap::Args)]
-struct ListArgs {
-    #[command(flatten)]
-    dir: DirArg,
-    /// The form of the answer
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
-    output: Format,
 }
 
 /// Take an anchor away that does not sign: a standby, for a fresh one, or one that was imported
@@ -245,15 +200,15 @@ pub(crate) enum AnchorError {
 pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
     match args.command {
         Command::Rotate(args) => return rotate(args).await,
-        Command::Status(args) => return status(args).await,
+        Command::Status(args) => return status::status(args).await,
         Command::Resume(args) => return resume(args).await,
         Command::Abort(args) => return abort(args).await,
         Command::Withdraw(args) => return withdraw(args).await,
         Command::Taint(args) => return taint(args).await,
         Command::Pause(args) => pause(&args.mesh).await?,
-        Command::Exempt(args) => exempt(args).await?,
-        Command::Unexempt(args) => unexempt(args).await?,
-        Command::List(args) => list(&args).await?,
+        Command::Exempt(args) => exempt::exempt(args).await?,
+        Command::Unexempt(args) => exempt::unexempt(args).await?,
+        Command::List(args) => list::list(&args).await?,
         Command::Import(args) => anchor_import::import(args).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -450,180 +405,6 @@ async fn change(
     order: impl Fn(&mut TrustDomainState) -> Result<(), OrderRefused>,
 ) -> Result<TrustDomainState, TrustDomainError> {
     trust_domain::change(&mesh.dir.dir, order).await
-}
-
-/// How things stand, in both forms.
-#[derive(Serialize)]
-struct StatusView {
-    rotation: Option<Course>,
-    issuer_rotation: Option<Course>,
-    requested: Option<Request>,
-    paused: bool,
-    exemptions: Vec<Exemption>,
-    last: Option<PastRotation>,
-    trouble: Option<String>,
-}
-
-async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
-    let dir = &args.mesh.dir.dir;
-    let state = trust_domain::read(dir).await?;
-    let under_way = state.rotation.as_ref().map(|rotation| rotation.number - 1);
-    if args.watch && (under_way.is_some() || state.requested.is_some()) {
-        let before = under_way.unwrap_or(state.rotations);
-        return go_on(&args.mesh, false, before, Outcome::Done).await;
-    }
-    let standing = Controller::find(dir, &args.mesh.controller).await;
-    let view = StatusView::of(state, standing.map(|(_, standing)| standing), SystemClock.now());
-    args.mesh.output.print(&view, |view| view.text(Paint::stdout()))?;
-    Ok(if view.trouble.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-impl StatusView {
-    fn of(
-        state: TrustDomainState,
-        standing: Result<Standing, ControllerError>,
-        now: UnixTime,
-    ) -> Self {
-        let (wait, trouble) = match &standing {
-            Ok(standing) => (
-                standing.waiting.as_ref().filter(|_| same_phase(&state, standing)),
-                standing.trouble.clone(),
-            ),
-            Err(error) => (None, Some(ErrorChain(error).to_string())),
-        };
-        let halted = state.halted.map(crate::rotation::waiting::halted);
-        Self {
-            rotation: Course::of_anchor(&state, wait, now),
-            issuer_rotation: Course::of_issuer(&state, wait, now),
-            trouble: halted.or(trouble),
-            requested: state.requested,
-            paused: state.paused,
-            exemptions: state.exemptions,
-            last: state.past.last().cloned(),
-        }
-    }
-
-    fn text(&self, paint: Paint) -> String {
-        let mut lines = Vec::new();
-        for course in [&self.rotation, &self.issuer_rotation].into_iter().flatten() {
-            lines.extend(course.lines(paint));
-        }
-        if let Some(request) = &self.requested {
-            lines.push(format!("a rotation is ordered by {}, and begins soon", request.by));
-        } else if lines.is_empty() {
-            lines.push("no rotation is under way".to_owned());
-            lines.extend(self.last.as_ref().map(|last| format!("the last: {}", ending(last))));
-        }
-        if self.paused {
-            lines.push("paused by a person: `steadfast anchor resume` goes on".to_owned());
-        }
-        for exemption in &self.exemptions {
-            let Exemption { instance, reason, by, .. } = exemption;
-            lines.push(format!("exempt: pod {} ({reason}; by {by})", instance.pod_uid));
-        }
-        lines.extend(self.trouble.iter().map(|trouble| format!("{} {trouble}", paint.red("!"))));
-        lines.join("\n") + "\n"
-    }
-}
-
-async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
-    let (controller, _) = Controller::find(&args.mesh.dir.dir, &args.mesh.controller).await?;
-    let round = controller.round().await?.ok_or(AnchorError::Unasked)?;
-    let instance = instance(&args.workload, &round)?;
-    let question = format!(
-        "Rotations go on without {}: until it answers again, others may refuse it. Exempt it?",
-        args.workload
-    );
-    confirm(&question, &args.order, args.mesh.output)?;
-    let (reason, by) = (format!("{}: {}", args.workload, args.reason), args.order.by.clone());
-    change(&args.mesh, |state| {
-        state.exempt(instance.clone(), reason.clone(), by.clone());
-        Ok(())
-    })
-    .await?;
-    said(args.mesh.output, &format!("{} is exempt until it answers or starts anew", args.workload))
-}
-
-/// The newest instance of a pod that anybody knows; one that nobody has heard of is exempted as
-/// such, until it starts.
-fn instance(workload: &str, round: &Round) -> Result<Instance, AnchorError> {
-    let members = round.replicas.iter().flat_map(|replica| &replica.members);
-    let known = members.filter(|m| m.name == workload || m.instance.pod_uid == workload);
-    let newest = known.map(|member| member.instance.clone()).max_by_key(|i| i.started_at);
-    let vanished = round.vanished.iter().find(|gone| gone.name == workload);
-    let listed = round.listed.iter().find(|listed| listed.name == workload);
-    let unheard = listed.map(|listed| Instance {
-        pod_uid: listed.pod_uid.clone(),
-        started_at: UnixTime::default(),
-    });
-    let found = newest.or_else(|| vanished.map(|gone| gone.instance.clone())).or(unheard);
-    found.ok_or_else(|| {
-        let names = round.listed.iter().map(|listed| listed.name.as_str());
-        let near = nearest(workload, names);
-        let hint = near.first().map_or_else(String::new, |near| format!("; did you mean {near}?"));
-        AnchorError::Unknown { workload: workload.to_owned(), hint }
-    })
-}
-
-async fn unexempt(args: UnexemptArgs) -> Result<(), Problem> {
-    let state = trust_domain::read(&args.mesh.dir.dir).await?;
-    // The reason begins with the name that it was exempted by.
-    let is_it = |exemption: &&Exemption| {
-        exemption.instance.pod_uid == args.workload
-            || exemption.reason.split_once(": ").is_some_and(|(name, _)| name == args.workload)
-    };
-    let Some(exemption) = state.exemptions.iter().find(is_it) else {
-        let exempt = state.exemptions.iter().map(|e| e.reason.clone()).collect();
-        let workload = args.workload;
-        return Err(AnchorError::NotExempt { workload, exempt }.into());
-    };
-    change(&args.mesh, |state| state.unexempt(&exemption.instance.pod_uid)).await?;
-    said(args.mesh.output, &format!("{} is waited for again", args.workload))
-}
-
-/// An anchor, as it is listed.
-#[derive(Serialize)]
-struct AnchorView {
-    id: KeyId,
-    state: String,
-    key: String,
-    not_after: UnixTime,
-    ends: String,
-    left_s: u64,
-    tainted_by: Option<String>,
-}
-
-async fn list(args: &ListArgs) -> Result<(), Problem> {
-    let (state, now) = (trust_domain::read(&args.dir.dir).await?, SystemClock.now());
-    let anchors = state.anchors.iter().map(|anchor| AnchorView {
-        id: anchor.id,
-        state: format!("{:?}", anchor.state).to_lowercase(),
-        key: anchor.key_ref.clone(),
-        not_after: anchor.not_after,
-        ends: anchor.not_after.to_string(),
-        left_s: anchor.not_after.since(now).as_secs(),
-        tainted_by: anchor.taint.as_ref().map(|taint| taint.by.clone()),
-    });
-    let anchors: Vec<_> = anchors.collect();
-    Ok(args.output.print(&anchors, |anchors| listing(anchors))?)
-}
-
-fn listing(anchors: &[AnchorView]) -> String {
-    let rows: Vec<_> = anchors
-        .iter()
-        .map(|anchor| {
-            let left = Duration::from_secs(anchor.left_s);
-            let tainted = anchor.tainted_by.as_ref().map(|by| format!(", tainted by {by}"));
-            [
-                anchor.id.short(),
-                format!("{}{}", anchor.state, tainted.unwrap_or_default()),
-                anchor.key.replace(&anchor.id.to_string(), &anchor.id.short()),
-                anchor.ends.clone(),
-                if left.is_zero() { "expired".to_owned() } else { duration::show(left) },
-            ]
-        })
-        .collect();
-    table(["ID", "STATE", "KEY", "ENDS", "LEFT"], &rows)
 }
 
 /// The anchor of a file; or of an id, if there is no such file.
