@@ -9,27 +9,25 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde::Serialize;
-use steadfast_api::{KeyId, TrustAnchor, UnixTime};
+use steadfast_api::{KeyId, TrustAnchor};
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
+use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::Round;
-use steadfast_rotation_protocol::controller::{Standing, Timings};
+use steadfast_rotation_protocol::controller::Timings;
 use steadfast_rotation_protocol::orders::OrderRefused;
 use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorState, CanaryPlan, Exemption, Outcome, PastRotation, Request, Selector,
+    AnchorState, CanaryPlan, Outcome, PastRotation, Request, Selector,
 };
-use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
 use crate::commands::anchor_import::{self, ImportArgs};
 use crate::confirm::{OrderArgs, confirm};
 use crate::controller::{Controller, ControllerArg, ControllerError};
-use crate::output::{self, Format, Paint, table};
+use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
-use crate::rotation::course::{Course, ending};
-use crate::rotation::follow::{Followed, follow, same_phase};
+use crate::rotation::follow::{Followed, follow};
 use crate::rotation::plan::{Intent, Plan};
 use crate::store::DirArg;
-use crate::suggest::nearest;
 use crate::trust_domain::{self, TrustDomainError};
 
 mod exempt;
