@@ -43,7 +43,7 @@ fn main() -> ExitCode {
             if told.within() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OVER) }
         }
         Err(error) => {
-            eprintln!("rotation: {error:#}");
+            eprintln!("steadfast-benchmark: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -11,7 +11,7 @@ use steadfast_process::duration;
 /// spreads the renewals of a drain, and wants a machine with nothing else to do. It needs root, as
 /// the end-to-end tests do, to give the replicas of identity one name.
 #[derive(Debug, Parser)]
-#[command(name = "rotation", after_long_help = EXIT_CODES)]
+#[command(name = "steadfast-benchmark", after_long_help = EXIT_CODES)]
 pub(crate) struct Args {
     /// How many workloads; each of two replicas of identity has half of their streams
     #[arg(long, value_name = "COUNT", default_value_t = 10_000,
@@ -26,9 +26,6 @@ pub(crate) struct Args {
     /// How the outcome is told
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
-    /// Given by `cargo bench`
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// How an outcome is told.
