@@ -264,4 +264,14 @@ mod tests {
         let later = ledger.after(&running, &[], NOW + STEP + Duration::from_secs(1));
         assert!(later.is_changed());
     }
+
+    #[test]
+    fn of_a_hundred_thousand_workloads_no_piece_is_too_large_for_a_store() {
+        let uid = |n: u32| format!("{:08x}-0000-4000-8000-{n:012x}", n.wrapping_mul(0x9e37_79b9));
+        let running: Vec<_> = (0..100_000).map(|n| pod(&uid(n), ProxyStatus::Running)).collect();
+        let ledger = Ledger::default().after(&running, &[], NOW);
+        let bytes = |piece: &Piece| serde_json::to_vec(&piece.members).unwrap().len();
+        let largest = ledger.pieces.iter().map(bytes).max().unwrap();
+        assert!(largest < 800 * 1024, "{largest}");
+    }
 }
