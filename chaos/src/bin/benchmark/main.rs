@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Parser as _;
 use steadfast_process::{Clock as _, SystemClock, limits};
-use steadfast_rotation_protocol::rotation::Step;
+use steadfast_rotation_protocol::rotation::{PhaseName, Step};
 use steadfast_rotation_protocol::trust_domain::{Outcome, PastRotation, Request};
 use steadfast_test_rig::metrics::Metrics;
 use steadfast_test_rig::{Mesh, MeshConfig, Process, until};
@@ -95,15 +95,21 @@ async fn bench(args: &Args) -> anyhow::Result<Told> {
     tokio::time::sleep(IDLE).await;
     let idle = SystemClock.since_boot().saturating_sub(idle_from);
     let ordered = Usage::of(controller(&mesh)?.pid())?;
-    let watcher = swarm::watch_bundles(&mesh, Arc::clone(&pushes))?;
     let began = SystemClock.since_boot();
     let past = rotate(&mesh).await?;
     let took = SystemClock.since_boot().saturating_sub(began);
     let ended = Usage::of(controller(&mesh)?.pid())?;
     tokio::time::sleep(SETTLE).await;
-    watcher.stop();
     ensure!(past.outcome == Outcome::Done, "the rotation ended as {:?}", past.outcome);
     swarm.check()?;
+    // Two phases end with a new bundle; a moment before it is written they say when.
+    let seq = mesh.trust_domain().await.0.seq;
+    let mut pushed = Vec::new();
+    for (seq, phase) in [(seq - 1, PhaseName::Generating), (seq, PhaseName::Draining)] {
+        let step =
+            past.steps.iter().find(|step| step.phase == phase).context("a phase is missing")?;
+        pushed.push(pushes.pushed(seq, step.at, args.workloads)?);
+    }
     Ok(Told::new(Measured {
         workloads: args.workloads,
         took,
@@ -114,7 +120,7 @@ async fn bench(args: &Args) -> anyhow::Result<Told> {
         rotation_cpu: ended.cpu.saturating_sub(ordered.cpu),
         rotation_peak: ended.peak,
         stream_bytes,
-        pushes: pushes.told(args.workloads)?,
+        pushes: pushed,
     }))
 }
 
@@ -157,7 +163,7 @@ fn second(mesh: &Mesh) -> anyhow::Result<&Process> {
 
 /// It takes a quarter of an hour: a person sees how far it is.
 fn say(what: &str) {
-    eprintln!("{:>7.1} s  {what}", SystemClock.since_boot().as_secs_f64());
+    eprintln!("{}  {what}", SystemClock.now());
 }
 
 /// Beside one connection for each workload.

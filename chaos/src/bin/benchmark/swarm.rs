@@ -1,19 +1,16 @@
 //! Ten thousand workloads in one process: each with the identity that a sidecar has, and no proxy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::fs;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use prometheus_client::registry::Registry;
-use steadfast_api::{DnsIdentity, TrustDomain};
+use steadfast_api::{DnsIdentity, TrustDomain, UnixTime};
 use steadfast_identity_client::{BootstrapBundle, Config, Identity, TlsContext};
-use steadfast_platform::standalone::{Client, Directory};
-use steadfast_platform::store::{Event, Store as _, TRUST_DOMAIN_KEY};
 use steadfast_process::{Clock as _, Drain, Readiness, SystemClock};
-use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_test_rig::mesh::{NAMESPACE, TRUST_DOMAIN};
 use steadfast_test_rig::{Mesh, until};
 use tokio::sync::watch;
@@ -26,17 +23,9 @@ pub(crate) struct Swarm {
     drain: Drain,
 }
 
-/// When each bundle was written, and when it was in use where.
+/// When each bundle came to be used, at each workload.
 #[derive(Debug, Default)]
-pub(crate) struct Pushes(Mutex<BTreeMap<u64, Push>>);
-
-/// One bundle; times are on the boot clock.
-#[derive(Clone, Debug, Default)]
-struct Push {
-    written: Option<Duration>,
-    /// At each workload.
-    used: Vec<Duration>,
-}
+pub(crate) struct Pushes(Mutex<BTreeMap<u64, Vec<UnixTime>>>);
 
 /// How long a bundle took to all.
 #[derive(Clone, Debug)]
@@ -95,7 +84,7 @@ impl Swarm {
         pushes: Arc<Pushes>,
     ) -> anyhow::Result<Self> {
         let mut swarm = Self { identities: JoinSet::new(), drain: Drain::new() };
-        let mut joining = std::collections::VecDeque::new();
+        let mut joining = VecDeque::new();
         for number in 0..workloads {
             joining.push_back(swarm.start(mesh, number, &pushes)?);
             if joining.len() >= JOINING_MAX
@@ -171,88 +160,29 @@ async fn follow(
     Ok(())
 }
 
-/// Follows the store, on a thread of its own: the workloads must not hold it up.
-pub(crate) struct Watcher(tokio::sync::oneshot::Sender<()>);
-
-impl Watcher {
-    pub(crate) fn stop(self) {
-        // It may have ended.
-        let _ = self.0.send(());
-    }
-}
-
-/// Notes when each bundle is written.
-pub(crate) fn watch_bundles(mesh: &Mesh, pushes: Arc<Pushes>) -> anyhow::Result<Watcher> {
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    let directory = Directory::new(mesh.dir());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("watcher".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                watched = watch_store(&directory, &pushes) => {
-                    if let Err(error) = watched {
-                        eprintln!("the store is not followed any more: {error:#}");
-                    }
-                }
-                _ = stopped => {}
-            }
-        });
-    })?;
-    Ok(Watcher(stop))
-}
-
-async fn watch_store(directory: &Directory, pushes: &Pushes) -> anyhow::Result<()> {
-    use futures::StreamExt as _;
-    let client = Client::new(directory);
-    let (_, revision) = client.list(TRUST_DOMAIN_KEY).await?;
-    let mut events = client.watch(TRUST_DOMAIN_KEY, revision).await?;
-    while let Some(event) = events.next().await {
-        if let Event::Put(entry) = event? {
-            let state: TrustDomainState = serde_json::from_slice(&entry.value)?;
-            pushes.written(state.seq);
-        }
-    }
-    anyhow::bail!("it has ended")
-}
-
 impl Pushes {
-    /// The first time that it is seen counts: a bundle stays for many states.
-    fn written(&self, seq: u64) {
-        let now = SystemClock.since_boot();
-        self.with(seq, |push| push.written = push.written.or(Some(now)));
-    }
-
     fn used(&self, seq: u64) {
-        let now = SystemClock.since_boot();
-        self.with(seq, |push| push.used.push(now));
+        let now = SystemClock.now();
+        self.lock().entry(seq).or_default().push(now);
     }
 
-    fn with(&self, seq: u64, change: impl FnOnce(&mut Push)) {
-        let mut pushes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(pushes.entry(seq).or_default());
+    /// How long the bundle that was written at this time took.
+    pub(crate) fn pushed(
+        &self,
+        seq: u64,
+        written: UnixTime,
+        workloads: u32,
+    ) -> anyhow::Result<Pushed> {
+        let mut used = self.lock().get(&seq).cloned().unwrap_or_default();
+        used.sort_unstable();
+        let (has, all) = (used.len(), workloads as usize);
+        ensure!(has == all, "{has} of {all} workloads use bundle {seq}");
+        let took = |at: Option<&UnixTime>| at.map_or(Duration::ZERO, |at| at.since(written));
+        Ok(Pushed { seq, median: took(used.get(has / 2)), last: took(used.last()) })
     }
 
-    /// The bundles that were written while it was watched.
-    pub(crate) fn told(&self, workloads: u32) -> anyhow::Result<Vec<Pushed>> {
-        let pushes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut told = Vec::new();
-        for (&seq, push) in pushes.iter() {
-            // That of before the rotation was seen with the first state, long after it was written.
-            let Some(written) =
-                push.written.filter(|written| push.used.iter().any(|u| u > written))
-            else {
-                continue;
-            };
-            let mut used = push.used.clone();
-            used.sort_unstable();
-            let (has, all) = (used.len(), workloads as usize);
-            ensure!(has == all, "only {has} of {all} workloads use bundle {seq}");
-            let took =
-                |at: Option<&Duration>| at.map_or(Duration::ZERO, |at| at.saturating_sub(written));
-            told.push(Pushed { seq, median: took(used.get(has / 2)), last: took(used.last()) });
-        }
-        ensure!(!told.is_empty(), "no bundle was written");
-        Ok(told)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Vec<UnixTime>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
