@@ -542,9 +542,9 @@ fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> 
 
 const RESIGN_TIMEOUT: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Ten thousand are left in peace for a second, then for two, and in the end for 20: one more or
-/// less in ten minutes of renewals.
-const REST_PER_MEMBER: Duration = Duration::from_micros(100);
+/// Ten thousand are left in peace for 1.5 s, then for 3 s, and in the end for 30 s: little, in ten
+/// minutes of renewals.
+const REST_PER_MEMBER: Duration = Duration::from_micros(150);
 const IN_VAIN_MAX: u32 = 20;
 /// Everybody is asked so often though no phase waits for it; more often when a person waits.
 const ASK_EVERY: Duration = Duration::from_secs(10);

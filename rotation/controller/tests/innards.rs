@@ -67,9 +67,9 @@ async fn many_who_do_not_answer_are_asked_less_and_less_often_but_at_once_after_
         }
         fleet.asked() - before
     };
-    assert_eq!(asked_in(5, &mut shell).await, 5);
-    asked_in(100, &mut shell).await;
-    assert_eq!(asked_in(40, &mut shell).await, 10);
+    assert_eq!(asked_in(3, &mut shell).await, 3);
+    asked_in(150, &mut shell).await;
+    assert_eq!(asked_in(60, &mut shell).await, 10);
     mesh.touch().await;
     assert_eq!(asked_in(1, &mut shell).await, 1);
 }
