@@ -11,7 +11,7 @@ use tonic_prost::ProstCodec;
 
 /// The codec of every method.
 #[derive(Clone, Debug)]
-pub struct SmallCodec<T, U>(PhantomData<(T, U)>);
+pub(crate) struct SmallCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for SmallCodec<T, U> {
     fn default() -> Self {
