@@ -6,7 +6,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .extern_path(".steadfast.trust.v1", "::steadfast_api::trust::v1")
         .build_transport(false)
-        .codec_path("crate::codec::SmallCodec")
         .compile_fds(files)?;
     Ok(())
 }

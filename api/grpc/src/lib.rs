@@ -3,8 +3,6 @@
 //! They live apart from the messages (`steadfast_api::trust::v1`) because tonic brings tokio,
 //! and the pure crates must be able to name a message without it.
 
-mod codec;
-
 #[allow(
     missing_docs,
     clippy::use_self,
