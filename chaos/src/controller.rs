@@ -262,9 +262,6 @@ impl World {
     }
 
     fn get(&mut self, task: TaskId, key: &str) -> Option<steadfast_platform::Entry> {
-        if key == LEDGER_KEY && self.plan.wanted.mutant == Some(Mutant::NoLedger) {
-            return None;
-        }
         let entry = self.store.get(key);
         if key == TRUST_DOMAIN_KEY
             && let (TaskId::Controller(index), Some(entry)) = (task, &entry)
@@ -287,6 +284,9 @@ impl World {
                 .collect();
             listed.0.retain(|entry| open.contains(&entry.key));
         }
+        if self.plan.wanted.mutant == Some(Mutant::NoLedger) && prefix.starts_with(LEDGER_KEY) {
+            listed.0.clear();
+        }
         listed
     }
 
@@ -298,7 +298,7 @@ impl World {
         value: Option<bytes::Bytes>,
     ) -> Result<Revision, StoreError> {
         if key != TRUST_DOMAIN_KEY {
-            if self.plan.wanted.mutant == Some(Mutant::NoLedger) && key == LEDGER_KEY {
+            if self.plan.wanted.mutant == Some(Mutant::NoLedger) && key.starts_with(LEDGER_KEY) {
                 return Ok(self.store.put(key, value));
             }
             return self.store.compare_and_swap(key, expected, value);

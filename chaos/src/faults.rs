@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::Rng as _;
 use steadfast_api::UnixTime;
+use steadfast_platform::Entry;
 use steadfast_platform::store::{LEDGER_KEY, TRUST_DOMAIN_KEY};
 use steadfast_rotation_protocol::TrustDomainState;
 
@@ -57,7 +58,7 @@ pub(crate) struct Faults {
 /// The store as it was.
 struct Backup {
     state: Bytes,
-    ledger: Option<Bytes>,
+    ledger: Vec<Entry>,
 }
 
 impl World {
@@ -352,9 +353,8 @@ impl World {
         if !self.chance(30) {
             return;
         }
-        let value = |key: &str| self.store.get(key).map(|entry| entry.value);
-        let Some(state) = value(TRUST_DOMAIN_KEY) else { return };
-        let backup = Backup { state, ledger: value(LEDGER_KEY) };
+        let Some(state) = self.store.get(TRUST_DOMAIN_KEY).map(|entry| entry.value) else { return };
+        let backup = Backup { state, ledger: self.store.list(LEDGER_KEY).0 };
         self.faults.backups.push(backup);
         if self.faults.backups.len() > BACKUPS_MAX {
             self.faults.backups.remove(0);
@@ -375,7 +375,12 @@ impl World {
             let phase = state.rotation.as_ref().map(|rotation| rotation.phase.name());
             format!("the store is put back to seq {}, in the phase {phase:?}", state.seq)
         });
-        self.store.put(LEDGER_KEY, backup.ledger);
+        for newer in self.store.list(LEDGER_KEY).0 {
+            self.store.put(&newer.key, None);
+        }
+        for kept in backup.ledger {
+            self.store.put(&kept.key, Some(kept.value));
+        }
         self.store.put(TRUST_DOMAIN_KEY, Some(backup.state));
         self.truth.restored(&self.state, &state);
         self.state = std::sync::Arc::new(state);

@@ -108,7 +108,8 @@ pub const ISSUER_REQUESTS_PREFIX: &str = "trust/issuer-requests/";
 /// `trust/anchor-keys/<rotation>-<attempt>`, the key's id in JSON.
 pub const ANCHOR_KEYS_PREFIX: &str = "trust/anchor-keys/";
 
-/// Where the ledger of instances is kept, so that nobody is forgotten who has vanished.
+/// Where the ledger of instances is kept, so that nobody is forgotten who has vanished: in pieces,
+/// `trust/ledger/<piece>`.
 pub const LEDGER_KEY: &str = "trust/ledger";
 
 /// The prefix of the evidence of rotations,

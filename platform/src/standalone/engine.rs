@@ -22,6 +22,7 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use steadfast_api::Code;
 use steadfast_process::Drain;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use self::disk::Disk;
 use self::medium::{FileMedium, Medium};
@@ -231,6 +232,7 @@ impl Store for Engine {
             synced: false,
             revisions,
             ready: VecDeque::new(),
+            beats_at: Instant::now() + HEARTBEAT,
         };
         let events = stream::unfold(Some(watcher), |watcher| async move {
             let mut watcher = watcher?;
@@ -271,12 +273,15 @@ struct Watcher {
     synced: bool,
     revisions: watch::Receiver<Revision>,
     ready: VecDeque<Event>,
+    /// When it is told that nothing has happened.
+    beats_at: Instant,
 }
 
 impl Watcher {
     async fn next(&mut self) -> Result<Event, StoreError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
+                self.beats_at = Instant::now() + HEARTBEAT;
                 return Ok(event);
             }
             // Seen before it is read: a later change wakes again.
@@ -291,7 +296,8 @@ impl Watcher {
                 self.ready.push_back(Event::Synced(reached));
             }
             if self.ready.is_empty() && reached == newest {
-                let woken = tokio::time::timeout(HEARTBEAT, self.revisions.changed()).await;
+                // Writes that do not concern it put nothing off.
+                let woken = tokio::time::timeout_at(self.beats_at, self.revisions.changed()).await;
                 match woken {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => {

@@ -41,6 +41,8 @@ pub struct Projection {
     /// What follows from the store, and the revisions it follows from.
     wanted: Wanted,
     seen: Vec<(String, Revision)>,
+    /// When the directories are looked at next though nothing has changed that matters here.
+    due: Option<UnixTime>,
     /// What was said already, so that it is said once.
     said: BTreeMap<ObjectName, String>,
 }
@@ -76,8 +78,20 @@ impl Projection {
     ) -> Result<Self, IssuerError> {
         let issuer = Arc::new(Issuer::open(&directory.token_key())?);
         let (metrics, wanted) = (engine.metrics().clone(), Wanted::default());
-        let (seen, said) = (Vec::new(), BTreeMap::new());
-        Ok(Self { directory, engine, clock, metrics, ready, issuer, token_ttl, wanted, seen, said })
+        let (seen, due, said) = (Vec::new(), None, BTreeMap::new());
+        Ok(Self {
+            directory,
+            engine,
+            clock,
+            metrics,
+            ready,
+            issuer,
+            token_ttl,
+            wanted,
+            seen,
+            due,
+            said,
+        })
     }
 
     /// Projects until the drain has begun.
@@ -105,10 +119,14 @@ impl Projection {
             self.ready.not_ready(&why);
             return RETRY;
         }
-        // 2. Who is to have what.
-        self.refresh();
+        // 2. Who is to have what. Most writes to the store are about something else, and the files
+        //    of ten thousand pods are not read for each of them.
+        let (changed, now) = (self.refresh(), self.clock.now());
+        if let Some(due) = self.due.filter(|due| !changed && now < *due && due.since(now) <= POLL) {
+            return due.since(now);
+        }
+        self.due = None;
         // 3. The files.
-        let now = self.clock.now();
         let (directory, issuer, wanted, ttl) =
             (self.directory.clone(), Arc::clone(&self.issuer), self.wanted.clone(), self.token_ttl);
         let work = move || project(&directory, &issuer, &wanted, ttl, now);
@@ -120,8 +138,11 @@ impl Projection {
             }
         };
         self.account(&done);
-        let due = done.next.map_or(POLL, |next| next.since(self.clock.now()));
-        if done.failures.is_empty() { due.clamp(WAIT_MIN, POLL) } else { RETRY }
+        let now = self.clock.now();
+        let due = done.next.map_or(POLL, |next| next.since(now));
+        let wait = if done.failures.is_empty() { due.clamp(WAIT_MIN, POLL) } else { RETRY };
+        self.due = Some(now + wait);
+        wait
     }
 
     async fn publish_key(&self) -> Result<(), StoreError> {
@@ -135,15 +156,15 @@ impl Projection {
         self.engine.write(vec![write]).await.map(drop)
     }
 
-    /// Reads the store, if anything has changed that matters here.
-    fn refresh(&mut self) {
+    /// Reads the store, if anything has changed that matters here; says whether it has.
+    fn refresh(&mut self) -> bool {
         let (pods, _) = self.engine.entries("resources/Pod/");
         let (accounts, _) = self.engine.entries("resources/ServiceAccount/");
         let domain = self.engine.entry(TRUST_DOMAIN_KEY);
         let all = pods.iter().chain(&accounts).chain(&domain);
         let seen: Vec<_> = all.map(|entry| (entry.key.clone(), entry.revision)).collect();
         if seen == self.seen && !seen.is_empty() {
-            return;
+            return false;
         }
         self.seen = seen;
         let account_uids: BTreeMap<String, String> = accounts
@@ -170,6 +191,7 @@ impl Projection {
             }
         });
         self.wanted = Wanted { holders: Arc::new(holders), without, bundle };
+        true
     }
 
     /// Metrics, log lines and readiness of a round.

@@ -28,6 +28,8 @@ pub struct Network {
 #[derive(Default)]
 struct Connected {
     client: Option<FleetClient<Channel>>,
+    /// How many members it told of last.
+    members: u32,
     /// What was told of it last, so that what lasts is told once.
     told: Option<String>,
 }
@@ -56,10 +58,13 @@ impl Network {
     /// Asks one replica, and waits until its members have answered or a moment has passed.
     async fn ask_one(&self, index: usize, connected: &mut Connected, nonce: u64) -> Replica {
         let name = format!("identity {}#{index}", self.address);
-        let Connected { client, told } = connected;
-        let asked = tokio::time::timeout(ASK_TIMEOUT, self.try_ask(index, client, nonce, &name));
-        match asked.await.unwrap_or(Err(AskError::Silent)) {
+        let Connected { client, members, told } = connected;
+        // Most of them have answered by then: a report for nothing is work.
+        let answers = ANSWER.saturating_mul(*members).min(ANSWERS_MAX);
+        let asked = self.try_ask(index, client, nonce, &name, answers);
+        match tokio::time::timeout(ASK_TIMEOUT, asked).await.unwrap_or(Err(AskError::Silent)) {
             Ok(replica) => {
+                *members = u32::try_from(replica.members.len()).unwrap_or(u32::MAX);
                 if told.take().is_some() {
                     tracing::info!(replica = name, "a replica of identity tells again");
                 }
@@ -82,6 +87,7 @@ impl Network {
         client: &mut Option<FleetClient<Channel>>,
         nonce: u64,
         name: &str,
+        answers: Duration,
     ) -> Result<Replica, AskError> {
         let client = match client {
             Some(client) => client,
@@ -93,12 +99,15 @@ impl Network {
         let token = self.replicas.token().map_err(AskError::Token)?;
         let query = QueryRequest { token: token.clone(), nonce };
         let answer = client.query(query).await.map_err(rpc)?.into_inner();
+        // Where a report is long, those who are late are seen with the next query.
+        let looks = if answers < LOOK_AGAIN { LOOKS_MAX } else { 0 };
         let mut look = 0;
+        tokio::time::sleep(answers).await;
         loop {
             let report = report(client, token.clone()).await?;
             let waiting = report.1.iter().any(|member| member.open && member.answered < nonce);
             look += 1;
-            if !answer.taken || !waiting || look > LOOKS_MAX {
+            if !answer.taken || !waiting || look > looks {
                 let (head, members) = report;
                 return Ok(Replica {
                     name: name.to_owned(),
@@ -210,5 +219,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer takes a round trip; whoever has not answered by then is asked again with the next.
 const LOOKS_MAX: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// What each member adds to the time that answers take, and what all of them add at most.
+const ANSWER: Duration = Duration::from_micros(100);
+const ANSWERS_MAX: Duration = Duration::from_millis(500);
 /// A batch of 256 members is some 100 KiB.
 const REPORT_BYTES_MAX: usize = 4 * 1024 * 1024;

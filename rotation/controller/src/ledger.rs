@@ -1,23 +1,38 @@
 //! The ledger of instances: who was there once, so that nobody is forgotten who has vanished.
 //!
 //! Replicas keep what they know in memory and may restart; a pod that was cut off or deleted by
-//! force is on no list any more. What was seen is therefore kept in the store: one object, written
-//! when somebody joins or vanishes and once an hour for the times, never for each ack. That the
-//! platform said of a pod that it has ended is kept, too: soon no list has it any more, while
-//! replicas still remember its stream. An entry goes when nothing of it can be valid any more.
+//! force is on no list any more. What was seen is therefore kept in the store, written when somebody
+//! joins or vanishes and once an hour for the times, never for each ack. It lies in pieces, each
+//! pod's always in the same, since a store takes no value of any size. That the platform said of a
+//! pod that it has ended is kept, too: soon no list has it any more, while replicas still remember
+//! its stream. An entry goes when nothing of it can be valid any more.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use steadfast_api::UnixTime;
+use steadfast_platform::store::LEDGER_KEY;
+use steadfast_platform::{Revision, Store};
 use steadfast_rotation_protocol::Instance;
 use steadfast_rotation_protocol::census::{Listed, ProxyStatus, Replica, Vanished};
 
-/// Who was there, by pod UID: the newest start of each.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+use crate::shell::LookError;
+
+/// Who was there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
+    pieces: [Piece; PIECES],
+}
+
+/// Some of them, by pod UID: the newest start of each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Piece {
     members: BTreeMap<String, Entry>,
+    /// Of what is stored; `None`: nothing is.
+    revision: Option<Revision>,
+    /// It differs from what is stored.
+    changed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,32 +47,64 @@ struct Entry {
 }
 
 impl Ledger {
-    /// What is known after a look; equal to what was known before if nothing needs to be written.
-    #[must_use]
-    pub fn after(
-        &self,
-        listed: &[Listed],
-        replicas: &[Replica],
-        now: UnixTime,
-        kept: Duration,
-    ) -> Self {
-        let mut next = self.clone();
+    /// As it was written last, by us or by a controller before us.
+    ///
+    /// # Errors
+    /// The store's, and what is no ledger of ours.
+    pub async fn read(store: &dyn Store) -> Result<Self, LookError> {
+        let prefix = format!("{LEDGER_KEY}/");
+        let (entries, _) = store.list(&prefix).await?;
+        let mut ledger = Self::default();
+        for entry in entries {
+            let number = entry.key.strip_prefix(&prefix).and_then(|n| n.parse::<usize>().ok());
+            let Some(piece) = number.and_then(|number| ledger.pieces.get_mut(number)) else {
+                continue;
+            };
+            piece.members = serde_json::from_slice(&entry.value)
+                .map_err(|error| LookError::State(entry.key.clone(), error))?;
+            piece.revision = Some(entry.revision);
+        }
+        Ok(ledger)
+    }
+
+    /// Writes what is to be written.
+    ///
+    /// # Errors
+    /// The store's: somebody else may have written, so that it must be read again.
+    pub async fn write(&mut self, store: &dyn Store) -> Result<(), LookError> {
+        for (number, piece) in self.pieces.iter_mut().enumerate().filter(|(_, p)| p.changed) {
+            let key = format!("{LEDGER_KEY}/{number}");
+            let value = serde_json::to_vec(&piece.members);
+            let value = value.map_err(|error| LookError::State(key.clone(), error))?;
+            let written = store.compare_and_swap(&key, piece.revision, Some(value.into())).await?;
+            (piece.revision, piece.changed) = (Some(written), false);
+        }
+        Ok(())
+    }
+
+    /// Takes in what a look has shown.
+    pub fn note(&mut self, listed: &[Listed], replicas: &[Replica], now: UnixTime, kept: Duration) {
         for listed in listed.iter().filter(|listed| listed.proxy == ProxyStatus::Running) {
             // It may be served by a replica that we do not reach.
-            next.note(&listed.pod_uid, &listed.name, None, now);
+            self.heard(&listed.pod_uid, &listed.name, None, now);
         }
         for member in replicas.iter().flat_map(|replica| &replica.members) {
             let Instance { pod_uid, started_at } = &member.instance;
             let heard = if member.open { now } else { member.last_heard };
-            next.note(pod_uid, &member.name, Some(*started_at), heard);
+            self.heard(pod_uid, &member.name, Some(*started_at), heard);
         }
         for listed in listed.iter().filter(|listed| listed.proxy == ProxyStatus::Ended) {
-            if let Some(entry) = next.members.get_mut(&listed.pod_uid) {
+            let piece = self.piece(&listed.pod_uid);
+            if let Some(entry) = piece.members.get_mut(&listed.pod_uid) {
+                piece.changed |= !entry.ended;
                 entry.ended = true;
             }
         }
-        next.members.retain(|_, entry| now <= entry.last_heard + kept);
-        next
+        for piece in &mut self.pieces {
+            let before = piece.members.len();
+            piece.members.retain(|_, entry| now <= entry.last_heard + kept);
+            piece.changed |= piece.members.len() != before;
+        }
     }
 
     /// Those who are on no list any more and never ended.
@@ -83,26 +130,48 @@ impl Ledger {
         ended.map(listed).collect()
     }
 
-    fn unlisted(&self, listed: &[Listed]) -> impl Iterator<Item = (&String, &Entry)> {
-        let listed: HashSet<_> = listed.iter().map(|listed| listed.pod_uid.clone()).collect();
-        self.members.iter().filter(move |(uid, _)| !listed.contains(uid.as_str()))
+    fn unlisted<'a>(
+        &'a self,
+        listed: &'a [Listed],
+    ) -> impl Iterator<Item = (&'a String, &'a Entry)> {
+        let listed: HashSet<_> = listed.iter().map(|listed| listed.pod_uid.as_str()).collect();
+        let members = self.pieces.iter().flat_map(|piece| &piece.members);
+        members.filter(move |(uid, _)| !listed.contains(uid.as_str()))
     }
 
     /// Times go forward in steps, and ahead of what was heard: a write for each look would be too
     /// many.
-    fn note(&mut self, uid: &str, name: &str, started_at: Option<UnixTime>, heard: UnixTime) {
-        let entry = self.members.entry(uid.to_owned()).or_insert_with(|| Entry {
-            name: name.to_owned(),
-            started_at: UnixTime::default(),
-            last_heard: heard + STEP,
-            ended: false,
-        });
+    fn heard(&mut self, uid: &str, name: &str, started_at: Option<UnixTime>, heard: UnixTime) {
+        let piece = self.piece(uid);
+        let started_at = started_at.unwrap_or_default();
+        let Some(entry) = piece.members.get_mut(uid) else {
+            let (name, last_heard) = (name.to_owned(), heard + STEP);
+            piece
+                .members
+                .insert(uid.to_owned(), Entry { name, started_at, last_heard, ended: false });
+            piece.changed = true;
+            return;
+        };
         if heard > entry.last_heard {
             entry.last_heard = heard + STEP;
+            piece.changed = true;
         }
-        entry.started_at = entry.started_at.max(started_at.unwrap_or_default());
+        if started_at > entry.started_at {
+            entry.started_at = started_at;
+            piece.changed = true;
+        }
+    }
+
+    /// Where a pod's entry is: the same for ever, in every version.
+    fn piece(&mut self, uid: &str) -> &mut Piece {
+        let fnv = |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        let hash = uid.bytes().fold(0x811c_9dc5, fnv);
+        &mut self.pieces[(hash >> 16) as usize % PIECES]
     }
 }
+
+/// Of 100,000 workloads, each has some 500 KiB; a store takes 1 MiB.
+const PIECES: usize = 32;
 
 /// How far ahead a time is written.
 const STEP: Duration = Duration::from_secs(3600);
@@ -144,30 +213,44 @@ mod tests {
         }
     }
 
+    impl Ledger {
+        /// What is known after a look.
+        fn after(&self, listed: &[Listed], replicas: &[Replica], now: UnixTime) -> Self {
+            let mut next = self.clone();
+            next.pieces.iter_mut().for_each(|piece| piece.changed = false);
+            next.note(listed, replicas, now, KEPT);
+            next
+        }
+
+        fn is_changed(&self) -> bool {
+            self.pieces.iter().any(|piece| piece.changed)
+        }
+    }
+
     #[test]
     fn whoever_vanishes_is_a_debtor_until_nothing_of_it_can_be_valid() {
         let running = [pod("a", ProxyStatus::Running)];
-        let ledger = Ledger::default().after(&running, &[], NOW, KEPT);
+        let ledger = Ledger::default().after(&running, &[], NOW);
         assert!(ledger.vanished(&running).is_empty());
-        let gone = ledger.after(&[], &[], NOW + STEP, KEPT);
+        let gone = ledger.after(&[], &[], NOW + STEP);
         assert_eq!(gone.vanished(&[]).len(), 1);
         assert_eq!(gone.vanished(&[])[0].name, "demo/a");
-        let late = gone.after(&[], &[], NOW + STEP + KEPT + Duration::from_secs(1), KEPT);
+        let late = gone.after(&[], &[], NOW + STEP + KEPT + Duration::from_secs(1));
         assert!(late.vanished(&[]).is_empty());
     }
 
     #[test]
     fn whoever_ended_owes_nothing() {
-        let ledger = Ledger::default().after(&[pod("a", ProxyStatus::Running)], &[], NOW, KEPT);
-        let ended = ledger.after(&[pod("a", ProxyStatus::Ended)], &[], NOW, KEPT);
+        let ledger = Ledger::default().after(&[pod("a", ProxyStatus::Running)], &[], NOW);
+        let ended = ledger.after(&[pod("a", ProxyStatus::Ended)], &[], NOW);
         assert!(ended.vanished(&[]).is_empty());
     }
 
     #[test]
     fn whoever_ended_owes_nothing_when_no_list_has_it_and_replicas_still_remember_it() {
-        let ledger = Ledger::default().after(&[pod("a", ProxyStatus::Running)], &[], NOW, KEPT);
-        let ended = ledger.after(&[pod("a", ProxyStatus::Ended)], &[], NOW, KEPT);
-        let gone = ended.after(&[], &[remembers("a")], NOW, KEPT);
+        let ledger = Ledger::default().after(&[pod("a", ProxyStatus::Running)], &[], NOW);
+        let ended = ledger.after(&[pod("a", ProxyStatus::Ended)], &[], NOW);
+        let gone = ended.after(&[], &[remembers("a")], NOW);
         assert!(gone.vanished(&[]).is_empty());
         assert_eq!(gone.ended(&[]), [pod("a", ProxyStatus::Ended)]);
     }
@@ -175,9 +258,20 @@ mod tests {
     #[test]
     fn a_look_at_the_same_things_changes_nothing_for_an_hour() {
         let running = [pod("a", ProxyStatus::Running), pod("b", ProxyStatus::NotStarted)];
-        let ledger = Ledger::default().after(&running, &[], NOW, KEPT);
-        assert_eq!(ledger.after(&running, &[], NOW + STEP, KEPT), ledger);
-        let later = ledger.after(&running, &[], NOW + STEP + Duration::from_secs(1), KEPT);
-        assert_ne!(later, ledger);
+        let ledger = Ledger::default().after(&running, &[], NOW);
+        assert!(ledger.is_changed());
+        assert!(!ledger.after(&running, &[], NOW + STEP).is_changed());
+        let later = ledger.after(&running, &[], NOW + STEP + Duration::from_secs(1));
+        assert!(later.is_changed());
+    }
+
+    #[test]
+    fn of_a_hundred_thousand_workloads_no_piece_is_too_large_for_a_store() {
+        let uid = |n: u32| format!("{:08x}-0000-4000-8000-{n:012x}", n.wrapping_mul(0x9e37_79b9));
+        let running: Vec<_> = (0..100_000).map(|n| pod(&uid(n), ProxyStatus::Running)).collect();
+        let ledger = Ledger::default().after(&running, &[], NOW);
+        let bytes = |piece: &Piece| serde_json::to_vec(&piece.members).unwrap().len();
+        let largest = ledger.pieces.iter().map(bytes).max().unwrap();
+        assert!(largest < 800 * 1024, "{largest}");
     }
 }

@@ -1,5 +1,7 @@
 //! Who must be asked, by the platform: every pod that carries our proxy, and our own processes.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::Pod;
 use steadfast_identity::own::SERVICE_ACCOUNT;
 use steadfast_platform::names::parse_resource_key;
@@ -7,14 +9,40 @@ use steadfast_platform::store::RESOURCES_PREFIX;
 use steadfast_platform::{Entry, Store, StoreError};
 use steadfast_rotation_protocol::census::{Listed, ProxyStatus};
 
-/// The list, read from the store itself: what was taken before a fence does not count. The replicas
-/// of identity are not in it: they are asked themselves.
-///
-/// # Errors
-/// The store's.
-pub async fn list(store: &dyn Store, control_namespace: &str) -> Result<Vec<Listed>, StoreError> {
-    let (entries, _) = store.list(&format!("{RESOURCES_PREFIX}Pod/")).await?;
-    Ok(entries.iter().filter_map(|entry| listed(entry, control_namespace)).collect())
+/// What was read last: parsing ten thousand pods is work, and between two looks hardly one changes.
+#[derive(Default)]
+pub struct Listing {
+    /// By key.
+    pods: HashMap<String, (Box<[u8]>, Option<Listed>)>,
+}
+
+impl Listing {
+    /// The list, read from the store itself: what was taken before a fence does not count. The
+    /// replicas of identity are not in it: they are asked themselves.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list(
+        &mut self,
+        store: &dyn Store,
+        control_namespace: &str,
+    ) -> Result<Vec<Listed>, StoreError> {
+        let (entries, _) = store.list(&format!("{RESOURCES_PREFIX}Pod/")).await?;
+        let mut before = std::mem::take(&mut self.pods);
+        let mut all = Vec::with_capacity(entries.len());
+        for entry in entries {
+            // By its content: the revisions of a store that was put back come again.
+            let known = before.remove(&entry.key).filter(|(value, _)| **value == *entry.value);
+            let pod = known.unwrap_or_else(|| {
+                // A copy: what came in one message with it is not kept.
+                let value = Box::from(&*entry.value);
+                (value, listed(&entry, control_namespace))
+            });
+            all.extend(pod.1.clone());
+            self.pods.insert(entry.key, pod);
+        }
+        Ok(all)
+    }
 }
 
 /// A pod, as the census asks for it. One that does not parse may run all the same: it is asked for

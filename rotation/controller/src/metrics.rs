@@ -4,7 +4,7 @@
 //! does not lead knows the state alone, and says of the rest that it is nothing: alerts look at the
 //! one that leads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -268,11 +268,17 @@ fn on_its_way_out(state: &TrustDomainState, round: &Round) -> (usize, usize) {
         return (0, 0);
     }
     let published = KeyId::from_slice(&state.digest());
-    let mut members: Vec<&Member> = round.replicas.iter().flat_map(|r| &r.members).collect();
-    members.sort_by_key(|m| (m.instance.started_at, m.open, m.answered, m.last_heard));
+    let rank = |m: &Member| (m.instance.started_at, m.open, m.answered, m.last_heard);
+    let mut newest: HashMap<&str, &Member> = HashMap::new();
+    for member in round.replicas.iter().flat_map(|replica| &replica.members) {
+        let known = newest.entry(&member.instance.pod_uid).or_insert(member);
+        if rank(member) >= rank(known) {
+            *known = member;
+        }
+    }
     let (mut trusting, mut holding) = (0, 0);
     for listed in round.listed.iter().filter(|listed| listed.proxy == ProxyStatus::Running) {
-        let newest = members.iter().rev().find(|m| m.instance.pod_uid == listed.pod_uid);
+        let newest = newest.get(listed.pod_uid.as_str());
         let ack = newest.and_then(|member| member.ack.as_ref());
         trusting += usize::from(retiring || ack.is_none_or(|ack| ack.digest != published));
         let under = ack.is_none_or(|ack| {

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
-use steadfast_platform::store::{
-    FINDINGS_KEY, ISSUER_REQUESTS_PREFIX, LEDGER_KEY, TRUST_DOMAIN_KEY,
-};
+use steadfast_platform::store::{FINDINGS_KEY, ISSUER_REQUESTS_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, ErrorChain};
@@ -30,7 +28,7 @@ use crate::evidence::{self, KeepError};
 use crate::external::Told;
 use crate::leader::{Candidate, Role};
 use crate::ledger::Ledger;
-use crate::listing;
+use crate::listing::Listing;
 use crate::metrics::{LookResult, Metrics};
 
 /// The replicas of identity.
@@ -88,9 +86,12 @@ pub struct Shell {
     told: Told,
     /// The query to ask with the next look.
     query: Option<u64>,
+    /// How often everybody was asked since the state has changed, [`IN_VAIN_MAX`] at most.
+    in_vain: u32,
     made: Option<Made>,
     signed: Option<Signed>,
-    ledger: Option<(Ledger, Option<Revision>)>,
+    listing: Listing,
+    ledger: Option<Ledger>,
     /// The newest rotation of the past when evidence was tidied last.
     past: Option<u64>,
     /// The state as it was seen last, for what has happened since.
@@ -157,8 +158,10 @@ impl Shell {
             findings: None,
             told: Told::default(),
             query: None,
+            in_vain: 0,
             made: None,
             signed: None,
+            listing: Listing::default(),
             ledger: None,
             past: None,
             before: None,
@@ -194,6 +197,10 @@ impl Shell {
             self.begin_anew(leads);
         }
         match role? {
+            Role::Leads if self.rests(revision) => {
+                self.standing.send_modify(|standing| standing.seen_at = now.wall);
+                Ok(Looked { changed: false, state })
+            }
             Role::Leads => {
                 let looked = self.look().await?;
                 self.tell(&looked.state, Some(self.candidate.name().to_owned()));
@@ -240,7 +247,7 @@ impl Shell {
         // 2. Read the state, last: nothing that was answered is newer.
         let (state, revision) = self.state().await?;
         self.told.tell(&state);
-        let seen = Observation {
+        let mut seen = Observation {
             made: self.made.clone(),
             signed: self.signed.clone(),
             undestroyed: self.parts.anchors.undestroyed(&state.condemned).await?,
@@ -250,14 +257,15 @@ impl Shell {
             state,
             revision: revision.0,
         };
-        if let Some(round) = &seen.round {
-            self.round.send_replace(Some(Arc::new(round.clone())));
-        }
         self.happened(seen.revision, &seen.state);
         self.tidy_evidence(&seen.state).await?;
         self.find_out(&seen).await?;
         // 3. Decide.
         let effects = self.controller.handle(self.now(), &seen);
+        if let Some(round) = seen.round.take() {
+            self.in_vain = self.in_vain.saturating_add(1).min(IN_VAIN_MAX);
+            self.round.send_replace(Some(Arc::new(round)));
+        }
         // 4. Do, the write first.
         let mut changed = false;
         for effect in effects {
@@ -273,6 +281,18 @@ impl Shell {
             }
         }
         Ok(Looked { changed, state: seen.state })
+    }
+
+    /// Whether the next query waits for a while. Asking ten thousand and counting their answers is
+    /// work: it is done at once when the state has changed, and the less often the more there are
+    /// and the longer they have been asked in vain.
+    fn rests(&self, revision: Revision) -> bool {
+        let seen = self.before.as_ref().is_some_and(|(seen, _)| *seen == revision.0);
+        let Some(asked) = self.asked.filter(|_| seen && self.query.is_some()) else { return false };
+        let members = self.round.borrow().as_ref().map_or(0, |round| round.listed.len());
+        let members = u32::try_from(members).unwrap_or(u32::MAX);
+        let rest = REST_PER_MEMBER.saturating_mul(members).saturating_mul(self.in_vain);
+        self.parts.clock.since_boot().saturating_sub(asked) < rest
     }
 
     /// A query that no phase needs: whoever holds what this state has never published shows only
@@ -356,39 +376,22 @@ impl Shell {
         let replicas = self.parts.fleet.ask(nonce).await;
         self.asked = Some(self.parts.clock.since_boot());
         self.newest_nonce = replicas.iter().map(|r| r.newest_nonce).max().unwrap_or(0).max(nonce);
-        let mut listed = listing::list(&*self.parts.store, &self.parts.control_namespace).await?;
+        let (store, namespace) = (&*self.parts.store, &self.parts.control_namespace);
+        let mut listed = self.listing.list(store, namespace).await?;
         let (state, _) = self.state().await?;
         let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
         let kept = lives.unwrap_or_default() + self.parts.timings.skew;
-        let (before, revision) = self.read_ledger().await?;
-        let ledger = before.after(&listed, &replicas, self.wall(), kept);
-        // Before anybody is counted: a restart must not forget who was counted on.
-        let revision = match ledger == before {
-            true => revision,
-            false => {
-                let value = serde_json::to_vec(&ledger);
-                let value =
-                    value.map_err(|error| LookError::State(LEDGER_KEY.to_owned(), error))?;
-                let store = &self.parts.store;
-                Some(store.compare_and_swap(LEDGER_KEY, revision, Some(value.into())).await?)
-            }
+        let mut ledger = match self.ledger.take() {
+            Some(known) => known,
+            None => Ledger::read(&*self.parts.store).await?,
         };
+        ledger.note(&listed, &replicas, self.wall(), kept);
+        // Before anybody is counted: a restart must not forget who was counted on.
+        ledger.write(&*self.parts.store).await?;
         let vanished = ledger.vanished(&listed);
         listed.extend(ledger.ended(&listed));
-        self.ledger = Some((ledger, revision));
+        self.ledger = Some(ledger);
         Ok(Round { nonce, listed, replicas, vanished })
-    }
-
-    /// The ledger as it was written last, by us or by a controller before us.
-    async fn read_ledger(&mut self) -> Result<(Ledger, Option<Revision>), LookError> {
-        if let Some(known) = self.ledger.take() {
-            return Ok(known);
-        }
-        let entry = self.parts.store.get(LEDGER_KEY).await?;
-        match entry {
-            Some(entry) => Ok((parse(&entry)?, Some(entry.revision))),
-            None => Ok((Ledger::default(), None)),
-        }
     }
 
     async fn persist(&mut self, persist: Persist) -> Result<(), LookError> {
@@ -414,6 +417,7 @@ impl Shell {
         if self.before.as_ref().is_some_and(|(before, _)| *before == revision) {
             return;
         }
+        self.in_vain = 0;
         let before = self.before.replace((revision, state.clone()));
         for event in before.iter().flat_map(|(_, before)| events::between(before, state)) {
             event.log();
@@ -538,6 +542,10 @@ fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> 
 
 const RESIGN_TIMEOUT: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Ten thousand are left in peace for 1.5 s, then for 3 s, and in the end for 30 s: little, in ten
+/// minutes of renewals.
+const REST_PER_MEMBER: Duration = Duration::from_micros(150);
+const IN_VAIN_MAX: u32 = 20;
 /// Everybody is asked so often though no phase waits for it; more often when a person waits.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 const ASK_EVERY_HALTED: Duration = Duration::from_secs(3);

@@ -53,6 +53,28 @@ async fn evidence_is_there_before_the_state_names_it_and_says_who_acked_what() {
 }
 
 #[tokio::test]
+async fn many_who_do_not_answer_are_asked_less_and_less_often_but_at_once_after_a_change() {
+    let mesh = Mesh::new().await;
+    mesh.pods(1000).await;
+    let fleet = mesh.fleet();
+    let mut shell = mesh.shell("one", &fleet);
+    mesh.order().await;
+    let mut asked_in = async |turns: u32, shell: &mut Shell| {
+        let before = fleet.asked();
+        for _ in 0..turns {
+            shell.turn().await.unwrap();
+            mesh.clock.pass(Duration::from_millis(500));
+        }
+        fleet.asked() - before
+    };
+    assert_eq!(asked_in(3, &mut shell).await, 3);
+    asked_in(150, &mut shell).await;
+    assert_eq!(asked_in(60, &mut shell).await, 10);
+    mesh.touch().await;
+    assert_eq!(asked_in(1, &mut shell).await, 1);
+}
+
+#[tokio::test]
 async fn evidence_that_was_changed_is_refused_and_what_nobody_names_any_more_is_deleted() {
     let mesh = Mesh::new().await;
     let (one, other) = (kept(1, "one\n"), kept(1, "other\n"));
@@ -201,6 +223,23 @@ impl Mesh {
     async fn state(&self) -> TrustDomainState {
         let entry = self.engine.get(TRUST_DOMAIN_KEY).await.unwrap().unwrap();
         serde_json::from_slice(&entry.value).unwrap()
+    }
+
+    /// So many pods that nobody hears of.
+    async fn pods(&self, count: u32) {
+        let put = |number| async move {
+            let key = format!("resources/Pod/demo/web-{number}");
+            let pod = format!("{{\"metadata\":{{\"uid\":\"{number}\"}}}}");
+            self.engine.compare_and_swap(&key, None, Some(pod.into())).await.unwrap();
+        };
+        futures::future::join_all((0..count).map(put)).await;
+    }
+
+    /// Somebody writes the state as it is.
+    async fn touch(&self) {
+        let entry = self.engine.get(TRUST_DOMAIN_KEY).await.unwrap().unwrap();
+        let (revision, value) = (Some(entry.revision), Some(entry.value));
+        self.engine.compare_and_swap(TRUST_DOMAIN_KEY, revision, value).await.unwrap();
     }
 
     /// Somebody wants the anchor rotated.

@@ -38,6 +38,8 @@ pub struct MeshConfig {
     pub rotation: bool,
     /// The read lease that the trust domain is founded with.
     pub read_lease: Duration,
+    /// Over how long the renewals of a drain are spread.
+    pub renew_window: Duration,
     /// Whether a second replica of identity runs, on another address of the same name.
     pub second_identity: bool,
     /// The trust domain that the mesh is founded with, and its keys; `None`: a new one.
@@ -134,6 +136,7 @@ impl Default for MeshConfig {
             netns: None,
             rotation: false,
             read_lease: READ_LEASE,
+            renew_window: Duration::from_secs(1),
             second_identity: false,
             founding: None,
             rotation_args: Vec::new(),
@@ -267,7 +270,8 @@ impl Mesh {
         let rotation = config.rotation.then(|| {
             let spec = spec("steadfast-rotation", rotation_admin)
                 .args(["--identity-addr", &identity_name])
-                .args(["--renew-window", "1s", "--emergency-renew-window", "1s"])
+                .args(["--renew-window", &format!("{}s", config.renew_window.as_secs())])
+                .args(["--emergency-renew-window", "1s"])
                 .args(&config.rotation_args);
             let env = config.rotation_env.iter();
             let spec = env.fold(spec, |spec, (name, value)| spec.env(name, value));
@@ -299,6 +303,11 @@ impl Mesh {
             ready("steadfast-control", control_admin).await;
         }
         mesh
+    }
+
+    /// Where the second replica of identity listens, if there is one.
+    pub fn identity_2_addr(&self) -> SocketAddr {
+        SocketAddr::from((SECOND_IP, self.identity_addr.port()))
     }
 
     /// The mesh's directory.
