@@ -101,23 +101,23 @@ async fn a_person_rotates_an_anchor_by_commands_and_learns_whom_it_waits_for() {
 }
 
 /// What a command printed, and how it ended.
-struct Said {
+pub(crate) struct Said {
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
 impl Said {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!("exit {:?}\n{}{}", self.code, self.stdout, self.stderr)
     }
 }
 
-async fn steadfast(mesh: &Mesh, args: &[&str]) -> Said {
+pub(crate) async fn steadfast(mesh: &Mesh, args: &[&str]) -> Said {
     let mut command = command(mesh, args);
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, Outcome};
 use steadfast_test_rig::{MeshConfig, until};
 
+use crate::commands::steadfast;
 use crate::support::{Field, over, rotate, without_a_failed_request};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -31,6 +32,17 @@ async fn an_anchor_rotates_under_load_without_a_restart_or_a_failed_request() {
         if key.exists() { Err(key.display().to_string()) } else { Ok(()) }
     })
     .await;
+    // What it relied on is kept: who was asked in each phase, as they said it.
+    let told = steadfast(mesh, &["trust", "history", "1", "-o", "json"]).await.json();
+    for (phase, at) in [("staged", 1), ("draining", 4), ("withdrawn", 5)] {
+        let evidence = &told["evidence"][at]["verified"];
+        assert_eq!(evidence["head"]["phase"], phase, "{told:#}");
+        let names: Vec<_> = evidence["witnesses"].as_array().into_iter().flatten().collect();
+        let named = |name: &str| names.iter().any(|witness| witness["name"] == name);
+        assert!(named("demo/web-0") && named("demo/api-0"), "{told:#}");
+    }
+    let shown = steadfast(mesh, &["trust", "history", "1"]).await;
+    assert!(shown.text().contains("uses seq 2"), "{}", shown.text());
     let now = [server.proxy.pid(), client.proxy.pid(), mesh.identity.pid(), mesh.control.pid()];
     assert_eq!(now, pids);
 }
