@@ -113,7 +113,7 @@ impl World {
             return;
         };
         if self.operator.stalled_since.is_none() {
-            let first = tally.missing.first().map(|who| (who.name.clone(), who.reason.clone()));
+            let first = tally.missing.first().map(|who| (who.name.clone(), who.reason.label()));
             self.tell(|| format!("a census waits for {}: {first:?}", tally.missing.len()));
         }
         let since = *self.operator.stalled_since.get_or_insert(self.now);

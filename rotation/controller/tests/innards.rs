@@ -59,7 +59,7 @@ async fn many_who_do_not_answer_are_asked_less_and_less_often_but_at_once_after_
     let fleet = mesh.fleet();
     let mut shell = mesh.shell("one", &fleet);
     mesh.order().await;
-    let mut asked_in = async |turns: u32, shell: &mut Shell| {
+    let asked_in = async |turns: u32, shell: &mut Shell| {
         let before = fleet.asked();
         for _ in 0..turns {
             shell.turn().await.unwrap();

@@ -108,7 +108,8 @@ impl Swarm {
         let trust_domain: TrustDomain = TRUST_DOMAIN.parse()?;
         let mounted = mesh.dir().join("pods").join(NAMESPACE).join(name(number));
         // Half of them each, wherever a name would have led them.
-        let replica = if number % 2 == 0 { mesh.identity_addr } else { mesh.identity_2_addr() };
+        let replica =
+            if number.is_multiple_of(2) { mesh.identity_addr } else { mesh.identity_2_addr() };
         let local = |account, namespace| {
             DnsIdentity::new(account, namespace, CONTROL_NAMESPACE, &trust_domain)
         };
