@@ -94,7 +94,11 @@ impl World {
                 {
                     let mut said = said.lock().unwrap();
                     said.waiting = Some(shell.waiting().clone());
-                    said.error = looked.err().map(|error| error.to_string());
+                    let trouble = match looked {
+                        Ok(looked) => looked.trouble,
+                        Err(error) => Some(error),
+                    };
+                    said.error = trouble.map(|error| error.to_string());
                 }
                 pause.call(Op::Pause(again)).await;
             }

@@ -200,6 +200,7 @@ async fn an_issuer_stands_in_unless_its_own_key_is_stolen() {
     state.active_issuer = next.id;
     let now = mesh.clock.now();
     let mut rotation = IssuerRotation {
+        again: None,
         number: 1,
         steps: Vec::new(),
         old: mesh.founding.issuer.id,

@@ -10,6 +10,7 @@ mod expired;
 mod frozen;
 mod issuer;
 mod killed;
+mod lost_keys;
 mod replica;
 mod restored;
 mod resumed;

@@ -20,7 +20,7 @@ use steadfast_platform::{Revision, Store as _, StoreError};
 use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::recover::{Ailment, Findings, RecoverRefused};
-use steadfast_rotation_protocol::trust_domain::AnchorState;
+use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState};
 use tokio::time::{Instant, sleep};
 
 use super::trust::TrustError;
@@ -238,7 +238,12 @@ fn recovered(before: &TrustDomainState, after: &TrustDomainState) -> Vec<String>
             (Some(was), AnchorState::Withdrawn) if was != AnchorState::Withdrawn => steps.push(
                 format!("withdraw the anchor {id} again: workloads know that it was withdrawn"),
             ),
-            (was, AnchorState::Retiring) if was != Some(AnchorState::Retiring) => steps
+            (Some(AnchorState::Retiring), AnchorState::Retiring) => {}
+            (Some(was), AnchorState::Retiring) if was.published() => steps.push(format!(
+                "drain the anchor {id}, whose key is gone: it was withdrawn meanwhile, or can sign \
+                 nothing more"
+            )),
+            (_, AnchorState::Retiring) => steps
                 .push(format!("publish the anchor {id} again, until no SVID is under it any more")),
             _ => {}
         }
@@ -295,7 +300,8 @@ async fn keys_gone(dir: &Path, state: &TrustDomainState) -> Vec<String> {
         return vec!["the keys of anchors (DIR/keys/anchors) cannot be read here".to_owned()];
     };
     let mut gone = Vec::new();
-    for anchor in state.published() {
+    let here = |anchor: &&AnchorRecord| keys.place_of(anchor.id) == anchor.key_ref;
+    for anchor in state.published().filter(here) {
         if matches!(keys.exists(anchor.id).await, Ok(false)) {
             gone.push(format!(
                 "the key of the anchor {} is not in keys/anchors: put it back if it is to sign",

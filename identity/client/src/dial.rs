@@ -64,7 +64,11 @@ impl Dialer {
             source: io::ErrorKind::NotFound.into(),
         };
         let index = replica.checked_rem(resolved.len()).ok_or_else(nobody)?;
-        let address = resolved.get(index).copied().ok_or_else(nobody)?;
+        self.dial_at(resolved.get(index).copied().ok_or_else(nobody)?).await
+    }
+
+    /// A connection to the replica at this address.
+    pub(crate) async fn dial_at(&self, address: SocketAddr) -> Result<Channel, DialError> {
         let dial = || async move {
             let failed = |source| ConnectError::Tcp { address: address.to_string(), source };
             dial_one(address).await.map_err(failed)

@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use steadfast_api::bundle::{BundleError, digest};
 use steadfast_api::{KeyId, TrustAnchor, TrustBundle, TrustDomain};
 use steadfast_process::ErrorChain;
+use steadfast_rotation_protocol::census::UNREADABLE;
 
 /// Where the first trust comes from.
 #[derive(Clone, Debug)]
@@ -80,11 +81,11 @@ impl Mounted {
         }
     }
 
-    /// What an ack names as the mounted file; empty without a file that can be read.
+    /// What an ack names as the mounted file; empty without one.
     pub(crate) fn digest(&self) -> Vec<u8> {
         let BootstrapBundle::File(_) = self.source else { return Vec::new() };
         self.fresh().map_or_else(
-            |_| Vec::new(),
+            |_| UNREADABLE.to_vec(),
             |bundle| digest(bundle.anchors().iter().map(TrustAnchor::id), []).to_vec(),
         )
     }

@@ -1,5 +1,7 @@
 //! Connections to each replica of the identity service, for who must speak to all of them.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,20 +19,20 @@ pub struct Replicas {
 }
 
 impl Replicas {
-    /// How many addresses the identity service has now.
+    /// The addresses that the identity service has now, each of a replica, in their order.
     ///
     /// # Errors
     /// A name that does not resolve.
-    pub async fn count(&self) -> Result<usize, DialError> {
-        Ok(self.dialer.resolve().await?.len())
+    pub async fn addresses(&self) -> Result<BTreeSet<SocketAddr>, DialError> {
+        Ok(self.dialer.resolve().await?.into_iter().collect())
     }
 
-    /// A connection to the n-th address.
+    /// A connection to the replica at this address.
     ///
     /// # Errors
     /// [`DialError`]
-    pub async fn dial(&self, replica: usize) -> Result<Channel, DialError> {
-        self.dialer.dial(replica).await
+    pub async fn dial(&self, replica: SocketAddr) -> Result<Channel, DialError> {
+        self.dialer.dial_at(replica).await
     }
 
     /// Our token, read anew.

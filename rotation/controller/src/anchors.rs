@@ -135,6 +135,18 @@ impl Anchors {
         self.certified(trust_domain, id, now, lifetime).await.map(Some)
     }
 
+    /// The keys of all anchors, of whatever is known.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn kept(&self) -> Result<Vec<KeyId>, AnchorsError> {
+        let mut kept = Vec::new();
+        for place in &self.places {
+            kept.extend(place.list().await?);
+        }
+        Ok(kept)
+    }
+
     async fn certified(
         &self,
         trust_domain: &TrustDomain,
@@ -196,6 +208,20 @@ impl Anchors {
             }
         }
         Ok(there)
+    }
+
+    /// The published anchors of ours whose key is gone.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn keyless(&self, state: &TrustDomainState) -> Result<Vec<KeyId>, AnchorsError> {
+        let mut keyless = Vec::new();
+        for anchor in state.published().filter(|anchor| !anchor.is_external()) {
+            if !self.place(anchor.id).await?.1 {
+                keyless.push(anchor.id);
+            }
+        }
+        Ok(keyless)
     }
 
     /// Destroys keys, for ever.

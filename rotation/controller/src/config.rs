@@ -73,7 +73,7 @@ pub struct Args {
     /// The PKCS#11 module of the token, a shared library such as libsofthsm2.so
     #[arg(long, value_name = "FILE")]
     pkcs11_module: Option<PathBuf>,
-    /// The label of the token
+    /// The label of the token, which has the keys of this trust domain and of no other
     #[arg(long, value_name = "LABEL")]
     pkcs11_token: Option<String>,
     /// The file that holds the PIN of the token's user and nothing else, mode 0600

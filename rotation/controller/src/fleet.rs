@@ -1,5 +1,7 @@
 //! The replicas of identity, over the network: the query to each, and what each knows.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -19,9 +21,10 @@ use crate::shell::Fleet;
 /// Reaches every replica that the name of the identity service stands for.
 pub struct Network {
     replicas: Replicas,
-    /// What is called a replica that cannot be reached.
-    address: String,
-    connected: tokio::sync::Mutex<Vec<Connected>>,
+    /// The name of the service, for when it stands for nobody.
+    service: String,
+    /// By address: a name service tells them in another order each time.
+    connected: tokio::sync::Mutex<BTreeMap<SocketAddr, Connected>>,
 }
 
 /// A replica, as far as it was reached.
@@ -51,17 +54,17 @@ enum AskError {
 
 impl Network {
     /// Nobody is connected yet.
-    pub fn new(replicas: Replicas, address: String) -> Self {
-        Self { replicas, address, connected: tokio::sync::Mutex::default() }
+    pub fn new(replicas: Replicas, service: String) -> Self {
+        Self { replicas, service, connected: tokio::sync::Mutex::default() }
     }
 
     /// Asks one replica, and waits until its members have answered or a moment has passed.
-    async fn ask_one(&self, index: usize, connected: &mut Connected, nonce: u64) -> Replica {
-        let name = format!("identity {}#{index}", self.address);
+    async fn ask_one(&self, at: SocketAddr, connected: &mut Connected, nonce: u64) -> Replica {
+        let name = name(at);
         let Connected { client, members, told } = connected;
         // Most of them have answered by then: a report for nothing is work.
         let answers = ANSWER.saturating_mul(*members).min(ANSWERS_MAX);
-        let asked = self.try_ask(index, client, nonce, &name, answers);
+        let asked = self.try_ask(at, client, nonce, &name, answers);
         match tokio::time::timeout(ASK_TIMEOUT, asked).await.unwrap_or(Err(AskError::Silent)) {
             Ok(replica) => {
                 *members = u32::try_from(replica.members.len()).unwrap_or(u32::MAX);
@@ -83,7 +86,7 @@ impl Network {
 
     async fn try_ask(
         &self,
-        index: usize,
+        at: SocketAddr,
         client: &mut Option<FleetClient<Channel>>,
         nonce: u64,
         name: &str,
@@ -92,7 +95,7 @@ impl Network {
         let client = match client {
             Some(client) => client,
             None => {
-                let fresh = FleetClient::new(self.replicas.dial(index).await?);
+                let fresh = FleetClient::new(self.replicas.dial(at).await?);
                 client.insert(fresh.max_decoding_message_size(REPORT_BYTES_MAX))
             }
         };
@@ -127,18 +130,29 @@ impl Network {
 #[async_trait::async_trait]
 impl Fleet for Network {
     async fn ask(&self, nonce: u64) -> Vec<Replica> {
-        let count = match self.replicas.count().await {
-            Ok(count) => count.max(1),
-            Err(error) => {
-                tracing::warn!(%error, "the replicas of identity cannot be counted");
-                1
-            }
-        };
         let mut connected = self.connected.lock().await;
-        connected.resize_with(count, Connected::default);
-        let asking = connected.iter_mut().enumerate();
-        join_all(asking.map(|(index, connected)| self.ask_one(index, connected, nonce))).await
+        match self.replicas.addresses().await {
+            Ok(addresses) => {
+                connected.retain(|at, _| addresses.contains(at));
+                for at in addresses {
+                    connected.entry(at).or_default();
+                }
+            }
+            // Those that are known are asked.
+            Err(error) => tracing::warn!(%error, "the replicas of identity cannot be counted"),
+        }
+        if connected.is_empty() {
+            let name = format!("identity {}", self.service);
+            return vec![Replica { name, ..Replica::default() }];
+        }
+        let asking = connected.iter_mut();
+        join_all(asking.map(|(at, connected)| self.ask_one(*at, connected, nonce))).await
     }
+}
+
+/// What a replica is called: by its address, which no other has.
+fn name(at: SocketAddr) -> String {
+    format!("identity {at}")
 }
 
 /// One report, whole.

@@ -14,12 +14,12 @@ use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::census::{Held, Member, Replica, Round};
+use steadfast_rotation_protocol::census::{Held, Member, Replica, Round, UNREADABLE};
 use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait,
 };
 use steadfast_rotation_protocol::recover::Findings;
-use steadfast_rotation_protocol::trust_domain::{IssuerRequest, Label, WantedIssuer};
+use steadfast_rotation_protocol::trust_domain::{Condemned, IssuerRequest, Label, WantedIssuer};
 use tokio::sync::watch;
 
 use crate::anchors::{Anchors, AnchorsError};
@@ -130,12 +130,14 @@ pub enum LookError {
 }
 
 /// What came of a look.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Looked {
     /// What was changed in the store, if anything was.
     pub changed: bool,
     /// The state as it was seen.
     pub state: TrustDomainState,
+    /// What could not be done with a key; all else was.
+    pub trouble: Option<LookError>,
 }
 
 impl Shell {
@@ -199,7 +201,7 @@ impl Shell {
         match role? {
             Role::Leads if self.rests(revision) => {
                 self.standing.send_modify(|standing| standing.seen_at = now.wall);
-                Ok(Looked { changed: false, state })
+                Ok(Looked { changed: false, state, trouble: None })
             }
             Role::Leads => {
                 let looked = self.look().await?;
@@ -209,7 +211,7 @@ impl Shell {
             Role::Follows { leader } => {
                 self.before = Some((revision.0, state.clone()));
                 self.tell(&state, Some(leader).filter(|leader| !leader.is_empty()));
-                Ok(Looked { changed: false, state })
+                Ok(Looked { changed: false, state, trouble: None })
             }
         }
     }
@@ -247,10 +249,13 @@ impl Shell {
         // 2. Read the state, last: nothing that was answered is newer.
         let (state, revision) = self.state().await?;
         self.told.tell(&state);
+        // Keys that cannot be looked for are in no phase's way: they may be there.
+        let (keyless, undestroyed, mut trouble) = self.keys(&state).await;
         let mut seen = Observation {
             made: self.made.clone(),
             signed: self.signed.clone(),
-            undestroyed: self.parts.anchors.undestroyed(&state.condemned).await?,
+            keyless,
+            undestroyed,
             mirrors_current: round.as_ref().is_some_and(|round| mirrors_current(&state, round)),
             clock_offset_ms: (self.parts.clock_offset_ms)(),
             round,
@@ -266,21 +271,46 @@ impl Shell {
             self.in_vain = self.in_vain.saturating_add(1).min(IN_VAIN_MAX);
             self.round.send_replace(Some(Arc::new(round)));
         }
-        // 4. Do, the write first.
+        // 4. Do, the write first. A key that cannot be used keeps nothing else from being done.
         let mut changed = false;
         for effect in effects {
-            match effect {
+            let done = match effect {
                 Effect::Persist(persist) => {
                     self.persist(*persist).await?;
                     changed = true;
+                    Ok(())
                 }
-                Effect::Destroy(condemned) => self.parts.anchors.destroy(&condemned).await?,
-                Effect::Generate(label) => self.generate(&seen.state, label).await?,
-                Effect::Query(nonce) => self.query = Some(nonce),
-                Effect::Sign(wanted) => self.sign(&seen.state, wanted).await?,
-            }
+                Effect::Destroy(condemned) => {
+                    self.parts.anchors.destroy(&condemned).await.map_err(LookError::from)
+                }
+                Effect::Generate(label) => self.generate(&seen.state, label).await,
+                Effect::Query(nonce) => {
+                    self.query = Some(nonce);
+                    Ok(())
+                }
+                Effect::Sign(wanted) => self.sign(&seen.state, wanted).await,
+            };
+            trouble = trouble.or_else(|| done.err());
         }
-        Ok(Looked { changed, state: seen.state })
+        Ok(Looked { changed, state: seen.state, trouble })
+    }
+
+    /// Which published anchors have lost their key, which keys are still to be destroyed, and what
+    /// kept us from finding out.
+    async fn keys(
+        &self,
+        state: &TrustDomainState,
+    ) -> (Vec<KeyId>, Vec<Condemned>, Option<LookError>) {
+        let anchors = &self.parts.anchors;
+        let (keyless, lost) = match anchors.keyless(state).await {
+            Ok(keyless) => (keyless, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let (undestroyed, unknown) = match anchors.undestroyed(&state.condemned).await {
+            Ok(undestroyed) => (undestroyed, None),
+            Err(error) => (state.condemned.clone(), Some(error)),
+        };
+        (keyless, undestroyed, lost.or(unknown).map(LookError::from))
     }
 
     /// Whether the next query waits for a while. Asking ten thousand and counting their answers is
@@ -322,12 +352,13 @@ impl Shell {
         if let Some((seq, own)) = (self.parts.held)() {
             found.and_own(&seen.state, seq, &own);
         }
-        let lifetime = self.parts.anchor_lifetime;
+        let (anchors, lifetime) = (&self.parts.anchors, self.parts.anchor_lifetime);
+        found.and_kept(&seen.state, &anchors.kept().await?);
         let forgotten: Vec<_> = found.forgotten(&seen.state).map(|held| held.id).collect();
         for held in found.anchors.iter_mut().filter(|held| forgotten.contains(&held.id)) {
             // Ours is what we have the key of: a workload's word brings no anchor into a bundle.
             let domain = &seen.state.trust_domain;
-            held.record = self.parts.anchors.made(domain, held.id, self.wall(), lifetime).await?;
+            held.record = anchors.made(domain, held.id, self.wall(), lifetime).await?;
         }
         let known = self.findings.as_ref();
         if known.is_some_and(|known| Findings { at: known.at, ..found.clone() } == *known) {
@@ -481,13 +512,14 @@ impl Shell {
                 Err(_) if conflict => Duration::ZERO,
                 _ => LOOK_EVERY,
             };
+            let looked = looked.and_then(|looked| looked.trouble.map_or(Ok(()), Err));
             self.parts.metrics.looked(match &looked {
-                Ok(_) => LookResult::Ok,
+                Ok(()) => LookResult::Ok,
                 Err(_) if conflict => LookResult::Conflict,
                 Err(_) => LookResult::Failed,
             });
             match looked {
-                Ok(_) => ready.ready(),
+                Ok(()) => ready.ready(),
                 Err(_) if conflict => {}
                 Err(error) => self.tell_trouble(ErrorChain(&error).to_string(), ready),
             }
@@ -532,8 +564,10 @@ fn mirrors_current(state: &TrustDomainState, round: &Round) -> bool {
     let members = round.replicas.iter().flat_map(|replica| &replica.members);
     let exempt = |member: &&Member| state.exemptions.iter().any(|e| e.instance == member.instance);
     let members = members.filter(|member| member.open && !exempt(member));
-    let acks = members.filter_map(|member| member.ack.as_ref());
-    acks.filter_map(|ack| ack.mounted).all(|mounted| Some(mounted) == published)
+    let mounted = members.filter_map(|member| member.ack.as_ref()?.mounted);
+    // A file that cannot be read shows nothing; the last census names whose it is.
+    let mut read = mounted.filter(|mounted| *mounted.as_bytes() != UNREADABLE);
+    read.all(|mounted| Some(mounted) == published)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> {

@@ -40,6 +40,10 @@ pub struct Listed {
     pub proxy: ProxyStatus,
 }
 
+/// What an ack names as its mounted bundle when it has a file that cannot be read: it may be read
+/// again, and nobody knows what it says then.
+pub const UNREADABLE: [u8; 32] = [0; 32];
+
 /// What the status of a pod says of its proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

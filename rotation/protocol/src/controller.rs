@@ -24,7 +24,7 @@ use crate::evidence::Kept;
 use crate::guard::Fence;
 use crate::recover;
 use crate::rotation::{Goal, Next, Phase};
-use crate::trust_domain::{Halt, TrustDomainState};
+use crate::trust_domain::{Halt, TrustDomainState, WantedIssuer};
 
 /// The controller: its timings, and the fence that it has begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +109,8 @@ impl Controller {
             state.halted = Some(Halt::Restored { seen_seq });
             return Ok((Change::Halted, None));
         }
-        if emergency::replan(state, now.wall, &self.timings) {
+        let signs = |state: &TrustDomainState, anchor| self.signs(state, anchor, now, seen);
+        if emergency::replan(state, now.wall, &self.timings, &signs) {
             return Ok((Change::Emergency, None));
         }
         if self.heal(state, now, seen) {
@@ -117,6 +118,10 @@ impl Controller {
         }
         if store_issuer(state, seen) {
             return Ok((Change::IssuerStored, None));
+        }
+        let keyless = |wanted: &WantedIssuer| seen.keyless.contains(&wanted.anchor_id);
+        if state.wanted_issuer.take_if(|wanted| keyless(wanted)).is_some() {
+            return Ok((Change::Tidied, None));
         }
         if state.tidy(now.wall, self.timings.skew) {
             return Ok((Change::Tidied, None));
@@ -164,7 +169,7 @@ impl Controller {
                 Phase::Preparing(_) => true,
                 _ => fenced,
             },
-            None => state.requested.is_some() || self.starts(state, now).is_some(),
+            None => state.requested.is_some() || self.starts(state, now, seen).is_some(),
         };
         let asks_issuer = state.issuer_rotation.is_some();
         let asks_exempt = fenced && !state.exemptions.is_empty();

@@ -16,26 +16,36 @@ use crate::rotation::{
 };
 use crate::trust_domain::{AnchorRecord, AnchorState, Condemned, Taint, TrustDomainState};
 
+/// Whether an anchor signs for whoever asks, without waiting for a person.
+type Signs<'a> = &'a dyn Fn(&TrustDomainState, KeyId) -> bool;
+
 /// Brings the rotation in line with what is tainted; `false` if it is.
-pub(crate) fn replan(domain: &mut TrustDomainState, now: UnixTime, timings: &Timings) -> bool {
+/// `signs` says of an anchor whether it has an issuer, or gets one without a person.
+pub(crate) fn replan(
+    domain: &mut TrustDomainState,
+    now: UnixTime,
+    timings: &Timings,
+    signs: Signs<'_>,
+) -> bool {
     let tainted = |anchor: &&AnchorRecord| anchor.taint.is_some();
-    let unused = domain.anchors.iter().filter(tainted).find(|anchor| unused(domain, anchor));
-    match unused.map(|anchor| (anchor.id, anchor.taint.clone())) {
+    let found = domain.anchors.iter().filter(tainted).find(|anchor| unused(domain, anchor));
+    match found.map(|anchor| (anchor.id, anchor.taint.clone())) {
         Some((id, Some(taint)))
-            if may_have_issued(domain, id, now, timings) && retire(domain, id, &taint, now) =>
+            if domain.may_have_issued(id, now, timings.skew) && retire(domain, id, &taint, now) =>
         {
             return true;
         }
-        Some((id, _)) if !may_have_issued(domain, id, now, timings) => {
+        Some((id, _)) if !domain.may_have_issued(id, now, timings.skew) => {
             remove_unused(domain, id, now);
             return true;
         }
         _ => {}
     }
     if let Some(taint) = domain.active_anchor().and_then(|active| active.taint.clone()) {
-        return replace_active(domain, &taint, now);
+        return replace_active(domain, &taint, now, signs);
     }
-    let mut issued = domain.anchors.iter().filter(|a| a.state.published()).filter(tainted);
+    let published = domain.anchors.iter().filter(|anchor| anchor.state.published());
+    let mut issued = published.filter(tainted).filter(|anchor| !unused(domain, anchor));
     match issued.next().map(|anchor| (anchor.id, anchor.taint.clone())) {
         Some((id, Some(taint))) => hurry(domain, id, &taint, now),
         _ => false,
@@ -49,15 +59,7 @@ fn unused(domain: &TrustDomainState, anchor: &AnchorRecord) -> bool {
         && canary.is_none_or(|canary| canary.to != anchor.id)
 }
 
-/// Before the store was put back: what stands by now was active then.
-fn may_have_issued(domain: &TrustDomainState, id: KeyId, now: UnixTime, timings: &Timings) -> bool {
-    let standby = domain.anchor(id).filter(|anchor| anchor.state == AnchorState::Standby);
-    standby.zip(domain.recovered_at).is_some_and(|(anchor, recovered_at)| {
-        now <= recovered_at + domain.read_lease + anchor.svid_life_max + timings.skew
-    })
-}
-
-/// A standby that may have issued is drained like an anchor that has; `false` while a rotation that
+/// An anchor that may have issued is drained like one that has; `false` while a rotation that
 /// is about others is under way, which comes to its end first.
 fn retire(domain: &mut TrustDomainState, id: KeyId, taint: &Taint, now: UnixTime) -> bool {
     let mut rotation = match domain.rotation.take() {
@@ -66,9 +68,7 @@ fn retire(domain: &mut TrustDomainState, id: KeyId, taint: &Taint, now: UnixTime
             let by = taint.by.clone();
             Rotation::begin(domain.rotations, by, Goal::Removal, now)
         }
-        Some(rotation) if matches!(rotation.phase, Phase::Preparing(Preparing { to }) if to == id) => {
-            rotation
-        }
+        Some(rotation) if aims_at(&rotation.phase, id) => rotation,
         other => {
             domain.rotation = other;
             return false;
@@ -83,6 +83,10 @@ fn retire(domain: &mut TrustDomainState, id: KeyId, taint: &Taint, now: UnixTime
     rotation.enter(Phase::Activated(Activated), Left::default(), now);
     domain.rotation = Some(rotation);
     true
+}
+
+fn aims_at(phase: &Phase, id: KeyId) -> bool {
+    matches!(phase, Phase::Preparing(Preparing { to }) | Phase::Staged(Staged { added: to }) if *to == id)
 }
 
 fn remove_unused(domain: &mut TrustDomainState, id: KeyId, now: UnixTime) {
@@ -139,15 +143,19 @@ fn remove_unused(domain: &mut TrustDomainState, id: KeyId, now: UnixTime) {
     domain.rotation = Some(rotation);
 }
 
-fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -> bool {
-    let target = successor(domain);
-    let fresh = domain.in_state(AnchorState::Staged).find(|a| a.taint.is_none()).map(|a| a.id);
+fn replace_active(
+    domain: &mut TrustDomainState,
+    taint: &Taint,
+    now: UnixTime,
+    signs: Signs<'_>,
+) -> bool {
+    let target = successor(domain, signs);
+    let good = |id| domain.anchor(id).is_some_and(|a| a.taint.is_none()) && signs(domain, id);
+    let fresh = domain.in_state(AnchorState::Staged).map(|a| a.id).find(|id| good(*id));
     let rotation = domain.rotation.as_ref();
     let under_way = rotation.filter(|rotation| rotation.urgent.is_some()).map(|r| &r.phase);
     let planned = match (target, fresh, under_way) {
-        (Some(_), _, Some(Phase::Preparing(Preparing { to }))) => {
-            domain.anchor(*to).is_some_and(|to| to.taint.is_none())
-        }
+        (Some(_), _, Some(Phase::Preparing(Preparing { to }))) => good(*to),
         (None, Some(fresh), Some(Phase::Staged(Staged { added }))) => *added == fresh,
         (None, None, Some(Phase::Generating(_))) => true,
         _ => false,
@@ -184,24 +192,18 @@ fn replace_active(domain: &mut TrustDomainState, taint: &Taint, now: UnixTime) -
 
 /// An anchor that everybody holds and whose key is in good hands. An emergency waits for no person
 /// to sign a first issuer: a fresh anchor of our own is faster.
-fn successor(domain: &TrustDomainState) -> Option<KeyId> {
-    let signs_at_once = |anchor: &AnchorRecord| {
-        !anchor.is_external() || domain.issuers.iter().any(|issuer| issuer.anchor_id == anchor.id)
-    };
-    let good = |state| {
-        let mut good = domain.in_state(state).filter(|anchor| anchor.taint.is_none());
-        good.find(|anchor| signs_at_once(anchor)).map(|anchor| anchor.id)
-    };
+fn successor(domain: &TrustDomainState, signs: Signs<'_>) -> Option<KeyId> {
+    let good = |anchor: &&AnchorRecord| anchor.taint.is_none() && signs(domain, anchor.id);
+    let first = |state| domain.in_state(state).find(good).map(|anchor| anchor.id);
     let in_line = domain.rotation.as_ref().and_then(|rotation| match &rotation.goal {
         Goal::Successor { next: Next::Standby(id) | Next::Given(id), .. } => Some(*id),
         _ => None,
     });
     let in_line = in_line.filter(|id| {
-        let anchor = domain.anchor(*id);
-        anchor.is_some_and(|a| a.state == AnchorState::Standby && a.taint.is_none())
+        let standby = domain.anchor(*id).filter(|a| a.state == AnchorState::Standby);
+        standby.is_some_and(|anchor| good(&anchor))
     });
-    let in_line = in_line.filter(|id| domain.anchor(*id).is_some_and(signs_at_once));
-    good(AnchorState::Retiring).or(in_line).or_else(|| good(AnchorState::Standby))
+    first(AnchorState::Retiring).or(in_line).or_else(|| first(AnchorState::Standby))
 }
 
 /// An anchor that has issued and is not the active one: it is drained, with a deadline from now on.

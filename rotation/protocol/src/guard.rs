@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_api::KeyId;
 
-use crate::census::{Round, Tally};
+use crate::census::{Replica, Round, Tally};
+use crate::trust_domain::Exemption;
 
 /// A fence: since this process first saw a revision of the stored state, on its own boot clock. A
 /// restart, and every write by anybody, begins it again.
@@ -101,10 +102,17 @@ impl Tally {
     }
 }
 
-/// Whether the replicas have loaded an issuer: every one that there is, or, when time presses, one.
-pub(crate) fn loaded(round: &Round, issuer: KeyId, urgent: bool) -> Option<Loaded> {
-    let mut has = round.replicas.iter().map(|r| r.reached && r.loaded.contains(&issuer));
-    let enough =
-        if urgent { has.any(|has| has) } else { !round.replicas.is_empty() && has.all(|has| has) };
+/// Whether the replicas have loaded an issuer: every one that nobody has exempted, and one at least;
+/// or, when time presses, one. Who has not loaded it signs nothing.
+pub(crate) fn loaded(
+    round: &Round,
+    exempt: &[Exemption],
+    issuer: KeyId,
+    urgent: bool,
+) -> Option<Loaded> {
+    let has = |replica: &Replica| replica.reached && replica.loaded.contains(&issuer);
+    let exempt = |replica: &Replica| exempt.iter().any(|e| e.instance.pod_uid == replica.name);
+    let all = || round.replicas.iter().all(|replica| has(replica) || exempt(replica));
+    let enough = round.replicas.iter().any(has) && (urgent || all());
     enough.then_some(Loaded { issuer })
 }

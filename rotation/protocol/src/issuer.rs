@@ -37,6 +37,19 @@ pub struct IssuerRotation {
     /// What it has gone through.
     #[serde(default)]
     pub steps: Vec<Step>,
+    /// The key of the issuer that it has made active is in other hands, too: the next rotation,
+    /// which begins as soon as this one has denied the old issuer.
+    #[serde(default)]
+    pub again: Option<Again>,
+}
+
+/// An emergency that waits for the one that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Again {
+    /// Who wants it.
+    pub by: String,
+    /// How long those who do not answer are waited for.
+    pub deadline: Duration,
 }
 
 /// Where a rotation of the issuer stands.
@@ -146,6 +159,7 @@ impl TrustDomainState {
             urgent,
             phase: IssuerPhase::Preparing(Preparing),
             steps: Vec::new(),
+            again: None,
         });
     }
 

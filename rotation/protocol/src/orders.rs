@@ -6,7 +6,7 @@ use std::time::Duration;
 use steadfast_api::{KeyId, UnixTime};
 
 use crate::instance::Instance;
-use crate::rotation::Phase;
+use crate::issuer::Again;
 use crate::trust_domain::{
     AnchorState, Consumer, Exemption, Halt, Request, Taint, TrustDomainState,
 };
@@ -114,21 +114,12 @@ impl TrustDomainState {
         if self.requested.take().is_some() {
             return Ok(());
         }
-        let retiring_tainted = self.in_state(AnchorState::Retiring).any(|a| a.taint.is_some());
+        let retiring: Vec<_> = self.in_state(AnchorState::Retiring).cloned().collect();
         let Some(rotation) = &mut self.rotation else { return Err(OrderRefused::Idle) };
-        let refusal = match &rotation.phase {
-            Phase::Withdrawn(_) => Some(
-                "the old anchor is withdrawn, for ever: the way back is a new rotation, to a new key",
-            ),
-            _ if rotation.urgent.is_some() || retiring_tainted => Some(
-                "the old anchor's key is in other hands: it must go, and nothing leads back to it",
-            ),
-            _ if rotation.turned_back => Some("it is being undone already"),
-            _ => None,
-        };
-        if let Some(refusal) = refusal {
-            return Err(OrderRefused::Abort(refusal));
+        if rotation.turned_back {
+            return Err(OrderRefused::Abort("it is being undone already"));
         }
+        rotation.leads_back(&retiring).map_err(OrderRefused::Abort)?;
         rotation.abort = true;
         Ok(())
     }
@@ -168,7 +159,8 @@ impl TrustDomainState {
         Ok(())
     }
 
-    /// Replaces the active issuer; with a deadline, because its key is in other hands.
+    /// Replaces the active issuer; with a deadline, because its key is in other hands. If the key of
+    /// another one was, and is being replaced, that comes first.
     ///
     /// # Errors
     /// The store was restored.
@@ -179,13 +171,17 @@ impl TrustDomainState {
         now: UnixTime,
     ) -> Result<(), OrderRefused> {
         self.check_halt()?;
-        match &mut self.issuer_rotation {
-            Some(rotation) if rotation.urgent.is_none() && urgent.is_some() => {
-                rotation.urgent = urgent;
-                rotation.by = by;
+        let active = self.active_issuer;
+        match (&mut self.issuer_rotation, urgent) {
+            (None, _) => self.begin_issuer_rotation(by, urgent, now),
+            (Some(rotation), Some(_)) if rotation.urgent.is_none() => {
+                (rotation.urgent, rotation.by, rotation.old) = (urgent, by, active);
             }
-            Some(_) => {}
-            None => self.begin_issuer_rotation(by, urgent, now),
+            (Some(rotation), Some(deadline)) if rotation.old != active => {
+                rotation.again = Some(Again { by, deadline });
+            }
+            // What is wanted is under way.
+            (Some(_), _) => {}
         }
         Ok(())
     }

@@ -9,7 +9,9 @@
 //! tell ([`Findings`]) is put together with what is stored: a sequence number above all that was
 //! seen, every tombstone, every denied issuer, and the anchors that the store has forgotten, as far
 //! as their keys are ours: SVIDs under them are alive, so they are drained like any other. Nothing
-//! else is taken on a workload's word.
+//! else is taken on a workload's word. Where nobody can tell, the keys do: one that is there and that
+//! the state does not know is of an anchor that was made since; one that is gone, of an anchor that
+//! was withdrawn since, which can sign nothing more.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -74,6 +76,9 @@ pub struct Findings {
     pub tombstones: Vec<Held>,
     /// The issuers that somebody denies.
     pub denied: Vec<Held>,
+    /// The anchors of ours that the state publishes and whose key is gone.
+    #[serde(default)]
+    pub keyless: Vec<KeyId>,
 }
 
 /// Something that workloads hold.
@@ -85,12 +90,12 @@ pub struct Held {
     pub by: usize,
 }
 
-/// An anchor that workloads use.
+/// An anchor that workloads use, or may use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldAnchor {
     /// Which.
     pub id: KeyId,
-    /// How many of them.
+    /// How many of them; 0: nobody said so, but its key is here.
     pub by: usize,
     /// Its record, where the state has none and its key is ours; it is never a workload's word.
     pub record: Option<AnchorRecord>,
@@ -121,6 +126,7 @@ impl Findings {
                 .collect(),
             tombstones: count(held().flat_map(|held| &held.tombstones)),
             denied: count(held().flat_map(|held| &held.denied)),
+            keyless: Vec::new(),
         }
     }
 
@@ -143,6 +149,18 @@ impl Findings {
                 if !known.iter().any(|held| held.id == *id) {
                     known.push(Held { id: *id, by: 1 });
                 }
+            }
+        }
+    }
+
+    /// Takes in which keys of anchors there are.
+    pub fn and_kept(&mut self, state: &TrustDomainState, kept: &[KeyId]) {
+        let ours = state.published().filter(|anchor| !anchor.is_external());
+        self.keyless = ours.map(|anchor| anchor.id).filter(|id| !kept.contains(id)).collect();
+        for id in kept {
+            let known = state.anchor(*id).is_some() || state.tombstones.contains(id);
+            if !known && !self.anchors.iter().any(|held| held.id == *id) {
+                self.anchors.push(HeldAnchor { id: *id, by: 0, record: None });
             }
         }
     }
@@ -271,27 +289,35 @@ impl TrustDomainState {
             self.anchors.push(AnchorRecord { state: AnchorState::Retiring, ..record });
             changed = true;
         }
-        // 4. What was denied stays so; its end is not known to those who deny it.
+        // 4. What has lost its key signs nothing more: it was withdrawn since, and if not, it is now.
+        for anchor in self.anchors.iter_mut().filter(|anchor| found.keyless.contains(&anchor.id)) {
+            use AnchorState::{Active, Retiring, Staged, Standby};
+            if matches!(anchor.state, Active | Staged | Standby) {
+                anchor.state = Retiring;
+                changed = true;
+            }
+        }
+        // 5. What was denied stays so; its end is not known to those who deny it.
         for Held { id, .. } in &found.denied {
             if !self.denies(*id) {
                 let until = self.issuer(*id).map_or(now + ISSUER_LIFE_MAX, |i| i.not_after);
                 self.denied_issuers.push(DeniedIssuer { id: *id, until });
             }
         }
-        // 5. SVIDs may have been issued under anything until now.
+        // 6. SVIDs may have been issued under anything until now.
         self.activated_at = now;
         self.recovered_at = Some(now);
-        // 6. What was under way goes on, if it is about anchors that are still what they were.
+        // 7. What was under way goes on, if it is about anchors that are still what they were.
         match &mut self.rotation {
             Some(rotation) if !changed => {
                 rotation.since = now;
                 rotation.restart_deadline(now);
             }
-            _ => self.settle_after_recovery(by, now),
+            _ => self.settle_after_recovery(&found.keyless, by, now),
         }
     }
 
-    fn settle_after_recovery(&mut self, by: String, now: UnixTime) {
+    fn settle_after_recovery(&mut self, keyless: &[KeyId], by: String, now: UnixTime) {
         let (goal, phase) = match self.active_anchor() {
             Some(_) if self.in_state(AnchorState::Retiring).next().is_some() => {
                 (Goal::Removal, Phase::Activated(Activated))
@@ -299,13 +325,14 @@ impl TrustDomainState {
             Some(_) => (Goal::Removal, Phase::Withdrawn(Withdrawn)),
             None => {
                 // One that everybody holds: the standby, else one that was active meanwhile.
-                let good = |state| self.in_state(state).find(|anchor| anchor.taint.is_none());
+                let signs = |a: &&AnchorRecord| a.taint.is_none() && !keyless.contains(&a.id);
+                let good = |state| self.in_state(state).find(signs);
                 let to = good(AnchorState::Standby).or_else(|| good(AnchorState::Retiring));
                 self.toward(to.map(|anchor| anchor.id))
             }
         };
         // Without any anchor nobody could recognise identity, so that nobody could be asked.
-        let rescue = matches!(phase, Phase::Generating(_));
+        let rescue = matches!(phase, Phase::Generating(_)) && self.cannot_issue(now);
         self.requested = None;
         self.rotations += 1;
         let rotation = Rotation::begin(self.rotations, by, goal, now);
@@ -323,6 +350,15 @@ impl TrustDomainState {
             None => Phase::Generating(Generating),
         };
         (Goal::Successor { next, canary: None }, phase)
+    }
+
+    /// Whether an anchor that has not signed yet may have, before the store was put back.
+    pub(crate) fn may_have_issued(&self, id: KeyId, now: UnixTime, skew: Duration) -> bool {
+        use AnchorState::{Staged, Standby};
+        let unused = self.anchor(id).filter(|a| matches!(a.state, Staged | Standby));
+        unused.zip(self.recovered_at).is_some_and(|(anchor, recovered_at)| {
+            now <= recovered_at + self.read_lease + anchor.svid_life_max + skew
+        })
     }
 
     /// Nobody can sign with the active issuer, whatever replicas have loaded: it is denied or over,

@@ -435,6 +435,33 @@ impl TrustDomainState {
 }
 
 impl Rotation {
+    /// Whether there is a way back from where it stands, among these that are being drained.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn leads_back(&self, retiring: &[AnchorRecord]) -> Result<(), &'static str> {
+        if let Phase::Withdrawn(_) = self.phase {
+            return Err(
+                "the old anchor is withdrawn, for ever: the way back is a new rotation, to \
+                        a new key",
+            );
+        }
+        if self.urgent.is_some() || retiring.iter().any(|anchor| anchor.taint.is_some()) {
+            return Err(
+                "the old anchor's key is in other hands: it must go, and nothing leads back \
+                        to it",
+            );
+        }
+        let one = match self.phase {
+            Phase::Staged(_) | Phase::Preparing(_) => self.added.is_some(),
+            Phase::Activated(_) | Phase::Draining(_) => {
+                retiring.len() == 1 && self.goal != Goal::Removal
+            }
+            Phase::Generating(_) | Phase::Canary(_) | Phase::Withdrawn(_) => true,
+        };
+        one.then_some(()).ok_or("it mends what was broken: there is nothing good to go back to")
+    }
+
     /// A rotation that begins now.
     pub(crate) fn begin(number: u64, by: String, goal: Goal, now: UnixTime) -> Self {
         Self {

@@ -55,6 +55,7 @@ fn seen(state: TrustDomainState, revision: u64) -> Observation {
         signed: None,
         mirrors_current: true,
         undestroyed: Vec::new(),
+        keyless: Vec::new(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The way back where no phase can be left: what `steadfast trust recover` orders.
+//! The way back where no phase can be left: what `steadfast trust recover` orders, and what a key
+//! that is gone changes without a person.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it is wrong")]
 
@@ -79,7 +80,8 @@ fn timings() -> Timings {
     }
 }
 
-/// A controller that can reach nobody: what it is shown is the state, and what was made or signed.
+/// A controller that can reach nobody: what it is shown is the state, and what was made or signed;
+/// or, with `answered`, that nobody is there to be waited for.
 struct Alone {
     controller: Controller,
     state: TrustDomainState,
@@ -87,12 +89,31 @@ struct Alone {
     made: Option<Made>,
     signed: Option<Signed>,
     seconds: u64,
+    answered: bool,
+    round: Option<Round>,
+    keyless: Vec<KeyId>,
+    /// How many issuers were signed: their names follow from it.
+    issuers: u8,
 }
 
 impl Alone {
     fn new(state: TrustDomainState) -> Self {
         let controller = Controller::new(timings());
-        Self { controller, state, revision: 1, made: None, signed: None, seconds: 0 }
+        let (made, signed, round) = (None, None, None);
+        let (answered, keyless, issuers) = (false, Vec::new(), 0);
+        let (revision, seconds) = (1, 0);
+        Self {
+            controller,
+            state,
+            revision,
+            made,
+            signed,
+            seconds,
+            answered,
+            round,
+            keyless,
+            issuers,
+        }
     }
 
     /// Looks so often, and does what it is told to.
@@ -103,14 +124,15 @@ impl Alone {
             let now =
                 Now { wall: NOW + Duration::from_secs(time), boot: Duration::from_secs(time) };
             let seen = Observation {
-                round: None,
+                round: self.round.clone(),
                 state: self.state.clone(),
                 revision: self.revision,
                 clock_offset_ms: None,
                 made: self.made.clone(),
                 signed: self.signed.clone(),
-                mirrors_current: false,
+                mirrors_current: self.answered,
                 undestroyed: Vec::new(),
+                keyless: self.keyless.clone(),
             };
             for effect in self.controller.handle(now, &seen) {
                 match effect {
@@ -124,9 +146,21 @@ impl Alone {
                     Effect::Sign(wanted) => {
                         let anchor = self.state.anchor(wanted.anchor_id).expect("an anchor");
                         assert!(anchor.not_after > NOW, "one that has ended signs nothing");
-                        let issuer =
-                            IssuerRecord { anchor_id: anchor.id, ..issuer(50, 0, NOW + DAY * 30) };
+                        assert!(!self.keyless.contains(&anchor.id), "one without a key neither");
+                        if self.signed.as_ref().is_some_and(|signed| signed.wanted == wanted) {
+                            continue;
+                        }
+                        let issuer = issuer(50 + self.issuers, 0, NOW + DAY * 30);
+                        let issuer = IssuerRecord { anchor_id: anchor.id, ..issuer };
+                        self.issuers += 1;
                         self.signed = Some(Signed { wanted, issuer });
+                    }
+                    Effect::Query(nonce) if self.answered => {
+                        let loaded = self.state.issuers.iter().map(|issuer| issuer.id).collect();
+                        let (name, reached) = ("identity".to_owned(), true);
+                        let replica = Replica { name, reached, loaded, ..Replica::default() };
+                        let replicas = vec![replica];
+                        self.round = Some(Round { nonce, replicas, ..Round::default() });
                     }
                     Effect::Destroy(_) | Effect::Query(_) => {}
                 }
@@ -244,6 +278,7 @@ fn asked(state: &TrustDomainState, acks: Vec<Ack>) -> Observation {
         signed: None,
         mirrors_current: true,
         undestroyed: Vec::new(),
+        keyless: Vec::new(),
     }
 }
 
@@ -299,6 +334,201 @@ fn what_workloads_tell_is_counted_and_who_is_silent_is_named() {
     assert_eq!(found.tombstones, [Held { id: id(1), by: 1 }]);
     let forgotten: Vec<_> = found.forgotten(&state).map(|held| held.id).collect();
     assert_eq!(forgotten, [id(3)], "2 is stored, and 1 is withdrawn");
+}
+
+/// The state as a store that was put back has it, and what its controller finds of keys.
+fn put_back(kept: &[KeyId]) -> (TrustDomainState, Findings) {
+    let mut state = state(NOW + DAY * 300, NOW + DAY * 700);
+    state.halted = Some(Halt::Restored { seen_seq: 9 });
+    let mut found = Findings::default();
+    found.and_kept(&state, kept);
+    (state, found)
+}
+
+#[test]
+fn an_active_anchor_whose_key_is_gone_is_drained_toward_the_standby_whose_key_is_there() {
+    let (mut state, found) = put_back(&[id(2)]);
+    assert_eq!(found.keyless, [id(1)]);
+    state.recover(&found, "a person".into(), NOW);
+    assert_eq!(state.anchor(id(1)).unwrap().state, AnchorState::Retiring);
+    let rotation = state.rotation.as_ref().unwrap();
+    assert!(matches!(rotation.phase, Phase::Preparing(to) if to.to == id(2)), "{rotation:?}");
+    assert!(!rotation.rescue, "identity is believed, so everybody is asked");
+}
+
+#[test]
+fn a_standby_whose_key_is_gone_is_drained_and_not_used() {
+    let (mut state, found) = put_back(&[id(1)]);
+    assert_eq!(found.keyless, [id(2)]);
+    state.recover(&found, "a person".into(), NOW);
+    assert_eq!(state.active_anchor().map(|anchor| anchor.id), Some(id(1)));
+    assert_eq!(state.anchor(id(2)).unwrap().state, AnchorState::Retiring);
+    assert_eq!(state.rotation.map(|rotation| rotation.phase.name()), Some(PhaseName::Activated));
+}
+
+#[test]
+fn without_any_key_a_fresh_anchor_is_staged_and_everybody_asked_whether_they_hold_it() {
+    let (mut state, found) = put_back(&[]);
+    state.recover(&found, "a person".into(), NOW);
+    let rotation = state.rotation.as_ref().unwrap();
+    assert_eq!((rotation.phase.name(), rotation.rescue), (PhaseName::Generating, false));
+}
+
+#[test]
+fn an_anchor_whose_key_is_kept_comes_back_though_the_state_has_forgotten_it_and_nobody_tells() {
+    let (mut state, mut found) = put_back(&[id(1), id(2), id(3)]);
+    assert_eq!(found.anchors, [HeldAnchor { id: id(3), by: 0, record: None }]);
+    found.anchors[0].record = Some(anchor(3, AnchorState::Generated, NOW + DAY * 761));
+    state.recover(&found, "a person".into(), NOW);
+    assert_eq!(state.anchor(id(3)).unwrap().state, AnchorState::Retiring);
+    // What was withdrawn before the backup stays so, wherever its key still is.
+    state.tombstones.push(id(4));
+    found.and_kept(&state, &[id(4)]);
+    assert!(!found.anchors.iter().any(|held| held.id == id(4)));
+}
+
+/// A recovered state that may have issued under its standby, and no rotation that is about others.
+fn recovered() -> TrustDomainState {
+    let (mut state, found) = put_back(&[id(1), id(2)]);
+    state.recover(&found, "a person".into(), NOW);
+    (state.rotation, state.wanted_issuer) = (None, None);
+    state
+}
+
+#[test]
+fn a_standby_that_is_tainted_after_a_recovery_is_drained_and_not_dropped() {
+    let mut state = recovered();
+    state.taint(id(2), "a person".into(), SKEW).unwrap();
+    let mut alone = Alone::new(state);
+    alone.look(1);
+    assert_eq!(alone.state.anchor(id(2)).unwrap().state, AnchorState::Retiring);
+    assert_eq!(alone.phase(), Some(PhaseName::Activated));
+    // Once nothing can have been issued under it before, it goes at once.
+    let mut late = recovered();
+    late.recovered_at = Some(NOW - DAY * 2);
+    late.taint(id(2), "a person".into(), SKEW).unwrap();
+    let mut alone = Alone::new(late);
+    alone.look(1);
+    assert_eq!(alone.state.anchor(id(2)).map(|a| a.state), Some(AnchorState::Withdrawn));
+}
+
+#[test]
+fn a_standby_that_is_replaced_after_a_recovery_is_drained_and_not_dropped() {
+    let replaced = |recovered_at| {
+        let mut state = recovered();
+        state.recovered_at = recovered_at;
+        // Too old to be active for a year.
+        state.anchors[1].not_after = NOW + DAY * 300;
+        let mut alone = Alone { answered: true, ..Alone::new(state) };
+        let of_it = |alone: &Alone| alone.state.anchor(id(2)).map(|anchor| anchor.state);
+        while of_it(&alone) == Some(AnchorState::Standby) {
+            alone.look(1);
+            assert!(alone.seconds < 400, "waiting for {:?}", alone.controller.waiting());
+        }
+        of_it(&alone)
+    };
+    assert_eq!(replaced(Some(NOW)), Some(AnchorState::Retiring));
+    assert_eq!(replaced(None), Some(AnchorState::Withdrawn), "it has never signed");
+}
+
+#[test]
+fn what_was_staged_before_a_recovery_is_not_taken_back_at_once() {
+    let aborted = |recovered_at| {
+        let mut state = recovered();
+        (state.recovered_at, state.anchors[1].not_after) = (recovered_at, NOW + DAY * 300);
+        let mut alone = Alone::new(state);
+        alone.answered = true;
+        alone.look(2);
+        alone.answered = false;
+        alone.look(3);
+        assert_eq!(alone.phase(), Some(PhaseName::Staged));
+        alone.state.abort().unwrap();
+        alone.look(1);
+        alone.state.anchor(id(40)).map(|anchor| anchor.state)
+    };
+    assert_eq!(aborted(Some(NOW)), Some(AnchorState::Staged));
+    assert_eq!(aborted(None), None);
+}
+
+/// Where each anchor stands, when nothing goes on any more.
+fn settled(alone: &mut Alone) -> Vec<(KeyId, AnchorState)> {
+    alone.answered = true;
+    alone.look(400);
+    assert_eq!(alone.phase(), None, "waiting for {:?}", alone.controller.waiting());
+    alone.state.anchors.iter().map(|anchor| (anchor.id, anchor.state)).collect()
+}
+
+fn well() -> TrustDomainState {
+    state(NOW + DAY * 700, NOW + DAY * 750)
+}
+
+#[test]
+fn an_active_anchor_whose_key_is_gone_is_replaced_by_the_standby_without_a_person() {
+    let mut alone = Alone { keyless: vec![id(1)], ..Alone::new(well()) };
+    let expected = [(id(2), AnchorState::Active), (id(40), AnchorState::Standby)];
+    assert_eq!(settled(&mut alone), expected);
+    assert_eq!(alone.state.past.last().unwrap().by, "lost key");
+}
+
+#[test]
+fn a_standby_whose_key_is_gone_is_replaced_by_a_fresh_one() {
+    let mut alone = Alone { keyless: vec![id(2)], ..Alone::new(well()) };
+    let expected = [(id(1), AnchorState::Active), (id(40), AnchorState::Standby)];
+    assert_eq!(settled(&mut alone), expected);
+}
+
+#[test]
+fn a_key_that_is_gone_while_its_anchor_is_prepared_sends_the_rotation_to_the_fresh_one() {
+    let mut alone = Alone { keyless: vec![id(1)], answered: true, ..Alone::new(well()) };
+    while alone.phase() != Some(PhaseName::Preparing) {
+        alone.look(1);
+    }
+    alone.keyless = vec![id(1), id(2)];
+    while alone.state.active_anchor().map(|anchor| anchor.id) == Some(id(1)) {
+        alone.look(1);
+        assert!(alone.seconds < 400, "waiting for {:?}", alone.controller.waiting());
+    }
+    assert_eq!(alone.state.active_anchor().map(|anchor| anchor.id), Some(id(40)));
+}
+
+#[test]
+fn an_emergency_goes_to_no_standby_whose_key_is_gone() {
+    let mut stolen = well();
+    stolen.taint(id(1), "a person".into(), SKEW).unwrap();
+    let mut alone = Alone { keyless: vec![id(2)], answered: true, ..Alone::new(stolen) };
+    alone.look(60);
+    assert_eq!(alone.state.active_anchor().map(|anchor| anchor.id), Some(id(40)));
+}
+
+#[test]
+fn an_issuer_that_is_stolen_while_a_stolen_one_is_replaced_is_denied_too() {
+    for phase in [PhaseName::Activated, PhaseName::Draining, PhaseName::Denied] {
+        let mut alone = Alone { answered: true, ..Alone::new(well()) };
+        let by = || "a person".to_owned();
+        alone.state.rotate_issuer(by(), Some(SKEW), NOW).unwrap();
+        let in_phase = |alone: &Alone| {
+            alone.state.issuer_rotation.as_ref().is_some_and(|r| r.phase.name() == phase)
+        };
+        while !in_phase(&alone) {
+            alone.look(1);
+            assert!(alone.seconds < 400, "{phase:?}: {:?}", alone.controller.waiting());
+        }
+        assert_eq!(alone.state.active_issuer, id(50));
+        alone.state.rotate_issuer(by(), Some(SKEW), NOW).unwrap();
+        alone.revision += 1;
+        alone.look(200);
+        assert_eq!(alone.state.issuer_rotation, None, "{phase:?}");
+        assert!(alone.state.denies(id(10)) && alone.state.denies(id(50)), "{phase:?}");
+        assert_eq!(alone.state.active_issuer, id(51), "{phase:?}");
+    }
+}
+
+#[test]
+fn a_rotation_that_mends_cannot_be_aborted_and_says_so() {
+    let (mut state, found) = put_back(&[id(1)]);
+    state.recover(&found, "a person".into(), NOW);
+    let refused = state.abort().unwrap_err().to_string();
+    assert!(refused.contains("nothing good to go back to"), "{refused}");
 }
 
 fn states() -> impl Strategy<Value = AnchorState> {
@@ -390,7 +620,12 @@ proptest! {
         if after.active_anchor().is_none() && after.rotations > before.rotations {
             let to = match &rotation.phase {
                 Phase::Preparing(preparing) => published(preparing.to),
-                Phase::Generating(_) => rotation.rescue,
+                // Identity is believed as long as its issuer is.
+                Phase::Generating(_) => {
+                    let issuer = after.active_issuer();
+                    let issuer = issuer.filter(|issuer| !after.denies(issuer.id));
+                    rotation.rescue != issuer.is_some_and(|issuer| published(issuer.anchor_id))
+                }
                 _ => false,
             };
             prop_assert!(to, "{:?}", rotation);

@@ -4,20 +4,21 @@ use steadfast_api::{KeyId, UnixTime};
 
 use crate::canary::{self, CanaryStanding, Unproven};
 use crate::controller::asked::{BUNDLE_AND_CLOCKS, DRAINED, WITHDRAWN, loaded_by, past_deadline};
-use crate::controller::issuer::wish;
+use crate::controller::issuer::{is_external, wish};
 use crate::controller::turn_back::turn_back;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
 use crate::evidence::Asked;
 use crate::guard::Loaded;
 use crate::rotation::{
-    self, Canary, Drained, Goal, Left, Next, Phase, Preparing, Rotation, Withdrawn,
+    self, Activated, Canary, Drained, Generating, Goal, Left, Next, Phase, PhaseName, Preparing,
+    Rotation, Withdrawn,
 };
 use crate::trust_domain::{AnchorRecord, AnchorState, CanaryPlan, Outcome, TrustDomainState};
 
 impl Controller {
     /// Phase 0: whether one begins.
     pub(super) fn start(&self, state: &mut TrustDomainState, now: Now, seen: &Observation) -> Step {
-        let Some((by, goal)) = self.starts(state, now) else { return Err(Wait::Nothing) };
+        let Some((by, goal)) = self.starts(state, now, seen) else { return Err(Wait::Nothing) };
         if state.paused {
             return Err(Wait::Paused);
         }
@@ -31,10 +32,18 @@ impl Controller {
     }
 
     /// What there is reason for: a standby before all else.
-    pub(super) fn starts(&self, state: &TrustDomainState, now: Now) -> Option<(String, Goal)> {
-        let standby = state.in_state(AnchorState::Standby).next();
-        let Some(standby) = standby else {
-            return Some((SCHEDULE.to_owned(), Goal::Standby { replaces: None }));
+    pub(super) fn starts(
+        &self,
+        state: &TrustDomainState,
+        now: Now,
+        seen: &Observation,
+    ) -> Option<(String, Goal)> {
+        let keyless = |anchor: &&AnchorRecord| seen.keyless.contains(&anchor.id);
+        let standby = || state.in_state(AnchorState::Standby);
+        let lost = standby().find(keyless).map(|anchor| anchor.id);
+        let Some(standby) = standby().find(|anchor| !keyless(anchor)) else {
+            let by = if lost.is_some() { LOST_KEY } else { SCHEDULE };
+            return Some((by.to_owned(), Goal::Standby { replaces: lost }));
         };
         if let Some(request) = &state.requested {
             let goal = match request.replaces {
@@ -45,6 +54,13 @@ impl Controller {
                 },
             };
             return Some((request.by.clone(), goal));
+        }
+        if state.active_anchor().filter(keyless).is_some() {
+            let goal = Goal::Successor { next: Next::Standby(standby.id), canary: None };
+            return Some((LOST_KEY.to_owned(), goal));
+        }
+        if lost.is_some() {
+            return Some((LOST_KEY.to_owned(), Goal::Standby { replaces: lost }));
         }
         // It must live for a period when its turn comes.
         let Timings { lease, skew, schedule, .. } = self.timings;
@@ -66,7 +82,11 @@ impl Controller {
         seen: &Observation,
     ) -> Step {
         let left = Change::Left(rotation.phase.name());
-        if rotation.abort && !rotation.turned_back && turn_back(state, &mut rotation, now.wall) {
+        let skew = self.timings.skew;
+        if rotation.abort
+            && !rotation.turned_back
+            && turn_back(state, &mut rotation, now.wall, skew)
+        {
             return Ok((left, None));
         }
         if state.paused {
@@ -91,13 +111,18 @@ impl Controller {
                     return Err(Wait::Mirrors);
                 }
                 let added = phase.settle(state, &fenced, guard);
-                (after_staged(state, &rotation, added), asked)
+                (self.after_staged(state, &mut rotation, added, now.wall), asked)
+            }
+            Phase::Preparing(phase)
+                if seen.keyless.contains(&phase.to) && !self.signs(state, phase.to, now, seen) =>
+            {
+                (Some(self.another(state, &mut rotation, now, seen)), Asked::default())
             }
             Phase::Preparing(phase) => {
                 let urgent = rotation.urgent.is_some();
                 let ends_after = self.issuer_ends_after(state, phase.to, now);
                 let Some(issuer) = state.issuer_of(phase.to, ends_after) else {
-                    return wish(state, phase.to, seen.revision, urgent);
+                    return wish(state, phase.to, seen, urgent);
                 };
                 let issuer = self.old_enough(issuer, now)?;
                 let loaded = match state.cannot_issue(now.wall) {
@@ -121,7 +146,7 @@ impl Controller {
             Phase::Canary(phase) if !self.lasts(state, &phase, now) => {
                 let ends_after = self.issuer_ends_after(state, phase.to, now);
                 let Some(issuer) = state.issuer_of(phase.to, ends_after) else {
-                    return wish(state, phase.to, seen.revision, false);
+                    return wish(state, phase.to, seen, false);
                 };
                 let loaded = loaded_by(seen, self.old_enough(issuer, now)?, false)?;
                 let again = self.canary(state, phase.again(), &phase.plan, loaded, now, seen)?;
@@ -166,8 +191,11 @@ impl Controller {
                 (None, asked)
             }
         };
-        for exemption in &mut state.exemptions {
-            exemption.relied_on = true;
+        // These two are left without anybody's word.
+        if !matches!(left, Change::Left(PhaseName::Generating | PhaseName::Activated)) {
+            for exemption in &mut state.exemptions {
+                exemption.relied_on = true;
+            }
         }
         let acked = asked.witnesses.len();
         let step = (rotation.number, rotation.steps.len(), rotation.phase.name());
@@ -180,13 +208,48 @@ impl Controller {
                 state.rotation = Some(rotation);
             }
             None => {
-                let aborted = rotation.turned_back || rotation.abort;
-                let outcome = if aborted { Outcome::Aborted } else { Outcome::Done };
+                let outcome = if rotation.turned_back { Outcome::Aborted } else { Outcome::Done };
                 rotation.enter(Phase::Withdrawn(Withdrawn), relied_on, now.wall);
                 state.end_rotation(rotation, outcome, now.wall);
             }
         }
         Ok((left, evidence))
+    }
+
+    /// Whether this anchor has an issuer that lasts, or gets one without a person: its key is ours,
+    /// and there.
+    pub(super) fn signs(
+        &self,
+        state: &TrustDomainState,
+        anchor: KeyId,
+        now: Now,
+        seen: &Observation,
+    ) -> bool {
+        let ours = !is_external(state, anchor) && !seen.keyless.contains(&anchor);
+        ours || state.issuer_of(anchor, self.issuer_ends_after(state, anchor, now)).is_some()
+    }
+
+    /// In the place of one that will never sign: what the rotation has staged, else a fresh one.
+    fn another(
+        &self,
+        state: &TrustDomainState,
+        rotation: &mut Rotation,
+        now: Now,
+        seen: &Observation,
+    ) -> Phase {
+        if let Goal::Successor { next, .. } = &mut rotation.goal {
+            *next = Next::Added;
+        }
+        let staged = rotation.added.and_then(|added| state.anchor(added)).filter(|anchor| {
+            anchor.state == AnchorState::Standby && self.signs(state, anchor.id, now, seen)
+        });
+        match staged {
+            Some(staged) => Phase::Preparing(Preparing { to: staged.id }),
+            None => {
+                rotation.attempt += 1;
+                Phase::Generating(Generating)
+            }
+        }
     }
 
     /// Some go first, if there are any.
@@ -213,6 +276,37 @@ impl Controller {
     fn lasts(&self, state: &TrustDomainState, phase: &Canary, now: Now) -> bool {
         let ends_after = self.issuer_ends_after(state, phase.to, now);
         state.issuer(phase.issuer).is_some_and(|issuer| issuer.not_after > ends_after)
+    }
+
+    /// What follows when everybody holds the new anchor; `None`: the end.
+    fn after_staged(
+        &self,
+        state: &mut TrustDomainState,
+        rotation: &mut Rotation,
+        added: KeyId,
+        now: UnixTime,
+    ) -> Option<Phase> {
+        match rotation.goal {
+            Goal::Successor { next: Next::Added, .. } => {
+                Some(Phase::Preparing(Preparing { to: added }))
+            }
+            Goal::Successor { next: Next::Given(to) | Next::Standby(to), .. } => {
+                Some(Phase::Preparing(Preparing { to }))
+            }
+            Goal::Standby { replaces: Some(old) }
+                if state.may_have_issued(old, now, self.timings.skew) =>
+            {
+                state.set_state(old, AnchorState::Retiring);
+                rotation.goal = Goal::Removal;
+                Some(Phase::Activated(Activated))
+            }
+            Goal::Standby { replaces: Some(old) } if old != added => {
+                rotation::withdraw(state, old);
+                state.seq += 1;
+                Some(Phase::Withdrawn(Withdrawn))
+            }
+            Goal::Standby { .. } | Goal::Removal => close(state),
+        }
     }
 
     /// Whether the old anchor may go: asked and answered, or outlived, or at the deadline.
@@ -277,24 +371,6 @@ fn consumers(state: &TrustDomainState, rotation: &Rotation, now: UnixTime) -> Re
     if behind.is_empty() || late { Ok(()) } else { Err(Wait::Consumers(behind)) }
 }
 
-/// What follows when everybody holds the new anchor; `None`: the end.
-fn after_staged(state: &mut TrustDomainState, rotation: &Rotation, added: KeyId) -> Option<Phase> {
-    match rotation.goal {
-        Goal::Successor { next: Next::Added, .. } => {
-            Some(Phase::Preparing(Preparing { to: added }))
-        }
-        Goal::Successor { next: Next::Given(to) | Next::Standby(to), .. } => {
-            Some(Phase::Preparing(Preparing { to }))
-        }
-        Goal::Standby { replaces: Some(old) } if old != added => {
-            rotation::withdraw(state, old);
-            state.seq += 1;
-            Some(Phase::Withdrawn(Withdrawn))
-        }
-        Goal::Standby { .. } | Goal::Removal => close(state),
-    }
-}
-
 /// The end, unless an anchor that is gone has not been counted out yet.
 pub(super) fn close(state: &TrustDomainState) -> Option<Phase> {
     let gone = state.in_state(AnchorState::Withdrawn).next().is_some();
@@ -303,4 +379,5 @@ pub(super) fn close(state: &TrustDomainState) -> Option<Phase> {
 
 /// Holders that cannot ack are given so many of their own periods.
 const REFRESHES: u32 = 4;
+const LOST_KEY: &str = "lost key";
 pub(super) const SCHEDULE: &str = "schedule";

@@ -99,7 +99,8 @@ impl Controller {
 
 pub(super) fn loaded_by(seen: &Observation, issuer: KeyId, urgent: bool) -> Result<Loaded, Wait> {
     let Some(round) = &seen.round else { return Err(Wait::Round) };
-    loaded(round, issuer, urgent).ok_or_else(|| {
+    let exempt = &seen.state.exemptions;
+    loaded(round, exempt, issuer, urgent).ok_or_else(|| {
         let without = round.replicas.iter().filter(|r| !r.reached || !r.loaded.contains(&issuer));
         Wait::Issuer(without.map(|replica| replica.name.clone()).collect())
     })

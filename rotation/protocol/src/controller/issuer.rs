@@ -8,7 +8,7 @@ use crate::controller::asked::loaded_by;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
 use crate::evidence::Asked;
 use crate::guard::Loaded;
-use crate::issuer::IssuerPhase;
+use crate::issuer::{Again, IssuerPhase};
 use crate::recover;
 use crate::rotation::Left;
 use crate::trust_domain::{AnchorRecord, IssuerRecord, Outcome, TrustDomainState};
@@ -31,7 +31,8 @@ impl Controller {
                 issuer.not_after <= self.issuer_due_before(state, issuer, now)
                     || state.denies(issuer.id)
             });
-            if !due {
+            // Another anchor brings another issuer.
+            if !due || seen.keyless.contains(&anchor) {
                 return Err(Wait::Nothing);
             }
             state.begin_issuer_rotation(SCHEDULE.to_owned(), None, now.wall);
@@ -49,7 +50,7 @@ impl Controller {
             IssuerPhase::Preparing(phase) => {
                 let ends_after = self.issuer_ends_after(state, anchor, now);
                 let Some(next) = state.issuer_of(anchor, ends_after) else {
-                    return wish(state, anchor, seen.revision, urgent.is_some());
+                    return wish(state, anchor, seen, urgent.is_some());
                 };
                 let next = self.old_enough(next, now)?;
                 let loaded = match state.cannot_issue(now.wall) {
@@ -77,6 +78,14 @@ impl Controller {
                 let (_, asked) = self.settled_or_late(state, demand, late, now, seen)?;
                 let denied = phase.deny(state, &fenced, rotation.old);
                 (Some(IssuerPhase::Denied(denied)), asked)
+            }
+            IssuerPhase::Denied(_) if rotation.again.is_some() => {
+                let again = rotation.again.take();
+                state.end_issuer_rotation(rotation, Left::default(), Outcome::Overtaken, now.wall);
+                if let Some(Again { by, deadline }) = again {
+                    state.begin_issuer_rotation(by, Some(deadline), now.wall);
+                }
+                return changed;
             }
             IssuerPhase::Denied(phase) => {
                 let fenced = self.fence_passed(now)?;
@@ -141,10 +150,13 @@ impl Controller {
 pub(super) fn wish(
     state: &mut TrustDomainState,
     anchor: KeyId,
-    revision: u64,
+    seen: &Observation,
     urgent: bool,
 ) -> Step {
-    if state.want_issuer(anchor, revision, urgent) {
+    if seen.keyless.contains(&anchor) {
+        return Err(Wait::Key);
+    }
+    if state.want_issuer(anchor, seen.revision, urgent) {
         return Ok((Change::IssuerStored, None));
     }
     match is_external(state, anchor) {

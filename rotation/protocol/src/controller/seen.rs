@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use steadfast_api::UnixTime;
+use steadfast_api::{KeyId, UnixTime};
 
 use crate::census::Round;
 use crate::schedule::Schedule;
@@ -60,6 +60,9 @@ pub struct Observation {
     pub mirrors_current: bool,
     /// Keys that are still there though they were to be destroyed.
     pub undestroyed: Vec<Condemned>,
+    /// Anchors of ours that are published and whose key is gone, for certain.
+    #[serde(default)]
+    pub keyless: Vec<KeyId>,
 }
 
 /// An anchor that was made.

@@ -1,5 +1,7 @@
 //! The way back.
 
+use std::time::Duration;
+
 use steadfast_api::UnixTime;
 
 use crate::controller::anchor::close;
@@ -12,13 +14,25 @@ pub(super) fn turn_back(
     state: &mut TrustDomainState,
     rotation: &mut Rotation,
     now: UnixTime,
+    skew: Duration,
 ) -> bool {
+    let retiring: Vec<_> = state.in_state(AnchorState::Retiring).cloned().collect();
+    if rotation.leads_back(&retiring).is_err() {
+        return false;
+    }
     let phase = match rotation.phase.clone() {
         Phase::Generating(Generating) => {
             if !matches!(rotation.goal, Goal::Successor { next: Next::Given(_), .. }) {
                 state.condemned.push(Condemned::MadeFor(rotation.label()));
             }
             close(state)
+        }
+        // Only the way on, until it is drained, leads back from what was active before the store
+        // was put back.
+        Phase::Staged(_) | Phase::Preparing(_)
+            if rotation.added.is_some_and(|added| state.may_have_issued(added, now, skew)) =>
+        {
+            return false;
         }
         // Nothing under it exists.
         Phase::Staged(_) | Phase::Preparing(_) => {
@@ -36,22 +50,14 @@ pub(super) fn turn_back(
             }
             close(state)
         }
-        Phase::Canary(canary) => {
-            rotation.turned_back = true;
-            Some(Phase::Activated(canary.turn_back(state, now)))
-        }
+        Phase::Canary(canary) => Some(Phase::Activated(canary.turn_back(state, now))),
         Phase::Activated(_) | Phase::Draining(_) => {
-            let mut retiring = state.in_state(AnchorState::Retiring);
-            let (Some(before), None) = (retiring.next(), retiring.next()) else { return false };
-            if rotation.urgent.is_some() || before.taint.is_some() {
-                return false;
-            }
-            let to = before.id;
-            rotation.turned_back = true;
-            Some(Phase::Preparing(Preparing { to }))
+            let [before] = &retiring[..] else { return false };
+            Some(Phase::Preparing(Preparing { to: before.id }))
         }
         Phase::Withdrawn(_) => return false,
     };
+    rotation.turned_back = true;
     match phase {
         Some(phase) => {
             rotation.enter(phase, Left::default(), now);

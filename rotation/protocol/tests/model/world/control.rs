@@ -143,6 +143,7 @@ impl World {
             signed,
             mirrors_current: true,
             undestroyed: undestroyed.copied().collect(),
+            keyless: Vec::new(),
         }
     }
 

@@ -36,12 +36,14 @@ impl World {
         }
     }
 
-    /// Idle, as it should be: two anchors, one issuer, nobody exempt, nothing asked for.
+    /// Idle, as it should be: an active anchor and a standby, nothing asked for, nothing amiss.
     pub(crate) fn settled_down(&self) -> bool {
         let state = &self.state;
         state.rotation.is_none()
             && state.issuer_rotation.is_none()
             && state.requested.is_none()
+            && state.halted.is_none()
+            && state.published().count() == 2
             && state.in_state(AnchorState::Standby).count() >= 1
             && state.in_state(AnchorState::Active).count() == 1
     }
