@@ -25,7 +25,8 @@ use crate::confirm::{OrderArgs, confirm};
 use crate::controller::{Controller, ControllerArg, ControllerError};
 use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
-use crate::rotation::follow::{Followed, follow};
+use crate::rotation::follow::{Followed, Shown, follow};
+use crate::rotation::ordered::Ordered;
 use crate::rotation::plan::{Intent, Plan};
 use crate::store::DirArg;
 use crate::trust_domain::{self, TrustDomainError};
@@ -183,13 +184,24 @@ pub(crate) enum AnchorError {
     File(PathBuf, #[source] std::io::Error),
     #[error("no anchor begins with {0:?}; `steadfast anchor list` names them")]
     NoAnchor(String),
-    #[error("{workload:?} is not exempt; exempt are: {}", .exempt.join(", "))]
+    #[error(
+        "{workload:?} is not exempt; {}",
+        match .exempt.as_slice() {
+            [] => "nobody is".to_owned(),
+            exempt => format!("exempt are: {}", exempt.join(", ")),
+        }
+    )]
     NotExempt { workload: String, exempt: Vec<String> },
     #[error("the active anchor is replaced, not withdrawn: `steadfast anchor rotate`")]
     Active,
+    #[error(
+        "the rotation that was ordered is not in the history: the order was taken back before \
+         anything began"
+    )]
+    TakenBack,
     #[error("anchor {0} is on its way in or out already; `steadfast anchor status` shows it")]
     UnderWay(String),
-    #[error("{workload:?} is not missed by anything{hint}")]
+    #[error("nobody of the name {workload:?} is asked{hint}")]
     Unknown { workload: String, hint: String },
     #[error("nobody has been asked yet; try again in a few seconds")]
     Unasked,
@@ -298,42 +310,70 @@ async fn order(
         }),
     })
     .await?;
-    // What is under way already is the emergency's from now on.
-    let before = state.rotation.as_ref().map_or(state.rotations, |rotation| rotation.number - 1);
-    go_on(mesh, no_wait, before, Outcome::Done).await
+    let ordered = match &intent {
+        // What is under way already may be the emergency's from now on.
+        Intent::Emergency { .. } => {
+            let under_way = state.rotation.as_ref().map(|rotation| rotation.number - 1);
+            Ordered::Emergency { after: under_way.unwrap_or(state.rotations) }
+        }
+        Intent::Replace { .. } | Intent::Rotate { .. } => {
+            Ordered::By { after: state.rotations, by: by.clone() }
+        }
+    };
+    go_on(mesh, no_wait, ordered, Outcome::Done).await
 }
 
 /// Follows what was ordered, to the end that was ordered.
 async fn go_on(
     mesh: &MeshArgs,
     no_wait: bool,
-    before: u64,
+    ordered: Ordered,
     wanted: Outcome,
 ) -> Result<ExitCode, Problem> {
     if no_wait {
         said(mesh.output, "ordered; `steadfast anchor status` shows how it goes")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let followed = Followed::AnchorsAfter(before);
-    let Some(ended) = follow(&mesh.dir.dir, &mesh.controller, followed, mesh.output).await? else {
-        eprintln!("\nThe rotation goes on without you: `steadfast anchor status` shows it");
-        return Ok(ExitCode::from(EXIT_INTERRUPTED));
+    let followed = Followed::Anchor(ordered.clone());
+    let mut shown = Shown::new(mesh.output);
+    let Some(state) = follow(&mesh.dir.dir, &mesh.controller, &followed, &mut shown).await? else {
+        return Ok(left_alone());
     };
     if mesh.output != Format::Table {
-        mesh.output.print(&Ended { rotations: &ended }, |_| String::new())?;
+        let rotations = followed.ended(&state);
+        let ordered = rotations.iter().find(|past| ordered.is(past)).map(|past| past.number);
+        mesh.output.print(&Ended { ordered, rotations }, |_| String::new())?;
     }
-    let first = ended.first().map(|past| past.outcome);
-    Ok(if first.is_none_or(|first| first == wanted) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    as_wanted(&ordered, &state, wanted)
+}
+
+/// The person has had enough of the display.
+fn left_alone() -> ExitCode {
+    eprintln!("\nThe rotation goes on without you: `steadfast anchor status` shows it");
+    ExitCode::from(EXIT_INTERRUPTED)
+}
+
+/// Whether the rotation that was ordered has ended as it was ordered; of an emergency, nothing but
+/// an anchor may have been there to be removed.
+fn as_wanted(
+    ordered: &Ordered,
+    state: &TrustDomainState,
+    wanted: Outcome,
+) -> Result<ExitCode, Problem> {
+    match state.past.iter().find(|past| ordered.is(past)) {
+        Some(past) if past.outcome == wanted => Ok(ExitCode::SUCCESS),
+        Some(_) => Ok(ExitCode::FAILURE),
+        None if matches!(ordered, Ordered::Emergency { .. }) => Ok(ExitCode::SUCCESS),
+        None => Err(AnchorError::TakenBack.into()),
+    }
 }
 
 /// The rotations that have ended while they were followed.
 #[derive(Serialize)]
-struct Ended<'a> {
-    rotations: &'a [PastRotation],
+struct Ended {
+    /// The number of the one that was ordered.
+    ordered: Option<u64>,
+    rotations: Vec<PastRotation>,
 }
 
 /// What the controller knows, or why it does not tell.
@@ -372,11 +412,11 @@ async fn resume(args: WatchArgs) -> Result<ExitCode, Problem> {
         Ok(())
     })
     .await?;
-    let Some(rotation) = &state.rotation else {
+    let Some(ordered) = Ordered::in_state(&state) else {
         said(args.mesh.output, "resumed; no rotation is under way")?;
         return Ok(ExitCode::SUCCESS);
     };
-    go_on(&args.mesh, args.no_wait, rotation.number - 1, Outcome::Done).await
+    go_on(&args.mesh, args.no_wait, ordered, Outcome::Done).await
 }
 
 async fn abort(args: WatchArgs) -> Result<ExitCode, Problem> {
@@ -395,7 +435,8 @@ async fn abort(args: WatchArgs) -> Result<ExitCode, Problem> {
         said(args.mesh.output, "the order is taken back; nothing had begun")?;
         return Ok(ExitCode::SUCCESS);
     };
-    go_on(&args.mesh, args.no_wait, rotation.number - 1, Outcome::Aborted).await
+    let ordered = Ordered::Number(rotation.number);
+    go_on(&args.mesh, args.no_wait, ordered, Outcome::Aborted).await
 }
 
 async fn change(

@@ -6,16 +6,17 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde::Serialize;
 use steadfast_api::{KeyId, UnixTime};
-use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
+use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 
 use crate::commands::issuer_import;
 use crate::confirm::{OrderArgs, confirm};
-use crate::controller::{Controller, ControllerArg};
+use crate::controller::ControllerArg;
 use crate::output::{Format, Paint, table};
 use crate::problem::Problem;
 use crate::rotation::course::Course;
-use crate::rotation::follow::{Followed, follow, same_phase};
+use crate::rotation::follow::{Followed, Shown, follow};
+use crate::rotation::look::Look;
 use crate::store::DirArg;
 use crate::trust_domain;
 
@@ -105,36 +106,36 @@ async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
     };
     confirm(&question, &args.order, args.output)?;
     let urgent = args.emergency.then_some(args.deadline);
-    trust_domain::change(dir, |state| {
+    let ordered = trust_domain::change(dir, |state| {
         state.rotate_issuer(args.order.by.clone(), urgent, SystemClock.now())
     })
     .await?;
-    let rotated = |state: &TrustDomainState| Rotated { from: before, to: state.active_issuer };
-    if !args.no_wait {
-        let ended = follow(dir, &args.controller, Followed::Issuer, args.output).await?;
-        if ended.is_none() {
-            eprintln!("\nThe rotation goes on without you: `steadfast issuer status` shows it");
-            return Ok(ExitCode::from(super::anchor::EXIT_INTERRUPTED));
-        }
+    let number = ordered.issuer_rotation.as_ref().map_or(0, |rotation| rotation.number);
+    if args.no_wait {
+        let rotated = Rotated { number, from: before, to: None };
+        let text = "ordered; `steadfast issuer status` shows how it goes\n";
+        args.output.print(&rotated, |_| text.to_owned())?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let state = trust_domain::read(dir).await?;
-    args.output.print(&rotated(&state), |rotated| match args.no_wait {
-        true => "ordered; `steadfast issuer status` shows how it goes\n".to_owned(),
-        false => {
-            format!(
-                "issuer {} signs in the place of {}\n",
-                rotated.to.short(),
-                rotated.from.short()
-            )
-        }
+    let (followed, mut shown) = (Followed::Issuer(number), Shown::new(args.output));
+    let Some(state) = follow(dir, &args.controller, &followed, &mut shown).await? else {
+        eprintln!("\nThe rotation goes on without you: `steadfast issuer status` shows it");
+        return Ok(ExitCode::from(super::anchor::EXIT_INTERRUPTED));
+    };
+    let (from, to) = (before, state.active_issuer);
+    args.output.print(&Rotated { number, from, to: Some(to) }, |_| {
+        format!("issuer {} signs in the place of {}\n", to.short(), from.short())
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// What was ordered, and what came of it.
 #[derive(Serialize)]
 struct Rotated {
+    number: u64,
     from: KeyId,
-    to: KeyId,
+    /// `None`: that is not waited for.
+    to: Option<KeyId>,
 }
 
 /// How things stand, in both forms.
@@ -157,15 +158,9 @@ struct IssuerView {
 async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
     let dir = &args.dir.dir;
     let (state, now) = (trust_domain::read(dir).await?, SystemClock.now());
-    let standing = Controller::find(dir, &args.controller).await.map(|(_, standing)| standing);
-    let (wait, trouble) = match &standing {
-        Ok(standing) => (
-            standing.waiting.as_ref().filter(|_| same_phase(&state, standing)),
-            standing.trouble.clone(),
-        ),
-        Err(error) => (None, Some(ErrorChain(error).to_string())),
-    };
-    let rotation = Course::of_issuer(&state, wait, now);
+    let look = Look::at(dir, &args.controller, &state).await;
+    let trouble = look.trouble(&state);
+    let rotation = Course::of_issuer(&state, look.issuer_wait(&state, now).as_ref(), now);
     let issuers = state.issuers.iter().map(|issuer| IssuerView {
         id: issuer.id,
         role: role(&state, issuer.id),
