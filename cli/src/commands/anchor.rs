@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde::Serialize;
-use steadfast_api::{KeyId, TrustAnchor};
+use steadfast_api::KeyId;
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::Round;
@@ -20,7 +20,7 @@ use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, Outcome, PastRotation, Request, Selector,
 };
 
-use crate::commands::anchor_import::{self, ImportArgs};
+use crate::commands::anchor_import::{self, ImportArgs, ImportProblem};
 use crate::confirm::{OrderArgs, confirm};
 use crate::controller::{Controller, ControllerArg, ControllerError};
 use crate::output::{self, Format, Paint};
@@ -29,9 +29,10 @@ use crate::rotation::follow::{Followed, Shown, follow};
 use crate::rotation::ordered::Ordered;
 use crate::rotation::plan::{Intent, Plan};
 use crate::store::DirArg;
-use crate::trust_domain::{self, TrustDomainError};
+use crate::trust_domain::{self, TrustDomainError, change_at};
 
 mod exempt;
+pub(crate) mod given;
 mod list;
 mod status;
 
@@ -174,16 +175,13 @@ struct TaintArgs {
 pub(crate) enum AnchorError {
     #[error("{text:?} is the beginning of several anchors: {}", .ids.join(", "))]
     Ambiguous { text: String, ids: Vec<String> },
-    #[error("{} is no anchor that can be rotated to", .path.display())]
-    Certificate {
-        path: PathBuf,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    #[error("cannot read {}", .0.display())]
-    File(PathBuf, #[source] std::io::Error),
     #[error("no anchor begins with {0:?}; `steadfast anchor list` names them")]
     NoAnchor(String),
+    #[error(
+        "there is no file {0}, and no anchor begins with that: bring the certificate of the \
+         anchor, or the id of one that was imported (`steadfast anchor list` names them)"
+    )]
+    NoFile(String),
     #[error(
         "{workload:?} is not exempt; {}",
         match .exempt.as_slice() {
@@ -225,20 +223,14 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 }
 
 async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
-    let dir = &args.mesh.dir.dir;
-    let state = trust_domain::read(dir).await?;
+    let state = trust_domain::read(&args.mesh.dir.dir).await?;
     let intent = match (args.emergency, state.active_anchor()) {
         (true, Some(active)) => Intent::Emergency { anchor: active.id, deadline: args.deadline },
         _ => {
-            let anchor = args.anchor.as_deref().map(|path| given(path, &state)).transpose()?;
-            if let (Some(path), Some(id), false) = (&args.anchor, anchor, args.dry_run)
-                && state.anchor(id).is_none()
-            {
-                anchor_import::import_files(dir, path, None).await?;
-            }
             let canary = args.canary.clone();
             let canary = canary.map(|selector| CanaryPlan { selector, window: args.canary_for });
-            Intent::Rotate { anchor, canary }
+            let next = args.anchor.as_deref().map(|path| given::find(path, &state)).transpose()?;
+            Intent::Rotate { next, canary }
         }
     };
     order(&args.mesh, &args.order, intent, args.dry_run, args.no_wait).await
@@ -279,7 +271,11 @@ async fn order(
     no_wait: bool,
 ) -> Result<ExitCode, Problem> {
     let dir = &mesh.dir.dir;
-    let state = trust_domain::read(dir).await?;
+    let mut state = trust_domain::read(dir).await?;
+    // The plan is of the state as it would be; what is stored changes after the question.
+    if let Some(given) = intent.given() {
+        given.join(&mut state)?;
+    }
     let (timings, round, silent) = asked(dir, &mesh.controller).await;
     let mut plan = Plan::of(&intent, &state, timings, round.as_ref(), SystemClock.now());
     plan.obstacles.extend(silent.map(|error| ErrorChain(&error).to_string()));
@@ -292,24 +288,17 @@ async fn order(
     }
     confirm("Begin?", order, mesh.output)?;
     let by = &order.by;
-    let state = trust_domain::change(dir, |state| match &intent {
-        Intent::Emergency { anchor, deadline } => state.taint(*anchor, by.clone(), *deadline),
-        Intent::Rotate { anchor, canary } => state.request(Request {
-            by: by.clone(),
-            at: SystemClock.now(),
-            anchor: *anchor,
-            canary: canary.clone(),
-            replaces: None,
-        }),
-        Intent::Replace { standby } => state.request(Request {
-            by: by.clone(),
-            at: SystemClock.now(),
-            anchor: None,
-            canary: None,
-            replaces: Some(*standby),
-        }),
-    })
-    .await?;
+    let given = |state: &mut TrustDomainState| match intent.given() {
+        Some(given) => given.join(state),
+        None => Ok(()),
+    };
+    // An anchor that is brought is imported by the very write that orders the rotation to it.
+    let changed = change_at(dir, |state, _| {
+        given(state)?;
+        commanded(&intent, by, state).map_err(TrustDomainError::from)?;
+        Ok::<_, ImportProblem>(())
+    });
+    let (state, ()) = changed.await?;
     let ordered = match &intent {
         // What is under way already may be the emergency's from now on.
         Intent::Emergency { .. } => {
@@ -321,6 +310,22 @@ async fn order(
         }
     };
     go_on(mesh, no_wait, ordered, Outcome::Done).await
+}
+
+/// The order itself.
+fn commanded(intent: &Intent, by: &str, state: &mut TrustDomainState) -> Result<(), OrderRefused> {
+    let request = |anchor, canary, replaces| {
+        let (by, at) = (by.to_owned(), SystemClock.now());
+        Request { by, at, anchor, canary, replaces }
+    };
+    match intent {
+        Intent::Emergency { anchor, deadline } => state.taint(*anchor, by.to_owned(), *deadline),
+        Intent::Replace { standby } => state.request(request(None, None, Some(*standby))),
+        Intent::Rotate { next, canary } => {
+            let next = next.as_ref().map(|given| given.record.id);
+            state.request(request(next, canary.clone(), None))
+        }
+    }
 }
 
 /// Follows what was ordered, to the end that was ordered.
@@ -444,18 +449,6 @@ async fn change(
     order: impl Fn(&mut TrustDomainState) -> Result<(), OrderRefused>,
 ) -> Result<TrustDomainState, TrustDomainError> {
     trust_domain::change(&mesh.dir.dir, order).await
-}
-
-/// The anchor of a file; or of an id, if there is no such file.
-fn given(path: &Path, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
-    if !path.exists() {
-        return find(&path.to_string_lossy(), state);
-    }
-    let pem = std::fs::read(path).map_err(|error| AnchorError::File(path.to_owned(), error))?;
-    let refused = |source| AnchorError::Certificate { path: path.to_owned(), source };
-    let parsed = pem::parse(&pem).map_err(|error| refused(error.into()))?;
-    let anchor = TrustAnchor::parse(parsed.contents()).map_err(|error| refused(error.into()))?;
-    Ok(anchor.id())
 }
 
 /// The anchor whose id begins so.

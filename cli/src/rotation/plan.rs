@@ -10,8 +10,9 @@ use steadfast_process::duration;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Bounds, Demand, Round, tally};
 use steadfast_rotation_protocol::controller::Timings;
-use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, Selector};
+use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, IssuerRecord, Selector};
 
+use crate::commands::anchor::given::Given;
 use crate::output::{Paint, wrap};
 use crate::rotation::waiting::{Absent, halted};
 
@@ -19,11 +20,21 @@ use crate::rotation::waiting::{Absent, halted};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Intent {
     /// The next anchor becomes active: the standby, or this one.
-    Rotate { anchor: Option<KeyId>, canary: Option<CanaryPlan> },
+    Rotate { next: Option<Given>, canary: Option<CanaryPlan> },
     /// The key of this anchor is in other hands: those who do not answer in this time are cut off.
     Emergency { anchor: KeyId, deadline: Duration },
     /// This standby goes, for a fresh one.
     Replace { standby: KeyId },
+}
+
+impl Intent {
+    /// The anchor that a person brings for it.
+    pub(crate) fn given(&self) -> Option<&Given> {
+        match self {
+            Self::Rotate { next, .. } => next.as_ref(),
+            Self::Emergency { .. } | Self::Replace { .. } => None,
+        }
+    }
 }
 
 /// A rotation before it begins.
@@ -168,8 +179,9 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
     let (active, standby) = (one(state, AnchorState::Active), one(state, AnchorState::Standby));
     let mut changes = Vec::new();
     match intent {
-        Intent::Rotate { anchor, canary } => {
-            changes.push(match anchor {
+        Intent::Rotate { canary, .. } => {
+            let given = intent.given().map(|given| given.record.id);
+            changes.push(match given {
                 Some(given) => format!("+ {} joins the bundle, and is acked by all", given.short()),
                 None => "+ a fresh anchor joins the bundle as the next standby".to_owned(),
             });
@@ -180,7 +192,7 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
                 };
                 changes.push(format!("~ {who} go first, for {}", duration::show(plan.window)));
             }
-            changes.push(format!("→ {} becomes active", short(anchor.or(standby))));
+            changes.push(format!("→ {} becomes active", short(given.or(standby))));
             changes.push(format!("- {} is drained, withdrawn and destroyed", short(active)));
         }
         Intent::Emergency { anchor, deadline } => {
@@ -253,7 +265,10 @@ fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<St
         obstacles.push("rotations are paused: `steadfast anchor resume` first".to_owned());
     }
     let next = match intent {
-        Intent::Rotate { anchor, .. } => anchor.or_else(|| one(state, AnchorState::Standby)),
+        Intent::Rotate { .. } => {
+            let given = intent.given().map(|given| given.record.id);
+            given.or_else(|| one(state, AnchorState::Standby))
+        }
         _ => None,
     };
     if let Some(next) = next.and_then(|id| state.anchor(id)) {
@@ -263,11 +278,24 @@ fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<St
             let left = duration::show(next.not_after.since(now));
             obstacles.push(format!("anchor {} has only {left} left", next.id.short()));
         }
+        let signed = |issuer: &&IssuerRecord| issuer.anchor_id == next.id && issuer.not_after > now;
+        if next.is_external() && !state.issuers.iter().any(|issuer| signed(&issuer)) {
+            obstacles.push(unsigned(next.id));
+        }
     }
     if matches!(intent, Intent::Rotate { .. }) && one(state, AnchorState::Standby).is_none() {
         obstacles.push("there is no standby yet: one is made and acked first".to_owned());
     }
     obstacles
+}
+
+fn unsigned(anchor: KeyId) -> String {
+    let id = anchor.short();
+    format!(
+        "no issuer under the external anchor {id} is signed: it would be waited for. Once the \
+         anchor is imported (`steadfast anchor import FILE`), `steadfast issuer request --anchor \
+         {id}` prints what its CA is to sign, and `steadfast issuer import FILE` takes the answer"
+    )
 }
 
 /// As many of its own periods is a holder given that cannot ack.
@@ -317,7 +345,7 @@ mod tests {
         for (name, refresh) in [("vault", Some(Duration::from_secs(300))), ("old", None)] {
             state.add_consumer(Consumer { name: name.to_owned(), refresh });
         }
-        let plan = plan(&Intent::Rotate { anchor: None, canary: None }, &state);
+        let plan = plan(&Intent::Rotate { next: None, canary: None }, &state);
         assert!(!plan.is_clear());
         let text = plan.text(Paint::plain());
         for words in [
@@ -350,7 +378,7 @@ mod tests {
         state.pause(true);
         let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
         state.anchors.retain(|anchor| anchor.id != standby);
-        let plan = plan(&Intent::Rotate { anchor: None, canary: None }, &state);
+        let plan = plan(&Intent::Rotate { next: None, canary: None }, &state);
         let text = plan.obstacles.join("\n");
         for words in ["paused", "no standby yet"] {
             assert!(text.contains(words), "{words:?} is not in {text}");
