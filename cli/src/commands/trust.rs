@@ -3,7 +3,7 @@
 //! `init` founds a trust domain, once; `status`, `bundle` and `history` show what the store holds.
 //! No key is read here after it was made.
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 use steadfast_api::{TrustDomain, UnixTime};
 use steadfast_process::{Clock as _, SystemClock, duration};
@@ -60,6 +60,9 @@ struct InitArgs {
     /// cannot be changed later
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = init::read_lease)]
     read_lease: std::time::Duration,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
 }
 
 /// Show the anchors and issuers, and how long each has left
@@ -77,13 +80,26 @@ struct StatusArgs {
 #[command(after_help = "\
 Examples:
   steadfast trust bundle --dir ./mesh                    SPIFFE's form (a JWK set)
-  steadfast trust bundle --dir ./mesh --pem > ca.pem     for openssl, curl and others")]
+  steadfast trust bundle --dir ./mesh -o pem > ca.pem    for openssl, curl and others")]
 struct BundleArgs {
     #[command(flatten)]
     dir: DirArg,
-    /// Print PEM instead of SPIFFE's JWK set
-    #[arg(long)]
+    /// The form of the bundle
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: BundleForm,
+    /// The same as --output pem
+    #[arg(long, conflicts_with = "output")]
     pem: bool,
+}
+
+/// The form of a trust bundle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum BundleForm {
+    /// SPIFFE's: a JWK set.
+    #[default]
+    Json,
+    /// The anchors' certificates, one after the other.
+    Pem,
 }
 
 /// Why the trust of a mesh cannot be made or shown.
@@ -110,7 +126,8 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
         Command::Init(args) => {
             let outcome =
                 init::run(&args.dir.dir, args.trust_domain.as_ref(), args.read_lease).await;
-            output::print(&outcome.map_err(TrustError::from)?.to_string())?;
+            let outcome = outcome.map_err(TrustError::from)?;
+            args.output.print(&outcome.view(), |_| outcome.to_string())?;
         }
         Command::Status(args) => {
             let state = trust_domain::read(&args.dir.dir).await?;
@@ -121,9 +138,9 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
             let state = trust_domain::read(&args.dir.dir).await?;
             let bundle = state.bundle().map_err(TrustError::from)?;
             let ders = bundle.anchors().iter().map(|anchor| anchor.der());
-            match args.pem {
-                true => output::print(&ders.map(output::pem).collect::<String>())?,
-                false => output::print(&(bundle.to_jwks() + "\n"))?,
+            match args.output {
+                BundleForm::Json if !args.pem => output::print(&(bundle.to_jwks() + "\n"))?,
+                _ => output::print(&ders.map(output::pem).collect::<String>())?,
             }
         }
         Command::Backup(args) => trust_backup::run(&args).await?,
