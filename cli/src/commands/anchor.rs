@@ -276,9 +276,7 @@ async fn order(
     if let Some(given) = intent.given() {
         given.join(&mut state)?;
     }
-    let (timings, round, silent) = asked(dir, &mesh.controller).await;
-    let mut plan = Plan::of(&intent, &state, timings, round.as_ref(), SystemClock.now());
-    plan.obstacles.extend(silent.map(|error| ErrorChain(&error).to_string()));
+    let plan = planned(dir, &mesh.controller, &intent, &state).await;
     if dry_run {
         mesh.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
         return Ok(if plan.is_clear() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -305,7 +303,7 @@ async fn order(
             let under_way = state.rotation.as_ref().map(|rotation| rotation.number - 1);
             Ordered::Emergency { after: under_way.unwrap_or(state.rotations) }
         }
-        Intent::Replace { .. } | Intent::Rotate { .. } => {
+        Intent::Issuer { .. } | Intent::Replace { .. } | Intent::Rotate { .. } => {
             Ordered::By { after: state.rotations, by: by.clone() }
         }
     };
@@ -313,13 +311,20 @@ async fn order(
 }
 
 /// The order itself.
-fn commanded(intent: &Intent, by: &str, state: &mut TrustDomainState) -> Result<(), OrderRefused> {
+pub(super) fn commanded(
+    intent: &Intent,
+    by: &str,
+    state: &mut TrustDomainState,
+) -> Result<(), OrderRefused> {
     let request = |anchor, canary, replaces| {
         let (by, at) = (by.to_owned(), SystemClock.now());
         Request { by, at, anchor, canary, replaces }
     };
     match intent {
         Intent::Emergency { anchor, deadline } => state.taint(*anchor, by.to_owned(), *deadline),
+        Intent::Issuer { deadline } => {
+            state.rotate_issuer(by.to_owned(), *deadline, SystemClock.now())
+        }
         Intent::Replace { standby } => state.request(request(None, None, Some(*standby))),
         Intent::Rotate { next, canary } => {
             let next = next.as_ref().map(|given| given.record.id);
@@ -381,7 +386,19 @@ struct Ended {
     rotations: Vec<PastRotation>,
 }
 
-/// What the controller knows, or why it does not tell.
+/// A plan with what the controller knows, or why it does not tell.
+pub(super) async fn planned(
+    dir: &Path,
+    controller: &ControllerArg,
+    intent: &Intent,
+    state: &TrustDomainState,
+) -> Plan {
+    let (timings, round, silent) = asked(dir, controller).await;
+    let mut plan = Plan::of(intent, state, timings, round.as_ref(), SystemClock.now());
+    plan.obstacles.extend(silent.map(|error| ErrorChain(&error).to_string()));
+    plan
+}
+
 async fn asked(
     dir: &Path,
     arg: &ControllerArg,
