@@ -130,6 +130,7 @@ impl Plan {
         for change in &self.changes {
             let _ = writeln!(text, "  {change}");
         }
+        text.push('\n');
         let show = |secs| duration::show(Duration::from_secs(secs));
         let mut row = |name: &str, value: &str| {
             let wrapped = wrap(value, "                ", 96);
@@ -274,10 +275,7 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
             });
             changes.extend(deadline.map(|deadline| {
                 let deadline = duration::show(deadline);
-                format!(
-                    "- SVIDs of {old} are refused, and open connections with them are cut, once \
-                         nobody has one, at the latest after {deadline}"
-                )
+                format!("- {old} is refused once nobody uses it, at the latest after {deadline}")
             }));
         }
         Intent::Replace { standby } => {
@@ -285,7 +283,6 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
             changes.push(format!("- {} is withdrawn and destroyed", standby.short()));
         }
     }
-    changes.push(String::new());
     changes
 }
 
@@ -364,6 +361,12 @@ fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<St
     if let Some(rotation) = state.rotation.as_ref().filter(|_| !urgent) {
         obstacles.push(format!("rotation {} is under way", rotation.number));
     }
+    if let Some(request) = state.requested.as_ref().filter(|_| !urgent) {
+        obstacles.push(format!(
+            "a rotation is ordered already, by {}; `steadfast anchor abort` takes the order back",
+            request.by
+        ));
+    }
     if state.paused && !urgent {
         obstacles.push("rotations are paused: `steadfast anchor resume` first".to_owned());
     }
@@ -438,9 +441,9 @@ const LITTLE: Duration = Duration::from_secs(90 * 86_400);
 
 #[cfg(test)]
 mod tests {
-    use steadfast_rotation_protocol::census::{Listed, ProxyStatus};
+    use steadfast_rotation_protocol::census::{Listed, ProxyStatus, Replica};
     use steadfast_rotation_protocol::schedule::Schedule;
-    use steadfast_rotation_protocol::trust_domain::Consumer;
+    use steadfast_rotation_protocol::trust_domain::{Consumer, EXTERNAL};
 
     use super::*;
 
@@ -512,6 +515,92 @@ mod tests {
         let plan = plan(&Intent::Rotate { next: None, canary: None }, &state);
         let text = plan.obstacles.join("\n");
         for words in ["paused", "no standby yet"] {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+
+    /// Two replicas of identity, one of which is away, and a workload that has never connected.
+    fn round() -> Round {
+        let listed = Listed {
+            pod_uid: "u".to_owned(),
+            name: "demo/web-0".to_owned(),
+            proxy: ProxyStatus::Running,
+        };
+        let replica =
+            |name: &str, reached| Replica { name: name.to_owned(), reached, ..Replica::default() };
+        let replicas = vec![replica("identity host#1", true), replica("identity host#2", false)];
+        Round { listed: vec![listed], replicas, ..Round::default() }
+    }
+
+    fn flat(plan: &Plan) -> String {
+        plan.text(Paint::plain()).split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn of_an_issuer_as_planned_only_replicas_are_asked_and_no_consumer_is_in_danger() {
+        let mut state = state();
+        state.add_consumer(Consumer { name: "vault".to_owned(), refresh: None });
+        let intent = Intent::Issuer { deadline: None };
+        let plan = Plan::of(&intent, &state, TIMINGS, Some(&round()), NOW);
+        let text = flat(&plan);
+        for words in [
+            "Replace the issuer of cluster.local",
+            "2 replicas of identity; 1 of them answer now",
+            "identity host#2: has never connected; it is waited for",
+            "about 8s if everybody answers",
+            "undo nothing is to be undone",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        assert!(!text.contains("vault") && !text.contains("demo/web-0"), "{text}");
+        assert!(plan.obstacles.is_empty(), "{:?}", plan.obstacles);
+    }
+
+    #[test]
+    fn a_stolen_issuer_is_an_emergency_that_names_who_cannot_deny_it_and_the_cure() {
+        let mut state = state();
+        for name in ["vault", "gateway"] {
+            state.add_consumer(Consumer { name: name.to_owned(), refresh: None });
+        }
+        let intent = Intent::Issuer { deadline: Some(Duration::from_secs(600)) };
+        let plan = Plan::of(&intent, &state, TIMINGS, None, NOW);
+        assert!(!plan.is_clear());
+        let text = flat(&plan);
+        for words in [
+            "vault, gateway cannot deny an issuer",
+            "`steadfast anchor rotate --emergency`",
+            "at the latest after 10m",
+            "cut off at the deadline",
+            "cannot be undone",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        state.consumers.clear();
+        assert!(Plan::of(&intent, &state, TIMINGS, None, NOW).is_clear());
+    }
+
+    #[test]
+    fn an_external_anchor_without_a_signed_issuer_is_in_the_way() {
+        let mut state = state();
+        let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
+        let rotate = Intent::Rotate { next: None, canary: None };
+        let obstacles = |state: &TrustDomainState| {
+            Plan::of(&rotate, state, TIMINGS, None, NOW).obstacles.join("\n")
+        };
+        assert_eq!(obstacles(&state), "");
+        for anchor in &mut state.anchors {
+            anchor.key_ref = EXTERNAL.to_owned();
+        }
+        let text = obstacles(&state);
+        let command = format!("issuer request --anchor {}", standby.short());
+        assert!(text.contains(&command), "{text}");
+        let issuer = state.active_issuer().unwrap().clone();
+        let id = KeyId::of_spki(b"its issuer");
+        state.issuers.push(IssuerRecord { id, anchor_id: standby, ..issuer });
+        assert_eq!(obstacles(&state), "");
+        let issuer = Intent::Issuer { deadline: Some(Duration::from_secs(600)) };
+        let text = Plan::of(&issuer, &state, TIMINGS, None, NOW).obstacles.join("\n");
+        for words in ["no other issuer under it is signed", "steadfast anchor rotate --emergency"] {
             assert!(text.contains(words), "{words:?} is not in {text}");
         }
     }
