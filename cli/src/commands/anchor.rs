@@ -351,8 +351,8 @@ async fn go_on(
     };
     if mesh.output != Format::Table {
         let rotations = followed.ended(&state);
-        let ordered = rotations.iter().find(|past| ordered.is(past)).map(|past| past.number);
-        mesh.output.print(&Ended { ordered, rotations }, |_| String::new())?;
+        let number = ordered.ended(&state).map(|past| past.number);
+        mesh.output.print(&Ended { ordered: number, rotations }, |_| String::new())?;
     }
     as_wanted(&ordered, &state, wanted)
 }
@@ -370,7 +370,7 @@ fn as_wanted(
     state: &TrustDomainState,
     wanted: Outcome,
 ) -> Result<ExitCode, Problem> {
-    match state.past.iter().find(|past| ordered.is(past)) {
+    match ordered.ended(state) {
         Some(past) if past.outcome == wanted => Ok(ExitCode::SUCCESS),
         Some(_) => Ok(ExitCode::FAILURE),
         None if matches!(ordered, Ordered::Emergency { .. }) => Ok(ExitCode::SUCCESS),

@@ -165,7 +165,7 @@ impl<'a> Rotations<'a> {
         let mut past = None;
         self.until(what, |state| {
             if past.is_none() {
-                past = state.past.iter().find(|past| ordered.is(past)).cloned();
+                past = ordered.ended(state).cloned();
                 past.iter().for_each(|past| self.done(ending(past)));
             }
             let standby = state.in_state(AnchorState::Standby).next().is_some();

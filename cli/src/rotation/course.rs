@@ -375,6 +375,29 @@ mod tests {
     }
 
     #[test]
+    fn the_course_of_an_issuer_has_its_number_and_the_phases_behind_it() {
+        let mut state = staged();
+        let urgent = Some(Duration::from_secs(600));
+        state.rotate_issuer("ann".to_owned(), urgent, NOW - Duration::from_secs(20)).unwrap();
+        let number = state.rotations;
+        let rotation = state.issuer_rotation.as_mut().unwrap();
+        rotation.steps.push(Step {
+            phase: PhaseName::Preparing,
+            at: NOW - Duration::from_secs(12),
+            acked: 0,
+            evidence: None,
+        });
+        rotation.phase = serde_json::from_str(r#"{"activated":null}"#).unwrap();
+        let course = Course::of_issuer(&state, None, NOW).unwrap();
+        assert_eq!(course.number, Some(number));
+        let text = course.lines(Paint::plain()).join("\n");
+        for words in ["(issuer), ordered by ann", "✓ preparing       8.0 s", "▸ activated"] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        assert_eq!(course.to_come, ["draining", "denied"]);
+    }
+
+    #[test]
     fn idle_has_no_course() {
         let state = TrustDomainState { rotation: None, ..staged() };
         assert_eq!(Course::of_anchor(&state, None, NOW), None);

@@ -308,3 +308,53 @@ fn cut(line: &str, columns: usize) -> String {
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// A store that is restarted, or moves to another machine, is back by then.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use steadfast_rotation_protocol::controller::{Standing, Wait};
+    use steadfast_rotation_protocol::trust_domain::Halt;
+
+    use super::*;
+
+    fn silent() -> TrustDomainError {
+        let (dir, why) = ("mesh".into(), "Connection refused".to_owned());
+        StoreProblem::Unavailable { dir, why }.into()
+    }
+
+    #[test]
+    fn a_store_that_does_not_answer_is_told_once_and_waited_for_for_a_while() {
+        let (mut outage, began) = (Outage::default(), Instant::now());
+        let told = outage.goes_on(silent(), began).unwrap().unwrap();
+        assert!(told.contains("Connection refused") && !told.contains('\n'), "{told}");
+        let later = began + PATIENCE - Duration::from_secs(1);
+        assert_eq!(outage.goes_on(silent(), later).unwrap(), None, "once");
+        let error = outage.goes_on(silent(), began + PATIENCE).unwrap_err();
+        assert!(error.to_string().contains("Connection refused"), "{error}");
+    }
+
+    #[test]
+    fn a_store_with_nothing_of_ours_is_an_error_at_once() {
+        let mut outage = Outage::default();
+        let error = TrustDomainError::NoTrustDomain("mesh".into());
+        assert!(outage.goes_on(error, Instant::now()).is_err());
+    }
+
+    #[test]
+    fn a_halted_trust_domain_is_shown_as_that_while_an_emergency_is_followed() {
+        let now = UnixTime::from_secs(1_800_000_000);
+        let domain = "cluster.local".parse().unwrap();
+        let mut state = steadfast_identity::authority::found(&domain, now).unwrap().state;
+        let halt = Halt::Restored { seen_seq: 9 };
+        state.halted = Some(halt);
+        let stolen = state.active_anchor().unwrap().id;
+        state.taint(stolen, "ann".to_owned(), Duration::from_secs(600)).unwrap();
+        let followed = Followed::Anchor(Ordered::Emergency { after: 0 });
+        assert!(!followed.is_over(&state));
+        let waiting = Some(Wait::Halted(halt));
+        let standing = Standing { state: Some(state.clone()), waiting, ..Standing::default() };
+        let look = Look::for_test(standing);
+        let (course, trouble) = followed.course(&state, &look, now);
+        assert_eq!(course, None);
+        assert!(trouble.as_ref().is_some_and(|t| t.contains("trust recover")), "{trouble:?}");
+    }
+}
