@@ -1,12 +1,15 @@
 //! Promise: a person orders, follows, pauses, undoes and helps rotations by commands that say what
 //! they will do, what they wait for, and whom they miss.
 
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 use steadfast_test_rig::process::binary_path;
 use steadfast_test_rig::{Mesh, MeshConfig, PodSpec, until};
+
+use crate::restored::{copy, store_file};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_rotates_an_anchor_by_commands_and_learns_whom_it_waits_for() {
@@ -129,6 +132,8 @@ async fn a_dead_replica_of_identity_is_exempted_by_its_name_and_orders_are_done_
     well(&mesh, &exempt(&dead)).await;
     well(&mesh, &["anchor", "unexempt", &dead]).await;
     well(&mesh, &exempt(&dead)).await;
+    let status = steadfast(&mesh, &["anchor", "status"]).await;
+    assert!(status.stdout.contains(&format!("exempt: {dead} (")), "{}", status.text());
 
     // Another standby, followed by a program: each line says what has changed.
     let standby = standby(&mesh).await;
@@ -175,6 +180,73 @@ async fn a_dead_replica_of_identity_is_exempted_by_its_name_and_orders_are_done_
     assert_ne!(self::standby(&mesh).await, stolen);
     let again = steadfast(&mesh, &["anchor", "taint", &stolen, "--yes"]).await;
     assert!(again.stderr.contains("no anchor begins with"), "{}", again.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_display_outlives_a_restart_of_the_store_and_says_that_all_is_halted() {
+    let mut mesh = Mesh::start(MeshConfig::rotating()).await;
+    let web = mesh.pod(PodSpec::new("web", &[]));
+    web.ready().await;
+    let before = copy(&mesh, "before");
+
+    // The store is away for a moment: that is told once, and the display goes on to the end.
+    let mut shown = Shown::of(&mesh, "rotate.txt", &["anchor", "rotate", "--yes"]);
+    mesh.state_where("it is under way", PATIENCE, |state| state.rotation.is_some()).await;
+    mesh.store.kill();
+    shown.says("no store answers").await;
+    mesh.store.restart();
+    assert_eq!(shown.ends().await, Some(0), "{}", shown.text());
+    let text = shown.text();
+    assert_eq!(text.matches("no store answers").count(), 1, "{text}");
+    assert!(text.contains("rotation 1 (anchor) is done"), "{text}");
+
+    // In a store that was put back nothing moves, and an emergency says what must come first.
+    mesh.store.kill();
+    std::fs::copy(before, store_file(&mesh)).unwrap();
+    mesh.store.restart();
+    mesh.state_where("it is found out", PATIENCE, |state| state.halted.is_some()).await;
+    let emergency = ["anchor", "rotate", "--emergency", "--yes"];
+    let mut shown = Shown::of(&mesh, "emergency.txt", &emergency);
+    shown.says("! the store was restored from a backup").await;
+    assert!(shown.text().contains("steadfast trust recover"), "{}", shown.text());
+    signal(shown.command.id(), "INT");
+    assert_eq!(shown.ends().await, Some(130), "{}", shown.text());
+}
+
+/// A command that shows something until it ends.
+struct Shown {
+    command: Child,
+    file: PathBuf,
+}
+
+impl Shown {
+    fn of(mesh: &Mesh, file: &str, args: &[&str]) -> Self {
+        let file = mesh.dir().join(file);
+        let out = || std::fs::File::options().append(true).create(true).open(&file).unwrap();
+        let command = command(mesh, args).stdout(out()).stderr(out()).spawn().unwrap();
+        Self { command, file }
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.file).unwrap()
+    }
+
+    async fn says(&self, words: &str) {
+        until(&format!("it says {words:?}"), PATIENCE, || async {
+            let text = self.text();
+            if text.contains(words) { Ok(()) } else { Err(text) }
+        })
+        .await;
+    }
+
+    async fn ends(&mut self) -> Option<i32> {
+        let ended = until("the display ends", PATIENCE, || {
+            let ended = self.command.try_wait().unwrap();
+            async move { ended.ok_or_else(|| "it still runs".to_owned()) }
+        })
+        .await;
+        ended.code()
+    }
 }
 
 /// The id of the standby.

@@ -147,7 +147,10 @@ impl StatusView {
         }
         for exemption in &self.exemptions {
             let Exemption { instance, reason, by, .. } = exemption;
-            lines.push(format!("exempt: pod {} ({reason}; by {by})", instance.pod_uid));
+            // A replica of identity is no pod of the census: its name stands for it.
+            let uid = &instance.pod_uid;
+            let kind = if reason.starts_with(uid) { "" } else { "pod " };
+            lines.push(format!("exempt: {kind}{uid} ({reason}; by {by})"));
         }
         lines.extend(self.trouble.iter().map(|trouble| format!("{} {trouble}", paint.red("!"))));
         lines.join("\n") + "\n"
