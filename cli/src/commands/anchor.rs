@@ -175,6 +175,11 @@ struct TaintArgs {
 pub(crate) enum AnchorError {
     #[error("{text:?} is the beginning of several anchors: {}", .ids.join(", "))]
     Ambiguous { text: String, ids: Vec<String> },
+    #[error(
+        "no anchor is active, so none is replaced: say with `steadfast anchor taint ID` whose key is \
+         in other hands (`steadfast anchor list` names them)"
+    )]
+    NoActive,
     #[error("no anchor begins with {0:?}; `steadfast anchor list` names them")]
     NoAnchor(String),
     #[error(
@@ -224,14 +229,14 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
 async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
     let state = trust_domain::read(&args.mesh.dir.dir).await?;
-    let intent = match (args.emergency, state.active_anchor()) {
-        (true, Some(active)) => Intent::Emergency { anchor: active.id, deadline: args.deadline },
-        _ => {
-            let canary = args.canary.clone();
-            let canary = canary.map(|selector| CanaryPlan { selector, window: args.canary_for });
-            let next = args.anchor.as_deref().map(|path| given::find(path, &state)).transpose()?;
-            Intent::Rotate { next, canary }
-        }
+    let intent = if args.emergency {
+        let active = state.active_anchor().ok_or(AnchorError::NoActive)?;
+        Intent::Emergency { anchor: active.id, deadline: args.deadline }
+    } else {
+        let canary = args.canary.clone();
+        let canary = canary.map(|selector| CanaryPlan { selector, window: args.canary_for });
+        let next = args.anchor.as_deref().map(|path| given::find(path, &state)).transpose()?;
+        Intent::Rotate { next, canary }
     };
     order(&args.mesh, &args.order, intent, args.dry_run, args.no_wait).await
 }
@@ -527,3 +532,37 @@ const TIMINGS_USUAL: Timings = Timings {
 };
 /// As a shell tells of a program that SIGINT has ended.
 pub(super) const EXIT_INTERRUPTED: u8 = 130;
+
+#[cfg(test)]
+mod tests {
+    use steadfast_api::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn an_order_that_was_taken_back_is_no_success_and_an_emergency_without_a_rotation_is_one() {
+        let (domain, now) = ("cluster.local".parse().unwrap(), UnixTime::from_secs(1_800_000_000));
+        let mut state = steadfast_identity::authority::found(&domain, now).unwrap().state;
+        let ordered = Ordered::By { after: 0, by: "ann".to_owned() };
+        let error = as_wanted(&ordered, &state, Outcome::Done).unwrap_err();
+        assert!(error.text().contains("taken back before anything began"), "{}", error.text());
+        let code = |ordered: &Ordered, state: &TrustDomainState| {
+            // An exit code can be compared as text only.
+            format!("{:?}", as_wanted(ordered, state, Outcome::Done).unwrap())
+        };
+        let [well, wrong] = [ExitCode::SUCCESS, ExitCode::FAILURE].map(|code| format!("{code:?}"));
+        assert_eq!(code(&Ordered::Emergency { after: 0 }, &state), well);
+        // The issuer's ends first, and as it should; the one that was ordered is undone.
+        for (number, kind, outcome) in
+            [(1, "issuer", Outcome::Overtaken), (2, "anchor", Outcome::Done)]
+        {
+            let (kind, by) = (kind.to_owned(), "ann".to_owned());
+            let (started, ended, steps) = (now, now, Vec::new());
+            state.past.push(PastRotation { number, kind, by, started, ended, outcome, steps });
+        }
+        assert_eq!(code(&ordered, &state), well);
+        state.past[0].outcome = Outcome::Done;
+        state.past[1].outcome = Outcome::Aborted;
+        assert_eq!(code(&ordered, &state), wrong);
+    }
+}
