@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::admin::AdminError;
-use crate::commands::trust::init::TRUST_DOMAIN_DEFAULT;
+use crate::commands::trust::init::{TRUST_DOMAIN_DEFAULT, read_lease};
 use crate::controller::ControllerArg;
 use crate::output::{self, Paint};
 use crate::problem::Problem;
@@ -79,6 +79,11 @@ pub(crate) struct Args {
     /// until then
     #[arg(long)]
     rotate: bool,
+    /// How long the identity service acts on what the store has said last: 3s to 15s, which is the
+    /// usual. Each phase of a rotation lasts at least as long. A mesh that is in --dir already keeps
+    /// its own
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = read_lease)]
+    read_lease: Duration,
     /// Requests a second
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=RATE_MAX))]
     rate: u32,
@@ -238,6 +243,7 @@ impl Demo {
             let starter = Starter {
                 plan: &mut plan,
                 directory: &self.directory,
+                read_lease: self.args.read_lease,
                 programs: &self.programs,
                 processes: &mut self.processes,
                 progress: self.progress,

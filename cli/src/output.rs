@@ -95,6 +95,23 @@ impl Format {
             Self::Yaml => print(&yaml(value)?),
         }
     }
+
+    /// The same as one of many, as a reader of a stream takes them: JSON in a line, YAML as a
+    /// document.
+    ///
+    /// # Errors
+    /// As [`print()`].
+    pub(crate) fn print_line<T: Serialize>(
+        self,
+        value: &T,
+        table: impl FnOnce(&T) -> String,
+    ) -> io::Result<()> {
+        match self {
+            Self::Json => print(&(serde_json::to_string(value)? + "\n")),
+            Self::Table => print(&table(value)),
+            Self::Yaml => print(&format!("---\n{}", yaml(value)?)),
+        }
+    }
 }
 
 fn yaml(value: &impl Serialize) -> io::Result<String> {

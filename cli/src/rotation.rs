@@ -3,5 +3,7 @@
 
 pub(crate) mod course;
 pub(crate) mod follow;
+pub(crate) mod look;
+pub(crate) mod ordered;
 pub(crate) mod plan;
 pub(crate) mod waiting;

@@ -2,13 +2,15 @@
 //!
 //! `$ ` begins a command, `? N` names its exit code (0 unless said), and the lines up to the next
 //! command are what it prints, both outputs together. `[..]` stands for any text within a line,
-//! a line of `...` for any lines.
+//! a line of `...` for any lines. A session that begins with the line `a store serves mesh` has a
+//! steadfast-store of the directory `mesh`, and nothing else of a mesh.
 
 #![allow(clippy::unwrap_used, reason = "a test may stop where something is not as it should be")]
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// One command of a session.
 struct Step {
@@ -25,13 +27,45 @@ fn every_session_goes_as_written() {
     for entry in fs::read_dir(&dir).unwrap() {
         let path = entry.unwrap().path();
         let scratch = tempfile::tempdir().unwrap();
-        for step in parse(&fs::read_to_string(&path).unwrap()) {
+        let text = fs::read_to_string(&path).unwrap();
+        let _store = text.starts_with(WITH_STORE).then(|| Store::start(scratch.path()));
+        for step in parse(&text) {
             if let Err(why) = run(&step, scratch.path()) {
                 failures.push(format!("{}:{}: {why}", path.display(), step.line));
             }
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n\n"));
+}
+
+/// A store, until the session is over.
+struct Store(Child);
+
+impl Store {
+    #[allow(clippy::disallowed_methods)] // A state is waited for, with a deadline.
+    fn start(scratch: &Path) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_steadfast")).with_file_name("steadfast-store");
+        assert!(program.exists(), "{program:?} is missing: run `cargo build --workspace`");
+        let log = fs::File::create(scratch.join("store.log")).unwrap();
+        let mut command = Command::new(program);
+        command.args(["--dir", "mesh", "--admin", "127.0.0.1:0"]).current_dir(scratch);
+        let store = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        let store = Self(store.unwrap());
+        let serves = (0..STORE_LOOKS).any(|_| {
+            std::thread::sleep(LOOK_EVERY);
+            scratch.join("mesh/store.sock").exists()
+        });
+        assert!(serves, "{}", fs::read_to_string(scratch.join("store.log")).unwrap());
+        store
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn parse(text: &str) -> Vec<Step> {
@@ -105,3 +139,8 @@ fn line_matches(expected: &str, line: &str) -> bool {
     }
     rest.is_empty() || (exact && expected.ends_with("[..]"))
 }
+
+const WITH_STORE: &str = "a store serves mesh\n";
+/// So often it is looked whether the store has started: for half a minute.
+const STORE_LOOKS: u32 = 1500;
+const LOOK_EVERY: Duration = Duration::from_millis(20);

@@ -32,6 +32,42 @@ fn no_request_fails_all_are_mutual_tls_and_every_svid_renews() {
 }
 
 #[test]
+fn every_rotation_is_performed_under_load_and_told_with_its_phases() {
+    let scratch = scratch();
+    let args = ["--rotate", "--read-lease", "3s", "--rate", "20", "--json"];
+    let output = demo(&scratch, &args).wait_with_output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let summary: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&summary["failed"], &summary["mtls_rate"]), (&0.into(), &1.0.into()), "{summary}");
+    let rotations = summary["rotations"].as_array().unwrap();
+    let told: Vec<_> = rotations
+        .iter()
+        .map(|rotation| {
+            let none = ["failed_requests", "restarts"].map(|name| rotation[name] == 0);
+            assert_eq!(none, [true; 2], "{summary}");
+            let phases = rotation["phases"].as_array().unwrap().iter();
+            let names = phases.map(|phase| {
+                assert!(phase["seconds"].as_f64() >= Some(0.0), "{summary}");
+                phase["name"].as_str().unwrap()
+            });
+            (rotation["kind"].as_str().unwrap(), names.collect::<Vec<_>>())
+        })
+        .collect();
+    let way = ["generating", "staged", "preparing", "activated", "draining"];
+    let back = ["preparing", "activated", "draining", "withdrawn"];
+    let urgent = ["preparing", "activated", "draining", "withdrawn"];
+    let expected = [
+        ("issuer", vec!["preparing"]),
+        ("anchor", [&way[..], &["withdrawn"]].concat()),
+        ("aborted", [&way[..], &back[..]].concat()),
+        ("emergency", urgent.to_vec()),
+    ];
+    assert_eq!(told, expected, "{summary}");
+    assert_nothing_is_left(&scratch);
+}
+
+#[test]
 fn nothing_is_left_of_a_demo_that_was_killed() {
     let scratch = scratch();
     let mut demo = demo(&scratch, &["--for", "60s"]);

@@ -1,12 +1,15 @@
 //! Promise: a person orders, follows, pauses, undoes and helps rotations by commands that say what
 //! they will do, what they wait for, and whom they miss.
 
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 use steadfast_test_rig::process::binary_path;
 use steadfast_test_rig::{Mesh, MeshConfig, PodSpec, until};
+
+use crate::restored::{copy, store_file};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_rotates_an_anchor_by_commands_and_learns_whom_it_waits_for() {
@@ -98,6 +101,167 @@ async fn a_person_rotates_an_anchor_by_commands_and_learns_whom_it_waits_for() {
         "{}",
         history.text()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_replica_of_identity_is_exempted_by_its_name_and_orders_are_done_without_it() {
+    let config = MeshConfig { second_identity: true, ..MeshConfig::rotating() };
+    let mut mesh = Mesh::start(config).await;
+    mesh.identity_2.as_mut().unwrap().kill();
+    let web = mesh.pod(PodSpec::new("web", &[]));
+    web.ready().await;
+
+    // It is the only one that a plan misses; another name is answered with who is missing.
+    let dead = until("the dead replica is missed", PATIENCE, || async {
+        let planned = steadfast(&mesh, &["anchor", "rotate", "--dry-run", "-o", "json"]).await;
+        let missing = planned.json()["missing"].as_array().unwrap().clone();
+        match missing.as_slice() {
+            [one] if one["name"].to_string().contains("identity ") => {
+                Ok(one["name"].as_str().unwrap().to_owned())
+            }
+            _ => Err(planned.text()),
+        }
+    })
+    .await;
+    let exempt = |name| ["anchor", "exempt", name, "--reason", "it is dead", "--yes"];
+    let refused = steadfast(&mesh, &exempt("identity nowhere#7")).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.text());
+    assert!(refused.stderr.contains(&format!("{dead:?}")), "{}", refused.text());
+    let refused = steadfast(&mesh, &["anchor", "unexempt", &dead]).await;
+    assert!(refused.stderr.contains("is not exempt; nobody is"), "{}", refused.text());
+    well(&mesh, &exempt(&dead)).await;
+    well(&mesh, &["anchor", "unexempt", &dead]).await;
+    well(&mesh, &exempt(&dead)).await;
+    let status = steadfast(&mesh, &["anchor", "status"]).await;
+    assert!(status.stdout.contains(&format!("exempt: {dead} (")), "{}", status.text());
+
+    // Another standby, followed by a program: each line says what has changed.
+    let standby = standby(&mesh).await;
+    well(&mesh, &["anchor", "withdraw", &standby[..8], "--yes", "--no-wait", "--by", "ann"]).await;
+    let watched = well(&mesh, &["anchor", "status", "--watch", "-o", "json"]).await;
+    let lines: Vec<Value> =
+        watched.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let phases = ["generating", "staged", "withdrawn"];
+    let seen = |phase| lines.iter().any(|line| line["rotation"]["phase"] == phase);
+    assert!(phases.iter().all(|phase| seen(*phase)), "{}", watched.text());
+    let last = &lines.last().unwrap()["last"];
+    let told = [&last["kind"], &last["by"], &last["outcome"]].map(|word| word.as_str().unwrap());
+    assert_eq!(told, ["standby", "ann", "done"], "{}", watched.text());
+    let fresh = self::standby(&mesh).await;
+    assert_ne!(fresh, standby);
+    let refused = steadfast(&mesh, &["anchor", "unexempt", &dead]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.text());
+    assert!(refused.stderr.contains("has gone on without"), "{}", refused.text());
+
+    // An issuer waits for the dead replica, and says so; in an emergency one replica is enough, and
+    // the anchors' rotations have nothing to do with it.
+    let ordered = well(&mesh, &["issuer", "rotate", "--yes", "--no-wait", "-o", "json"]).await;
+    let number = ordered.json()["number"].clone();
+    until("it is named", PATIENCE, || async {
+        let status = steadfast(&mesh, &["issuer", "status", "-o", "json"]).await.json();
+        let waiting = status["rotation"]["waiting"]["guard"].to_string();
+        if waiting.contains(&dead) { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
+    let urgent = ["issuer", "rotate", "--emergency", "--yes", "-o", "json"];
+    let rotated = well(&mesh, &urgent).await.json();
+    assert_eq!(rotated["number"], number, "{rotated}");
+    assert_ne!(rotated["from"], rotated["to"], "{rotated}");
+    let state = mesh.trust_domain().await.0;
+    assert_eq!(rotated["to"], state.active_issuer.to_string());
+    assert!(state.denies(rotated["from"].as_str().unwrap().parse().unwrap()));
+
+    // The standby's key is stolen: it goes at once, and another one comes.
+    let stolen = fresh;
+    let tainted = well(&mesh, &["anchor", "taint", &stolen, "--yes", "-o", "json"]).await.json();
+    let removed = &tainted["rotations"][0];
+    assert_eq!(removed["kind"], "removal", "{tainted}");
+    assert_eq!(removed["number"], tainted["ordered"], "{tainted}");
+    assert_ne!(self::standby(&mesh).await, stolen);
+    let again = steadfast(&mesh, &["anchor", "taint", &stolen, "--yes"]).await;
+    assert!(again.stderr.contains("no anchor begins with"), "{}", again.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_display_outlives_a_restart_of_the_store_and_says_that_all_is_halted() {
+    let mut mesh = Mesh::start(MeshConfig::rotating()).await;
+    let web = mesh.pod(PodSpec::new("web", &[]));
+    web.ready().await;
+    let before = copy(&mesh, "before");
+
+    // The store is away for a moment: that is told once, and the display goes on to the end.
+    let mut shown = Shown::of(&mesh, "rotate.txt", &["anchor", "rotate", "--yes"]);
+    mesh.state_where("it is under way", PATIENCE, |state| state.rotation.is_some()).await;
+    mesh.store.kill();
+    shown.says("no store answers").await;
+    mesh.store.restart();
+    assert_eq!(shown.ends().await, Some(0), "{}", shown.text());
+    let text = shown.text();
+    assert_eq!(text.matches("no store answers").count(), 1, "{text}");
+    assert!(text.contains("rotation 1 (anchor) is done"), "{text}");
+
+    // In a store that was put back nothing moves, and an emergency says what must come first.
+    mesh.store.kill();
+    std::fs::copy(before, store_file(&mesh)).unwrap();
+    mesh.store.restart();
+    mesh.state_where("it is found out", PATIENCE, |state| state.halted.is_some()).await;
+    let emergency = ["anchor", "rotate", "--emergency", "--yes"];
+    let mut shown = Shown::of(&mesh, "emergency.txt", &emergency);
+    shown.says("! the store was restored from a backup").await;
+    assert!(shown.text().contains("steadfast trust recover"), "{}", shown.text());
+    signal(shown.command.id(), "INT");
+    assert_eq!(shown.ends().await, Some(130), "{}", shown.text());
+}
+
+/// A command that shows something until it ends.
+struct Shown {
+    command: Child,
+    file: PathBuf,
+}
+
+impl Shown {
+    fn of(mesh: &Mesh, file: &str, args: &[&str]) -> Self {
+        let file = mesh.dir().join(file);
+        let out = || std::fs::File::options().append(true).create(true).open(&file).unwrap();
+        let command = command(mesh, args).stdout(out()).stderr(out()).spawn().unwrap();
+        Self { command, file }
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.file).unwrap()
+    }
+
+    async fn says(&self, words: &str) {
+        until(&format!("it says {words:?}"), PATIENCE, || async {
+            let text = self.text();
+            if text.contains(words) { Ok(()) } else { Err(text) }
+        })
+        .await;
+    }
+
+    async fn ends(&mut self) -> Option<i32> {
+        let ended = until("the display ends", PATIENCE, || {
+            let ended = self.command.try_wait().unwrap();
+            async move { ended.ok_or_else(|| "it still runs".to_owned()) }
+        })
+        .await;
+        ended.code()
+    }
+}
+
+/// The id of the standby.
+async fn standby(mesh: &Mesh) -> String {
+    let anchors = well(mesh, &["anchor", "list", "-o", "json"]).await.json();
+    let mut anchors = anchors.as_array().unwrap().iter();
+    let standby = anchors.find(|anchor| anchor["state"] == "standby").expect("a standby");
+    standby["id"].as_str().unwrap().to_owned()
+}
+
+/// A command that is to go well.
+async fn well(mesh: &Mesh, args: &[&str]) -> Said {
+    let said = steadfast(mesh, args).await;
+    assert_eq!(said.code, Some(0), "{args:?}: {}", said.text());
+    said
 }
 
 /// What a command printed, and how it ended.

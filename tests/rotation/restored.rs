@@ -115,7 +115,7 @@ async fn halted(name: &str, admin: std::net::SocketAddr, expected: f64) {
 }
 
 /// A copy of the store's file, taken while nobody writes it.
-fn copy(mesh: &Mesh, name: &str) -> PathBuf {
+pub(crate) fn copy(mesh: &Mesh, name: &str) -> PathBuf {
     let copy = mesh.dir().join(format!("copy-{name}.redb"));
     mesh.store.freeze();
     let copied = fs::copy(store_file(mesh), &copy);
@@ -124,6 +124,6 @@ fn copy(mesh: &Mesh, name: &str) -> PathBuf {
     copy
 }
 
-fn store_file(mesh: &Mesh) -> PathBuf {
+pub(crate) fn store_file(mesh: &Mesh) -> PathBuf {
     mesh.dir().join("store/store.redb")
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde::Serialize;
-use steadfast_api::{KeyId, TrustAnchor};
+use steadfast_api::KeyId;
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::Round;
@@ -20,17 +20,19 @@ use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, Outcome, PastRotation, Request, Selector,
 };
 
-use crate::commands::anchor_import::{self, ImportArgs};
+use crate::commands::anchor_import::{self, ImportArgs, ImportProblem};
 use crate::confirm::{OrderArgs, confirm};
 use crate::controller::{Controller, ControllerArg, ControllerError};
 use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
-use crate::rotation::follow::{Followed, follow};
+use crate::rotation::follow::{Followed, Shown, follow};
+use crate::rotation::ordered::Ordered;
 use crate::rotation::plan::{Intent, Plan};
 use crate::store::DirArg;
-use crate::trust_domain::{self, TrustDomainError};
+use crate::trust_domain::{self, TrustDomainError, change_at};
 
 mod exempt;
+pub(crate) mod given;
 mod list;
 mod status;
 
@@ -173,23 +175,36 @@ struct TaintArgs {
 pub(crate) enum AnchorError {
     #[error("{text:?} is the beginning of several anchors: {}", .ids.join(", "))]
     Ambiguous { text: String, ids: Vec<String> },
-    #[error("{} is no anchor that can be rotated to", .path.display())]
-    Certificate {
-        path: PathBuf,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    #[error("cannot read {}", .0.display())]
-    File(PathBuf, #[source] std::io::Error),
+    #[error(
+        "no anchor is active, so none is replaced: say with `steadfast anchor taint ID` whose key is \
+         in other hands (`steadfast anchor list` names them)"
+    )]
+    NoActive,
     #[error("no anchor begins with {0:?}; `steadfast anchor list` names them")]
     NoAnchor(String),
-    #[error("{workload:?} is not exempt; exempt are: {}", .exempt.join(", "))]
+    #[error(
+        "there is no file {0}, and no anchor begins with that: bring the certificate of the \
+         anchor, or the id of one that was imported (`steadfast anchor list` names them)"
+    )]
+    NoFile(String),
+    #[error(
+        "{workload:?} is not exempt; {}",
+        match .exempt.as_slice() {
+            [] => "nobody is".to_owned(),
+            exempt => format!("exempt are: {}", exempt.join(", ")),
+        }
+    )]
     NotExempt { workload: String, exempt: Vec<String> },
     #[error("the active anchor is replaced, not withdrawn: `steadfast anchor rotate`")]
     Active,
+    #[error(
+        "the rotation that was ordered is not in the history: the order was taken back before \
+         anything began"
+    )]
+    TakenBack,
     #[error("anchor {0} is on its way in or out already; `steadfast anchor status` shows it")]
     UnderWay(String),
-    #[error("{workload:?} is not missed by anything{hint}")]
+    #[error("nobody of the name {workload:?} is asked{hint}")]
     Unknown { workload: String, hint: String },
     #[error("nobody has been asked yet; try again in a few seconds")]
     Unasked,
@@ -213,21 +228,15 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 }
 
 async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
-    let dir = &args.mesh.dir.dir;
-    let state = trust_domain::read(dir).await?;
-    let intent = match (args.emergency, state.active_anchor()) {
-        (true, Some(active)) => Intent::Emergency { anchor: active.id, deadline: args.deadline },
-        _ => {
-            let anchor = args.anchor.as_deref().map(|path| given(path, &state)).transpose()?;
-            if let (Some(path), Some(id), false) = (&args.anchor, anchor, args.dry_run)
-                && state.anchor(id).is_none()
-            {
-                anchor_import::import_files(dir, path, None).await?;
-            }
-            let canary = args.canary.clone();
-            let canary = canary.map(|selector| CanaryPlan { selector, window: args.canary_for });
-            Intent::Rotate { anchor, canary }
-        }
+    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let intent = if args.emergency {
+        let active = state.active_anchor().ok_or(AnchorError::NoActive)?;
+        Intent::Emergency { anchor: active.id, deadline: args.deadline }
+    } else {
+        let canary = args.canary.clone();
+        let canary = canary.map(|selector| CanaryPlan { selector, window: args.canary_for });
+        let next = args.anchor.as_deref().map(|path| given::find(path, &state)).transpose()?;
+        Intent::Rotate { next, canary }
     };
     order(&args.mesh, &args.order, intent, args.dry_run, args.no_wait).await
 }
@@ -267,10 +276,12 @@ async fn order(
     no_wait: bool,
 ) -> Result<ExitCode, Problem> {
     let dir = &mesh.dir.dir;
-    let state = trust_domain::read(dir).await?;
-    let (timings, round, silent) = asked(dir, &mesh.controller).await;
-    let mut plan = Plan::of(&intent, &state, timings, round.as_ref(), SystemClock.now());
-    plan.obstacles.extend(silent.map(|error| ErrorChain(&error).to_string()));
+    let mut state = trust_domain::read(dir).await?;
+    // The plan is of the state as it would be; what is stored changes after the question.
+    if let Some(given) = intent.given() {
+        given.join(&mut state)?;
+    }
+    let plan = planned(dir, &mesh.controller, &intent, &state).await;
     if dry_run {
         mesh.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
         return Ok(if plan.is_clear() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -280,63 +291,119 @@ async fn order(
     }
     confirm("Begin?", order, mesh.output)?;
     let by = &order.by;
-    let state = trust_domain::change(dir, |state| match &intent {
-        Intent::Emergency { anchor, deadline } => state.taint(*anchor, by.clone(), *deadline),
-        Intent::Rotate { anchor, canary } => state.request(Request {
-            by: by.clone(),
-            at: SystemClock.now(),
-            anchor: *anchor,
-            canary: canary.clone(),
-            replaces: None,
-        }),
-        Intent::Replace { standby } => state.request(Request {
-            by: by.clone(),
-            at: SystemClock.now(),
-            anchor: None,
-            canary: None,
-            replaces: Some(*standby),
-        }),
-    })
-    .await?;
-    // What is under way already is the emergency's from now on.
-    let before = state.rotation.as_ref().map_or(state.rotations, |rotation| rotation.number - 1);
-    go_on(mesh, no_wait, before, Outcome::Done).await
+    let given = |state: &mut TrustDomainState| match intent.given() {
+        Some(given) => given.join(state),
+        None => Ok(()),
+    };
+    // An anchor that is brought is imported by the very write that orders the rotation to it.
+    let changed = change_at(dir, |state, _| {
+        given(state)?;
+        commanded(&intent, by, state).map_err(TrustDomainError::from)?;
+        Ok::<_, ImportProblem>(())
+    });
+    let (state, ()) = changed.await?;
+    let ordered = match &intent {
+        // What is under way already may be the emergency's from now on.
+        Intent::Emergency { .. } => {
+            let under_way = state.rotation.as_ref().map(|rotation| rotation.number - 1);
+            Ordered::Emergency { after: under_way.unwrap_or(state.rotations) }
+        }
+        Intent::Issuer { .. } | Intent::Replace { .. } | Intent::Rotate { .. } => {
+            Ordered::By { after: state.rotations, by: by.clone() }
+        }
+    };
+    go_on(mesh, no_wait, ordered, Outcome::Done).await
+}
+
+/// The order itself.
+pub(super) fn commanded(
+    intent: &Intent,
+    by: &str,
+    state: &mut TrustDomainState,
+) -> Result<(), OrderRefused> {
+    let request = |anchor, canary, replaces| {
+        let (by, at) = (by.to_owned(), SystemClock.now());
+        Request { by, at, anchor, canary, replaces }
+    };
+    match intent {
+        Intent::Emergency { anchor, deadline } => state.taint(*anchor, by.to_owned(), *deadline),
+        Intent::Issuer { deadline } => {
+            state.rotate_issuer(by.to_owned(), *deadline, SystemClock.now())
+        }
+        Intent::Replace { standby } => state.request(request(None, None, Some(*standby))),
+        Intent::Rotate { next, canary } => {
+            let next = next.as_ref().map(|given| given.record.id);
+            state.request(request(next, canary.clone(), None))
+        }
+    }
 }
 
 /// Follows what was ordered, to the end that was ordered.
 async fn go_on(
     mesh: &MeshArgs,
     no_wait: bool,
-    before: u64,
+    ordered: Ordered,
     wanted: Outcome,
 ) -> Result<ExitCode, Problem> {
     if no_wait {
         said(mesh.output, "ordered; `steadfast anchor status` shows how it goes")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let followed = Followed::AnchorsAfter(before);
-    let Some(ended) = follow(&mesh.dir.dir, &mesh.controller, followed, mesh.output).await? else {
-        eprintln!("\nThe rotation goes on without you: `steadfast anchor status` shows it");
-        return Ok(ExitCode::from(EXIT_INTERRUPTED));
+    let followed = Followed::Anchor(ordered.clone());
+    let mut shown = Shown::new(mesh.output);
+    let Some(state) = follow(&mesh.dir.dir, &mesh.controller, &followed, &mut shown).await? else {
+        return Ok(left_alone());
     };
     if mesh.output != Format::Table {
-        mesh.output.print(&Ended { rotations: &ended }, |_| String::new())?;
+        let rotations = followed.ended(&state);
+        let number = ordered.ended(&state).map(|past| past.number);
+        mesh.output.print(&Ended { ordered: number, rotations }, |_| String::new())?;
     }
-    let first = ended.first().map(|past| past.outcome);
-    Ok(if first.is_none_or(|first| first == wanted) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    as_wanted(&ordered, &state, wanted)
+}
+
+/// The person has had enough of the display.
+fn left_alone() -> ExitCode {
+    eprintln!("\nThe rotation goes on without you: `steadfast anchor status` shows it");
+    ExitCode::from(EXIT_INTERRUPTED)
+}
+
+/// Whether the rotation that was ordered has ended as it was ordered; of an emergency, nothing but
+/// an anchor may have been there to be removed.
+fn as_wanted(
+    ordered: &Ordered,
+    state: &TrustDomainState,
+    wanted: Outcome,
+) -> Result<ExitCode, Problem> {
+    match ordered.ended(state) {
+        Some(past) if past.outcome == wanted => Ok(ExitCode::SUCCESS),
+        Some(_) => Ok(ExitCode::FAILURE),
+        None if matches!(ordered, Ordered::Emergency { .. }) => Ok(ExitCode::SUCCESS),
+        None => Err(AnchorError::TakenBack.into()),
+    }
 }
 
 /// The rotations that have ended while they were followed.
 #[derive(Serialize)]
-struct Ended<'a> {
-    rotations: &'a [PastRotation],
+struct Ended {
+    /// The number of the one that was ordered.
+    ordered: Option<u64>,
+    rotations: Vec<PastRotation>,
 }
 
-/// What the controller knows, or why it does not tell.
+/// A plan with what the controller knows, or why it does not tell.
+pub(super) async fn planned(
+    dir: &Path,
+    controller: &ControllerArg,
+    intent: &Intent,
+    state: &TrustDomainState,
+) -> Plan {
+    let (timings, round, silent) = asked(dir, controller).await;
+    let mut plan = Plan::of(intent, state, timings, round.as_ref(), SystemClock.now());
+    plan.obstacles.extend(silent.map(|error| ErrorChain(&error).to_string()));
+    plan
+}
+
 async fn asked(
     dir: &Path,
     arg: &ControllerArg,
@@ -372,11 +439,11 @@ async fn resume(args: WatchArgs) -> Result<ExitCode, Problem> {
         Ok(())
     })
     .await?;
-    let Some(rotation) = &state.rotation else {
+    let Some(ordered) = Ordered::in_state(&state) else {
         said(args.mesh.output, "resumed; no rotation is under way")?;
         return Ok(ExitCode::SUCCESS);
     };
-    go_on(&args.mesh, args.no_wait, rotation.number - 1, Outcome::Done).await
+    go_on(&args.mesh, args.no_wait, ordered, Outcome::Done).await
 }
 
 async fn abort(args: WatchArgs) -> Result<ExitCode, Problem> {
@@ -395,7 +462,8 @@ async fn abort(args: WatchArgs) -> Result<ExitCode, Problem> {
         said(args.mesh.output, "the order is taken back; nothing had begun")?;
         return Ok(ExitCode::SUCCESS);
     };
-    go_on(&args.mesh, args.no_wait, rotation.number - 1, Outcome::Aborted).await
+    let ordered = Ordered::Number(rotation.number);
+    go_on(&args.mesh, args.no_wait, ordered, Outcome::Aborted).await
 }
 
 async fn change(
@@ -403,18 +471,6 @@ async fn change(
     order: impl Fn(&mut TrustDomainState) -> Result<(), OrderRefused>,
 ) -> Result<TrustDomainState, TrustDomainError> {
     trust_domain::change(&mesh.dir.dir, order).await
-}
-
-/// The anchor of a file; or of an id, if there is no such file.
-fn given(path: &Path, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
-    if !path.exists() {
-        return find(&path.to_string_lossy(), state);
-    }
-    let pem = std::fs::read(path).map_err(|error| AnchorError::File(path.to_owned(), error))?;
-    let refused = |source| AnchorError::Certificate { path: path.to_owned(), source };
-    let parsed = pem::parse(&pem).map_err(|error| refused(error.into()))?;
-    let anchor = TrustAnchor::parse(parsed.contents()).map_err(|error| refused(error.into()))?;
-    Ok(anchor.id())
 }
 
 /// The anchor whose id begins so.
@@ -476,3 +532,37 @@ const TIMINGS_USUAL: Timings = Timings {
 };
 /// As a shell tells of a program that SIGINT has ended.
 pub(super) const EXIT_INTERRUPTED: u8 = 130;
+
+#[cfg(test)]
+mod tests {
+    use steadfast_api::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn an_order_that_was_taken_back_is_no_success_and_an_emergency_without_a_rotation_is_one() {
+        let (domain, now) = ("cluster.local".parse().unwrap(), UnixTime::from_secs(1_800_000_000));
+        let mut state = steadfast_identity::authority::found(&domain, now).unwrap().state;
+        let ordered = Ordered::By { after: 0, by: "ann".to_owned() };
+        let error = as_wanted(&ordered, &state, Outcome::Done).unwrap_err();
+        assert!(error.text().contains("taken back before anything began"), "{}", error.text());
+        let code = |ordered: &Ordered, state: &TrustDomainState| {
+            // An exit code can be compared as text only.
+            format!("{:?}", as_wanted(ordered, state, Outcome::Done).unwrap())
+        };
+        let [well, wrong] = [ExitCode::SUCCESS, ExitCode::FAILURE].map(|code| format!("{code:?}"));
+        assert_eq!(code(&Ordered::Emergency { after: 0 }, &state), well);
+        // The issuer's ends first, and as it should; the one that was ordered is undone.
+        for (number, kind, outcome) in
+            [(1, "issuer", Outcome::Overtaken), (2, "anchor", Outcome::Done)]
+        {
+            let (kind, by) = (kind.to_owned(), "ann".to_owned());
+            let (started, ended, steps) = (now, now, Vec::new());
+            state.past.push(PastRotation { number, kind, by, started, ended, outcome, steps });
+        }
+        assert_eq!(code(&ordered, &state), well);
+        state.past[0].outcome = Outcome::Done;
+        state.past[1].outcome = Outcome::Aborted;
+        assert_eq!(code(&ordered, &state), wrong);
+    }
+}

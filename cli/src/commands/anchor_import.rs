@@ -105,11 +105,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The same for other commands: the anchor as the state knows it from then on.
-///
-/// # Errors
-/// As [`import()`].
-pub(crate) async fn import_files(
+async fn import_files(
     dir: &Path,
     file: &Path,
     key: Option<&Path>,
@@ -120,8 +116,7 @@ pub(crate) async fn import_files(
     };
     let pem = read(file)?;
     let state = trust_domain::read(dir).await?;
-    let now = SystemClock.now();
-    let mut anchor = import::anchor(&state.trust_domain, &pem, now).map_err(of_file(file))?;
+    let mut anchor = parsed(&state, file, &pem)?;
     // Before anything is kept: a key that was put there for nothing is a danger.
     let refused = |refused| ImportProblem::Refused { file: file.to_owned(), refused };
     state.clone().import_anchor(anchor.clone()).map_err(refused)?;
@@ -141,6 +136,19 @@ pub(crate) async fn import_files(
         keys.destroy(anchor.id).await?;
     }
     added.map(|_| anchor)
+}
+
+/// The anchor of a file, whatever the state knows of it.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(crate) fn parsed(
+    state: &TrustDomainState,
+    file: &Path,
+    pem: &[u8],
+) -> Result<AnchorRecord, ImportProblem> {
+    let anchor = import::anchor(&state.trust_domain, pem, SystemClock.now());
+    anchor.map_err(|problem| ImportProblem::File { file: file.to_owned(), problem })
 }
 
 /// Forgets one that was imported and never published.

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use clap::Subcommand;
+use serde::Serialize;
 use steadfast_process::duration;
 use steadfast_rotation_protocol::trust_domain::Consumer;
 
-use crate::output::{self, Format, table};
+use crate::output::{Format, table};
 use crate::problem::Problem;
 use crate::store::DirArg;
 use crate::trust_domain;
@@ -47,6 +48,9 @@ struct AddArgs {
     fixed: bool,
     #[command(flatten)]
     dir: DirArg,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
 }
 
 /// List the registered consumers
@@ -66,6 +70,23 @@ struct RemoveArgs {
     name: String,
     #[command(flatten)]
     dir: DirArg,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+/// A consumer, as it is listed.
+#[derive(Serialize)]
+struct ConsumerView {
+    name: String,
+    /// How often it reads the bundle, in seconds; `None`: it has done so once and for all.
+    refresh_s: Option<u64>,
+}
+
+/// Which consumer is one no more.
+#[derive(Serialize)]
+struct Removed<'a> {
+    removed: &'a str,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Problem> {
@@ -73,12 +94,16 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
         Command::Add(args) => add(args).await,
         Command::List(args) => {
             let state = trust_domain::read(&args.dir.dir).await?;
-            Ok(args.output.print(&state.consumers, |consumers| listing(consumers))?)
+            let consumers: Vec<_> = state.consumers.iter().map(ConsumerView::of).collect();
+            Ok(args.output.print(&consumers, |consumers| listing(consumers))?)
         }
         Command::Remove(args) => {
             let (dir, name) = (&args.dir.dir, &args.name);
             trust_domain::change(dir, |state| state.remove_consumer(name)).await?;
-            Ok(output::print(&format!("no rotation waits for {name} any more\n"))?)
+            let removed = Removed { removed: name };
+            Ok(args.output.print(&removed, |Removed { removed }| {
+                format!("no rotation waits for {removed} any more\n")
+            })?)
         }
     }
 }
@@ -90,21 +115,36 @@ async fn add(args: AddArgs) -> Result<(), Problem> {
         Ok(())
     })
     .await?;
-    let what = consumer.refresh.map_or_else(
-        || "holds up every rotation that adds an anchor, until it is removed".to_owned(),
-        |refresh| format!("is given four times {} in every rotation", duration::show(refresh)),
-    );
-    Ok(output::print(&format!("{} {what}\n", consumer.name))?)
+    Ok(args.output.print(&ConsumerView::of(&consumer), ConsumerView::added)?)
 }
 
-fn listing(consumers: &[Consumer]) -> String {
+impl ConsumerView {
+    fn of(consumer: &Consumer) -> Self {
+        let refresh_s = consumer.refresh.map(|refresh| refresh.as_secs());
+        Self { name: consumer.name.clone(), refresh_s }
+    }
+
+    fn refresh(&self) -> Option<String> {
+        self.refresh_s.map(|secs| duration::show(Duration::from_secs(secs)))
+    }
+
+    fn added(&self) -> String {
+        let what = self.refresh().map_or_else(
+            || "holds up every rotation that adds an anchor, until it is removed".to_owned(),
+            |refresh| format!("is given four times {refresh} in every rotation"),
+        );
+        format!("{} {what}\n", self.name)
+    }
+}
+
+fn listing(consumers: &[ConsumerView]) -> String {
     if consumers.is_empty() {
         return "no consumer is registered\n".to_owned();
     }
     let rows: Vec<_> = consumers
         .iter()
         .map(|consumer| {
-            let reads = consumer.refresh.map(|time| format!("every {}", duration::show(time)));
+            let reads = consumer.refresh().map(|time| format!("every {time}"));
             [consumer.name.clone(), reads.unwrap_or_else(|| "once and for all".to_owned())]
         })
         .collect();

@@ -6,16 +6,19 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde::Serialize;
 use steadfast_api::{KeyId, UnixTime};
-use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
+use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 
+use crate::commands::anchor::{commanded, planned};
 use crate::commands::issuer_import;
 use crate::confirm::{OrderArgs, confirm};
-use crate::controller::{Controller, ControllerArg};
-use crate::output::{Format, Paint, table};
+use crate::controller::ControllerArg;
+use crate::output::{self, Format, Paint, table};
 use crate::problem::Problem;
 use crate::rotation::course::Course;
-use crate::rotation::follow::{Followed, follow, same_phase};
+use crate::rotation::follow::{Followed, Shown, follow};
+use crate::rotation::look::Look;
+use crate::rotation::plan::Intent;
 use crate::store::DirArg;
 use crate::trust_domain;
 
@@ -36,15 +39,27 @@ enum Command {
 
 /// Replace the active issuer, under the same trust anchor
 ///
-/// It happens by itself when an issuer nears its end. With --emergency, because its key is in other
+/// The plan comes first: who is asked, how long it takes, what can go wrong, how it is undone. It
+/// happens by itself when an issuer nears its end. With --emergency, because its key is in other
 /// hands, every workload renews at once, and then SVIDs of the old issuer are refused and open
 /// connections with them are cut.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast issuer rotate --dry-run      the plan, and which replica would be waited for
+  steadfast issuer rotate                another issuer signs; nobody notices
+  steadfast issuer rotate --emergency    the issuer's key is in other hands
+
+Exit code 1 if --dry-run finds somebody who would be waited for, cut off or left in danger, or
+something in the way.")]
 struct RotateArgs {
     #[command(flatten)]
     dir: DirArg,
     #[command(flatten)]
     controller: ControllerArg,
+    /// Only print the plan
+    #[arg(long)]
+    dry_run: bool,
     /// The issuer's key is in other hands
     #[arg(long)]
     emergency: bool,
@@ -90,51 +105,46 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
 async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
     let dir = &args.dir.dir;
-    let before = trust_domain::read(dir).await?.active_issuer;
-    let question = match args.emergency {
-        true => format!(
-            "Every workload renews at once, and issuer {} is refused {} later at the latest. Begin?",
-            before.short(),
-            duration::show(args.deadline)
-        ),
-        false => format!(
-            "Issuer {} is replaced as soon as every replica has loaded another; nobody notices. \
-             Begin?",
-            before.short()
-        ),
-    };
-    confirm(&question, &args.order, args.output)?;
-    let urgent = args.emergency.then_some(args.deadline);
-    trust_domain::change(dir, |state| {
-        state.rotate_issuer(args.order.by.clone(), urgent, SystemClock.now())
-    })
-    .await?;
-    let rotated = |state: &TrustDomainState| Rotated { from: before, to: state.active_issuer };
-    if !args.no_wait {
-        let ended = follow(dir, &args.controller, Followed::Issuer, args.output).await?;
-        if ended.is_none() {
-            eprintln!("\nThe rotation goes on without you: `steadfast issuer status` shows it");
-            return Ok(ExitCode::from(super::anchor::EXIT_INTERRUPTED));
-        }
-    }
     let state = trust_domain::read(dir).await?;
-    args.output.print(&rotated(&state), |rotated| match args.no_wait {
-        true => "ordered; `steadfast issuer status` shows how it goes\n".to_owned(),
-        false => {
-            format!(
-                "issuer {} signs in the place of {}\n",
-                rotated.to.short(),
-                rotated.from.short()
-            )
-        }
+    let intent = Intent::Issuer { deadline: args.emergency.then_some(args.deadline) };
+    let plan = planned(dir, &args.controller, &intent, &state).await;
+    if args.dry_run {
+        args.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
+        return Ok(if plan.is_clear() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    if args.output == Format::Table {
+        output::print(&(plan.text(Paint::stdout()) + "\n"))?;
+    }
+    confirm("Begin?", &args.order, args.output)?;
+    let order = |state: &mut TrustDomainState| commanded(&intent, &args.order.by, state);
+    let ordered = trust_domain::change(dir, order).await?;
+    let rotation = ordered.issuer_rotation.as_ref();
+    let (number, from) = rotation.map_or((0, ordered.active_issuer), |r| (r.number, r.old));
+    if args.no_wait {
+        let rotated = Rotated { number, from, to: None };
+        let text = "ordered; `steadfast issuer status` shows how it goes\n";
+        args.output.print(&rotated, |_| text.to_owned())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (followed, mut shown) = (Followed::Issuer(number), Shown::new(args.output));
+    let Some(state) = follow(dir, &args.controller, &followed, &mut shown).await? else {
+        eprintln!("\nThe rotation goes on without you: `steadfast issuer status` shows it");
+        return Ok(ExitCode::from(super::anchor::EXIT_INTERRUPTED));
+    };
+    let to = state.active_issuer;
+    args.output.print(&Rotated { number, from, to: Some(to) }, |_| {
+        format!("issuer {} signs in the place of {}\n", to.short(), from.short())
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// What was ordered, and what came of it.
 #[derive(Serialize)]
 struct Rotated {
+    number: u64,
     from: KeyId,
-    to: KeyId,
+    /// `None`: that is not waited for.
+    to: Option<KeyId>,
 }
 
 /// How things stand, in both forms.
@@ -157,15 +167,9 @@ struct IssuerView {
 async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
     let dir = &args.dir.dir;
     let (state, now) = (trust_domain::read(dir).await?, SystemClock.now());
-    let standing = Controller::find(dir, &args.controller).await.map(|(_, standing)| standing);
-    let (wait, trouble) = match &standing {
-        Ok(standing) => (
-            standing.waiting.as_ref().filter(|_| same_phase(&state, standing)),
-            standing.trouble.clone(),
-        ),
-        Err(error) => (None, Some(ErrorChain(error).to_string())),
-    };
-    let rotation = Course::of_issuer(&state, wait, now);
+    let look = Look::at(dir, &args.controller, &state).await;
+    let trouble = look.trouble(&state);
+    let rotation = Course::of_issuer(&state, look.issuer_wait(&state, now).as_ref(), now);
     let issuers = state.issuers.iter().map(|issuer| IssuerView {
         id: issuer.id,
         role: role(&state, issuer.id),

@@ -3,9 +3,9 @@
 //! `init` founds a trust domain, once; `status`, `bundle` and `history` show what the store holds.
 //! No key is read here after it was made.
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
-use steadfast_api::{TrustDomain, UnixTime};
+use steadfast_api::{KeyId, TrustDomain, UnixTime};
 use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 
@@ -60,6 +60,9 @@ struct InitArgs {
     /// cannot be changed later
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = init::read_lease)]
     read_lease: std::time::Duration,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
 }
 
 /// Show the anchors and issuers, and how long each has left
@@ -77,13 +80,26 @@ struct StatusArgs {
 #[command(after_help = "\
 Examples:
   steadfast trust bundle --dir ./mesh                    SPIFFE's form (a JWK set)
-  steadfast trust bundle --dir ./mesh --pem > ca.pem     for openssl, curl and others")]
+  steadfast trust bundle --dir ./mesh -o pem > ca.pem    for openssl, curl and others")]
 struct BundleArgs {
     #[command(flatten)]
     dir: DirArg,
-    /// Print PEM instead of SPIFFE's JWK set
-    #[arg(long)]
+    /// The form of the bundle
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: BundleForm,
+    /// The same as --output pem
+    #[arg(long, conflicts_with = "output")]
     pem: bool,
+}
+
+/// The form of a trust bundle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum BundleForm {
+    /// SPIFFE's: a JWK set.
+    #[default]
+    Json,
+    /// The anchors' certificates, one after the other.
+    Pem,
 }
 
 /// Why the trust of a mesh cannot be made or shown.
@@ -110,7 +126,8 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
         Command::Init(args) => {
             let outcome =
                 init::run(&args.dir.dir, args.trust_domain.as_ref(), args.read_lease).await;
-            output::print(&outcome.map_err(TrustError::from)?.to_string())?;
+            let outcome = outcome.map_err(TrustError::from)?;
+            args.output.print(&outcome.view(), |_| outcome.to_string())?;
         }
         Command::Status(args) => {
             let state = trust_domain::read(&args.dir.dir).await?;
@@ -121,9 +138,9 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
             let state = trust_domain::read(&args.dir.dir).await?;
             let bundle = state.bundle().map_err(TrustError::from)?;
             let ders = bundle.anchors().iter().map(|anchor| anchor.der());
-            match args.pem {
-                true => output::print(&ders.map(output::pem).collect::<String>())?,
-                false => output::print(&(bundle.to_jwks() + "\n"))?,
+            match args.output {
+                BundleForm::Json if !args.pem => output::print(&(bundle.to_jwks() + "\n"))?,
+                _ => output::print(&ders.map(output::pem).collect::<String>())?,
             }
         }
         Command::Backup(args) => trust_backup::run(&args).await?,
@@ -148,6 +165,10 @@ struct AuthorityStatus {
     kind: &'static str,
     id: String,
     state: String,
+    /// Of an anchor: whether its key is elsewhere, so that persons have its issuers signed.
+    external: bool,
+    /// Of an external anchor: whether an issuer under it waits to be signed.
+    awaits_signature: bool,
     signed_by: Option<String>,
     not_after: String,
     remaining_s: u64,
@@ -161,7 +182,9 @@ impl Status {
             AuthorityStatus {
                 kind: "anchor",
                 id: anchor.id.to_string(),
-                state: format!("{:?}", anchor.state).to_lowercase(),
+                state: anchor.state.label().to_owned(),
+                external: anchor.is_external(),
+                awaits_signature: awaiting(state).any(|id| id == anchor.id),
                 signed_by: None,
                 not_after: not_after.map_or_else(|| "unreadable".to_owned(), |t| t.to_string()),
                 remaining_s: not_after.map_or(0, |t| t.since(now).as_secs()),
@@ -171,6 +194,8 @@ impl Status {
             kind: "issuer",
             id: issuer.id.to_string(),
             state: super::issuer::role(state, issuer.id).to_owned(),
+            external: false,
+            awaits_signature: false,
             signed_by: Some(issuer.anchor_id.to_string()),
             not_after: issuer.not_after.to_string(),
             remaining_s: issuer.not_after.since(now).as_secs(),
@@ -193,7 +218,10 @@ impl Status {
                 [
                     authority.kind.to_owned(),
                     short(&authority.id),
-                    authority.state.clone(),
+                    match authority.external {
+                        true => format!("{}, external", authority.state),
+                        false => authority.state.clone(),
+                    },
                     authority.signed_by.as_deref().map_or_else(|| "itself".to_owned(), short),
                     authority.not_after.clone(),
                     if left.is_zero() { "expired".to_owned() } else { duration::show(left) },
@@ -219,11 +247,25 @@ fn notes(state: &TrustDomainState) -> Vec<String> {
         let by = &anchor.taint.as_ref()?.by;
         Some(format!("the key of anchor {} is in other hands, says {by}", anchor.id.short()))
     });
-    halted.into_iter().chain(rotation).chain(tainted).collect()
+    let unsigned = awaiting(state).map(|anchor| {
+        let id = anchor.short();
+        format!(
+            "an issuer under the external anchor {id} waits to be signed by its CA: `steadfast issuer \
+             request --anchor {id}`, then `steadfast issuer import FILE`"
+        )
+    });
+    halted.into_iter().chain(rotation).chain(tainted).chain(unsigned).collect()
+}
+
+/// The external anchors under which an issuer is wanted that nobody has signed yet.
+fn awaiting(state: &TrustDomainState) -> impl Iterator<Item = KeyId> {
+    state.wanted_external.iter().map(|wanted| wanted.anchor_id)
 }
 
 #[cfg(test)]
 mod tests {
+    use steadfast_rotation_protocol::trust_domain::{AnchorState, EXTERNAL};
+
     use super::*;
 
     #[test]
@@ -240,5 +282,32 @@ mod tests {
         }
         let late = Status::of(&founding.state, UnixTime::from_secs(2_800_000_000));
         assert!(late.table(Paint::plain()).contains("expired"));
+    }
+
+    #[test]
+    fn an_external_anchor_is_shown_as_that_and_with_the_signature_that_it_awaits() {
+        let now = UnixTime::from_secs(1_800_000_000);
+        let domain: TrustDomain = "cluster.local".parse().unwrap();
+        let mut state = steadfast_identity::authority::found(&domain, now).unwrap().state;
+        let before = Status::of(&state, now).table(Paint::plain());
+        assert!(!before.contains("external") && !before.contains("signed by its CA"), "{before}");
+        let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
+        for anchor in state.anchors.iter_mut().filter(|anchor| anchor.id == standby) {
+            anchor.key_ref = EXTERNAL.to_owned();
+        }
+        state.request_issuer(standby, 7).unwrap();
+        let status = Status::of(&state, now);
+        let text = status.table(Paint::plain());
+        let id = standby.short();
+        for words in ["standby, external", &format!("issuer request --anchor {id}")] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        let json = serde_json::to_value(&status).unwrap();
+        let said = |authority: &serde_json::Value| {
+            let words = [&authority["external"], &authority["awaits_signature"]];
+            (authority["id"] == standby.to_string(), words.map(|word| word.as_bool().unwrap()))
+        };
+        let said: Vec<_> = json["authorities"].as_array().unwrap().iter().map(said).collect();
+        assert_eq!(said, [(false, [false; 2]), (true, [true; 2]), (false, [false; 2])]);
     }
 }

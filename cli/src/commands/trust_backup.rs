@@ -23,7 +23,8 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::Halt;
 
 use super::trust::TrustError;
-use crate::output;
+use crate::output::Format;
+use crate::problem::Problem;
 use crate::store::{self, DirArg};
 use crate::trust_domain::TrustDomainError;
 
@@ -42,6 +43,20 @@ pub(super) struct BackupArgs {
     file: PathBuf,
     #[command(flatten)]
     dir: DirArg,
+    /// The form of the answer
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+}
+
+/// What was copied, and where to.
+#[derive(Serialize)]
+struct Taken<'a> {
+    file: &'a Path,
+    trust_domain: String,
+    seq: u64,
+    /// Those in the bundle.
+    anchors: usize,
+    taken_at: String,
 }
 
 /// Why there is no backup, or it is not put back.
@@ -73,7 +88,7 @@ struct Backup {
     entries: BTreeMap<String, Value>,
 }
 
-pub(super) async fn run(args: &BackupArgs) -> Result<(), TrustError> {
+pub(super) async fn run(args: &BackupArgs) -> Result<(), Problem> {
     let dir = &args.dir.dir;
     let client = store::client(dir);
     let listed = client.list(PREFIX).await;
@@ -81,7 +96,8 @@ pub(super) async fn run(args: &BackupArgs) -> Result<(), TrustError> {
     let domain = entries.iter().find(|entry| entry.key == TRUST_DOMAIN_KEY);
     let domain =
         domain.ok_or_else(|| TrustError::from(TrustDomainError::NoTrustDomain(dir.clone())))?;
-    let state: TrustDomainState = serde_json::from_slice(&domain.value)?;
+    let state: TrustDomainState =
+        serde_json::from_slice(&domain.value).map_err(TrustError::from)?;
     let wanted = |entry: &&Entry| {
         entry.key != FINDINGS_KEY && !entry.key.starts_with(ISSUER_REQUESTS_PREFIX)
     };
@@ -93,17 +109,28 @@ pub(super) async fn run(args: &BackupArgs) -> Result<(), TrustError> {
         format: FORMAT.to_owned(),
         taken_at: SystemClock.now(),
         revision: revision.0,
-        entries: values.collect::<Result<_, serde_json::Error>>()?,
+        entries: values.collect::<Result<_, _>>().map_err(TrustError::State)?,
     };
     write(&args.file, &(serde_json::to_string_pretty(&backup)? + "\n"))?;
-    let (file, domain) = (args.file.display(), &state.trust_domain);
-    let anchors = state.published().count();
-    output::print(&format!(
-        "{file}: the trust domain {domain} at seq {}, {anchors} anchors; no private key is in it\n",
-        state.seq
-    ))
-    .map_err(|error| BackupError::Write("standard output".into(), error))?;
-    Ok(())
+    let taken = Taken {
+        file: &args.file,
+        trust_domain: state.trust_domain.to_string(),
+        seq: state.seq,
+        anchors: state.published().count(),
+        taken_at: backup.taken_at.to_string(),
+    };
+    Ok(args.output.print(&taken, Taken::text)?)
+}
+
+impl Taken<'_> {
+    fn text(&self) -> String {
+        let Self { trust_domain, seq, anchors, .. } = self;
+        format!(
+            "{}: the trust domain {trust_domain} at seq {seq}, {anchors} anchors; no private key \
+             is in it\n",
+            self.file.display()
+        )
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), BackupError> {

@@ -13,10 +13,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::load::Load;
-use crate::controller::{Controller, ControllerArg};
+use crate::controller::ControllerArg;
 use crate::output::Paint;
 use crate::rotation::course::{Course, PhaseTime, ending, phase_times};
-use crate::rotation::follow::same_phase;
+use crate::rotation::look::Look;
+use crate::rotation::ordered::{ISSUER, Ordered};
 use crate::trust_domain::{self, TrustDomainError};
 
 /// A rotation that was performed, as `--json` prints it.
@@ -93,32 +94,38 @@ impl<'a> Rotations<'a> {
         let (failed, now) = (self.load.tally().failed, SystemClock.now());
         let order =
             |state: &mut TrustDomainState| state.rotate_issuer(ORDERED_BY.to_owned(), None, now);
-        let began = Instant::now();
-        trust_domain::change(&self.dir, order).await?;
-        self.until("the rotation of the issuer", |state| state.issuer_rotation.is_none()).await?;
-        let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-        let phases = vec![PhaseTime { name: "preparing", seconds, acked: 0 }];
-        self.done(format!("rotation of the issuer is done, after {seconds} s"));
-        Ok(self.performed("issuer", phases, failed))
+        let what = "the rotation of the issuer";
+        let ordered = trust_domain::change(&self.dir, order).await?;
+        let number = ordered.issuer_rotation.map(|rotation| rotation.number);
+        let is_it = |past: &PastRotation| past.kind == ISSUER && Some(past.number) == number;
+        let mut past = None;
+        self.until(what, |state| {
+            past = state.past.iter().find(|past| is_it(past)).cloned();
+            past.is_some()
+        })
+        .await?;
+        let past = past.ok_or(RotationsError::Late { what, course: String::new() })?;
+        self.done(ending(&past));
+        Ok(self.performed(ISSUER, phase_times(past.started, &past.steps), failed))
     }
 
     async fn anchor(&self) -> Result<Performed, RotationsError> {
         let failed = self.load.tally().failed;
-        let before = self.request().await?;
-        let past = self.ended("the rotation of the anchor", before).await?;
+        let ordered = self.request().await?;
+        let past = self.ended("the rotation of the anchor", ordered).await?;
         Ok(self.performed("anchor", phase_times(past.started, &past.steps), failed))
     }
 
     async fn aborted(&self) -> Result<Performed, RotationsError> {
         let failed = self.load.tally().failed;
-        let before = self.request().await?;
+        let ordered = self.request().await?;
         self.until("the rotation that is to be undone", |state| {
             let phase = state.rotation.as_ref().map(|rotation| rotation.phase.name());
             phase == Some(PhaseName::Draining)
         })
         .await?;
         trust_domain::change(&self.dir, TrustDomainState::abort).await?;
-        let past = self.ended("the undoing of a rotation", before).await?;
+        let past = self.ended("the undoing of a rotation", ordered).await?;
         Ok(self.performed("aborted", phase_times(past.started, &past.steps), failed))
     }
 
@@ -130,12 +137,13 @@ impl<'a> Rotations<'a> {
             state.taint(active, ORDERED_BY.to_owned(), DEADLINE)
         })
         .await?;
-        let past = self.ended("the emergency", state.rotations).await?;
+        let ordered = Ordered::Emergency { after: state.rotations };
+        let past = self.ended("the emergency", ordered).await?;
         Ok(self.performed("emergency", phase_times(past.started, &past.steps), failed))
     }
 
-    /// Orders a rotation to the standby; tells how many there were before.
-    async fn request(&self) -> Result<u64, RotationsError> {
+    /// Orders a rotation to the standby.
+    async fn request(&self) -> Result<Ordered, RotationsError> {
         let request = Request {
             by: ORDERED_BY.to_owned(),
             at: SystemClock.now(),
@@ -144,15 +152,20 @@ impl<'a> Rotations<'a> {
             replaces: None,
         };
         let order = |state: &mut TrustDomainState| state.request(request.clone());
-        Ok(trust_domain::change(&self.dir, order).await?.rotations)
+        let after = trust_domain::change(&self.dir, order).await?.rotations;
+        Ok(Ordered::By { after, by: ORDERED_BY.to_owned() })
     }
 
-    /// The rotation after so many, when it is over and a standby is there again.
-    async fn ended(&self, what: &'static str, before: u64) -> Result<PastRotation, RotationsError> {
+    /// The rotation that was ordered, when it is over and a standby is there again.
+    async fn ended(
+        &self,
+        what: &'static str,
+        ordered: Ordered,
+    ) -> Result<PastRotation, RotationsError> {
         let mut past = None;
         self.until(what, |state| {
             if past.is_none() {
-                past = state.past.iter().find(|past| past.number > before).cloned();
+                past = ordered.ended(state).cloned();
                 past.iter().for_each(|past| self.done(ending(past)));
             }
             let standby = state.in_state(AnchorState::Standby).next().is_some();
@@ -184,13 +197,11 @@ impl<'a> Rotations<'a> {
     }
 
     async fn course(&self, state: &TrustDomainState) -> Vec<String> {
-        let standing = Controller::find(&self.dir, &self.controller).await;
-        let standing = standing.ok().map(|(_, standing)| standing);
-        let waiting = standing.as_ref().filter(|standing| same_phase(state, standing));
-        let wait = waiting.and_then(|standing| standing.waiting.as_ref());
+        let look = Look::at(&self.dir, &self.controller, state).await;
         let now = SystemClock.now();
-        let course = Course::of_anchor(state, wait, now);
-        let course = course.or_else(|| Course::of_issuer(state, wait, now));
+        let course = Course::of_anchor(state, look.wait(state), now);
+        let course =
+            course.or_else(|| Course::of_issuer(state, look.issuer_wait(state, now).as_ref(), now));
         course.map(|course| course.lines(Paint::when(false))).unwrap_or_default()
     }
 

@@ -51,6 +51,7 @@ pub(crate) enum StartError {
 pub(crate) struct Starter<'a> {
     pub(crate) plan: &'a mut Plan,
     pub(crate) directory: &'a Directory,
+    pub(crate) read_lease: Duration,
     pub(crate) programs: &'a Programs,
     pub(crate) processes: &'a mut Processes,
     pub(crate) progress: Progress,
@@ -73,7 +74,7 @@ impl Starter<'_> {
         reached("store", "keeps state, reads manifests, issues tokens");
 
         // A mesh that is there keeps its trust domain.
-        let trust = init::run(directory.path(), None, DEMO_READ_LEASE).await?;
+        let trust = init::run(directory.path(), None, self.read_lease).await?;
         self.plan.join(&trust.state.trust_domain)?;
         reached("trust", &trust.in_short());
 
@@ -358,8 +359,6 @@ fn shown(path: &Path) -> String {
 
 const CONTROL_PLANE: &str = init::MANIFEST;
 const SERVICES: &str = "demo.yaml";
-/// A third of the usual: each phase of a rotation lasts as long, and a person looks on.
-const DEMO_READ_LEASE: Duration = Duration::from_secs(5);
 /// A debug build on a loaded machine of two cores takes its time.
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);

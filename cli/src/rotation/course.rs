@@ -6,11 +6,12 @@ use steadfast_api::{KeyId, UnixTime};
 use steadfast_process::duration;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::Wait;
-use steadfast_rotation_protocol::issuer::{IssuerPhase, IssuerRotation};
+use steadfast_rotation_protocol::issuer::IssuerRotation;
 use steadfast_rotation_protocol::rotation::{Goal, Next, Phase, PhaseName, Rotation, Step};
 use steadfast_rotation_protocol::trust_domain::{AnchorState, Outcome, PastRotation};
 
 use crate::output::Paint;
+use crate::rotation::ordered::ISSUER;
 use crate::rotation::waiting::Waiting;
 
 /// A rotation at one moment.
@@ -18,7 +19,7 @@ use crate::rotation::waiting::Waiting;
 pub(crate) struct Course {
     /// `anchor`, `standby`, `emergency`, `removal` or `issuer`.
     pub(crate) kind: &'static str,
-    /// Of this trust domain; `None`: that of an issuer.
+    /// Of this trust domain; `None`: it began under a version that did not count issuers'.
     pub(crate) number: Option<u64>,
     /// Who wanted it.
     pub(crate) by: String,
@@ -77,16 +78,14 @@ impl Course {
         now: UnixTime,
     ) -> Option<Self> {
         let rotation = state.issuer_rotation.as_ref()?;
-        // What an anchor's rotation waits for is told with that.
-        let wait = wait.filter(|_| state.rotation.is_none());
         Some(Self {
-            kind: "issuer",
-            number: None,
+            kind: ISSUER,
+            number: Some(rotation.number).filter(|number| *number > 0),
             by: rotation.by.clone(),
             about: format!("issuer {} goes", rotation.old.short()),
             undone: false,
-            phases: Vec::new(),
-            phase: issuer_phase(&rotation.phase),
+            phases: phase_times(rotation.started, &rotation.steps),
+            phase: name(rotation.phase.name()),
             phase_s: seconds(rotation.since, now),
             waiting: wait.map(|wait| Waiting::of(wait, state, now)).unwrap_or_default(),
             to_come: issuer_to_come(rotation),
@@ -132,10 +131,16 @@ impl Course {
         lines
     }
 
+    /// For a comparison with another moment.
+    pub(crate) fn forget_time(&mut self) {
+        (self.phase_s, self.waiting.left_s) = (0.0, None);
+        self.waiting.missing.iter_mut().for_each(|absent| absent.for_s = None);
+    }
+
     fn asked_for(&self) -> &'static str {
         match self.phase {
             "staged" => "hold the new anchor",
-            "draining" if self.kind == "issuer" => "have left the old issuer",
+            "draining" if self.kind == ISSUER => "have left the old issuer",
             "draining" => "have left the old anchor",
             "denied" => "refuse the old issuer",
             "withdrawn" => "trust the old anchor no more",
@@ -186,15 +191,6 @@ pub(crate) const fn name(phase: PhaseName) -> &'static str {
         PhaseName::Draining => "draining",
         PhaseName::Withdrawn => "withdrawn",
         PhaseName::Denied => "denied",
-    }
-}
-
-const fn issuer_phase(phase: &IssuerPhase) -> &'static str {
-    match phase {
-        IssuerPhase::Preparing(_) => "preparing",
-        IssuerPhase::Activated(_) => "activated",
-        IssuerPhase::Draining(_) => "draining",
-        IssuerPhase::Denied(_) => "denied",
     }
 }
 
@@ -250,9 +246,9 @@ fn issuer_to_come(rotation: &IssuerRotation) -> Vec<&'static str> {
     if rotation.urgent.is_none() {
         return Vec::new();
     }
-    let all = ["preparing", "activated", "draining", "denied"];
-    let now = issuer_phase(&rotation.phase);
-    all.into_iter().skip_while(|phase| *phase != now).skip(1).collect()
+    use PhaseName::{Activated, Denied, Draining, Preparing};
+    let (all, now) = ([Preparing, Activated, Draining, Denied], rotation.phase.name());
+    all.into_iter().skip_while(|phase| *phase != now).skip(1).map(name).collect()
 }
 
 fn seconds(from: UnixTime, to: UnixTime) -> f64 {
@@ -376,6 +372,29 @@ mod tests {
         assert_eq!(named, NAMED_MAX);
         assert!(lines.iter().any(|line| line.contains("and 7 more")), "{lines:?}");
         assert_eq!(course.waiting.missing.len(), NAMED_MAX + 7, "for programs all are named");
+    }
+
+    #[test]
+    fn the_course_of_an_issuer_has_its_number_and_the_phases_behind_it() {
+        let mut state = staged();
+        let urgent = Some(Duration::from_secs(600));
+        state.rotate_issuer("ann".to_owned(), urgent, NOW - Duration::from_secs(20)).unwrap();
+        let number = state.rotations;
+        let rotation = state.issuer_rotation.as_mut().unwrap();
+        rotation.steps.push(Step {
+            phase: PhaseName::Preparing,
+            at: NOW - Duration::from_secs(12),
+            acked: 0,
+            evidence: None,
+        });
+        rotation.phase = serde_json::from_str(r#"{"activated":null}"#).unwrap();
+        let course = Course::of_issuer(&state, None, NOW).unwrap();
+        assert_eq!(course.number, Some(number));
+        let text = course.lines(Paint::plain()).join("\n");
+        for words in ["(issuer), ordered by ann", "✓ preparing       8.0 s", "▸ activated"] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        assert_eq!(course.to_come, ["draining", "denied"]);
     }
 
     #[test]

@@ -7,46 +7,80 @@ use std::time::Duration;
 
 use crossterm::terminal::{Clear, ClearType};
 use crossterm::{cursor, queue};
-use steadfast_process::{Clock as _, SystemClock};
+use steadfast_api::UnixTime;
+use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::controller::Standing;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, PastRotation};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::controller::{Controller, ControllerArg, ControllerError};
+use crate::controller::ControllerArg;
 use crate::output::{Format, Paint};
 use crate::problem::Problem;
 use crate::rotation::course::{Course, ending};
-use crate::trust_domain;
+use crate::rotation::look::Look;
+use crate::rotation::ordered::{ISSUER, Ordered};
+use crate::rotation::waiting::Waiting;
+use crate::store::StoreProblem;
+use crate::trust_domain::{self, TrustDomainError};
 
 /// What is followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Followed {
-    /// Rotations of anchors with a higher number than this, until all is quiet.
-    AnchorsAfter(u64),
-    /// The rotation of the issuer.
-    Issuer,
+    /// Rotations of anchors from this one on, until all is quiet.
+    Anchor(Ordered),
+    /// The rotation of the issuer of this number.
+    Issuer(u64),
 }
 
-/// Follows until all is quiet, and tells which rotations have ended meanwhile. `None`: the person
-/// has had enough, and the rotation goes on.
+/// Where it is shown what a look has found.
+pub(crate) trait Show {
+    /// How things stand at this moment.
+    ///
+    /// # Errors
+    /// Nobody reads it any more.
+    fn show(
+        &mut self,
+        state: &TrustDomainState,
+        look: &Look,
+        followed: &Followed,
+        now: UnixTime,
+    ) -> io::Result<()>;
+
+    /// Why nothing can be seen, once.
+    ///
+    /// # Errors
+    /// Nobody reads it any more.
+    fn blind(&mut self, why: &str) -> io::Result<()>;
+}
+
+/// Follows until all is quiet, and tells how it is then. `None`: the person has had enough, and the
+/// rotation goes on. A store that is restarted meanwhile is waited for.
 ///
 /// # Errors
-/// The store does not answer.
+/// The store has not answered for minutes, or holds no trust domain of ours any more.
 pub(crate) async fn follow(
     dir: &Path,
     arg: &ControllerArg,
-    followed: Followed,
-    output: Format,
-) -> Result<Option<Vec<PastRotation>>, Problem> {
-    let mut shown = Shown::new(output);
+    followed: &Followed,
+    shown: &mut impl Show,
+) -> Result<Option<TrustDomainState>, Problem> {
     let watching = async {
+        let mut outage = Outage::default();
         loop {
-            let state = trust_domain::read(dir).await?;
-            let standing = Controller::find(dir, arg).await.map(|(_, standing)| standing);
-            shown.show(&state, &standing, followed)?;
-            if followed.is_over(&state) {
-                return Ok::<_, Problem>(followed.ended(&state));
+            match trust_domain::read(dir).await {
+                Ok(state) => {
+                    outage = Outage::default();
+                    let look = Look::at(dir, arg, &state).await;
+                    shown.show(&state, &look, followed, SystemClock.now())?;
+                    if followed.is_over(&state) {
+                        return Ok::<_, Problem>(state);
+                    }
+                }
+                Err(error) => {
+                    if let Some(why) = outage.goes_on(error, Instant::now())? {
+                        shown.blind(&why)?;
+                    }
+                }
             }
             sleep(LOOK_EVERY).await;
         }
@@ -60,30 +94,87 @@ pub(crate) async fn follow(
     }
 }
 
-impl Followed {
-    fn is_over(self, state: &TrustDomainState) -> bool {
-        let stolen = state.anchors.iter().any(|anchor| anchor.taint.is_some());
-        match self {
-            Self::AnchorsAfter(_) => {
-                let standby = state.in_state(AnchorState::Standby).next().is_some();
-                state.rotation.is_none() && state.requested.is_none() && standby && !stolen
-            }
-            Self::Issuer => state.issuer_rotation.is_none(),
-        }
-    }
+/// Since when the store has not answered.
+#[derive(Debug, Default)]
+struct Outage(Option<Instant>);
 
-    fn ended(self, state: &TrustDomainState) -> Vec<PastRotation> {
-        match self {
-            Self::AnchorsAfter(number) => {
-                state.past.iter().filter(|past| past.number > number).cloned().collect()
+impl Outage {
+    /// Another read has failed; the first time, what is to be said of it.
+    fn goes_on(
+        &mut self,
+        error: TrustDomainError,
+        now: Instant,
+    ) -> Result<Option<String>, TrustDomainError> {
+        let silent = matches!(error, TrustDomainError::Store(StoreProblem::Unavailable { .. }));
+        match self.0 {
+            _ if !silent => Err(error),
+            Some(since) if now.duration_since(since) >= PATIENCE => Err(error),
+            Some(_) => Ok(None),
+            None => {
+                self.0 = Some(now);
+                let why = ErrorChain(&error).to_string();
+                let why = why.lines().next().unwrap_or_default();
+                let patience = duration::show(PATIENCE);
+                Ok(Some(format!("{why}; nothing moves until it does; asking on for {patience}")))
             }
-            Self::Issuer => Vec::new(),
         }
     }
 }
 
-/// What is on the screen already.
-struct Shown {
+impl Followed {
+    fn is_over(&self, state: &TrustDomainState) -> bool {
+        let stolen = state.anchors.iter().any(|anchor| anchor.taint.is_some());
+        match self {
+            Self::Anchor(_) => {
+                let standby = state.in_state(AnchorState::Standby).next().is_some();
+                state.rotation.is_none() && state.requested.is_none() && standby && !stolen
+            }
+            Self::Issuer(number) => {
+                state.issuer_rotation.as_ref().is_none_or(|rotation| rotation.number != *number)
+            }
+        }
+    }
+
+    /// Those that have ended since it is followed.
+    pub(crate) fn ended(&self, state: &TrustDomainState) -> Vec<PastRotation> {
+        let is_followed = |past: &&PastRotation| match self {
+            Self::Anchor(ordered) => ordered.is_followed(past),
+            Self::Issuer(number) => past.kind == ISSUER && past.number == *number,
+        };
+        state.past.iter().filter(is_followed).cloned().collect()
+    }
+
+    /// How the course of it is, and what is in the way of it or of its beginning.
+    fn course(
+        &self,
+        state: &TrustDomainState,
+        look: &Look,
+        now: UnixTime,
+    ) -> (Option<Course>, Option<String>) {
+        let course = match self {
+            Self::Anchor(_) => Course::of_anchor(state, look.wait(state), now),
+            Self::Issuer(_) => Course::of_issuer(state, look.issuer_wait(state, now).as_ref(), now),
+        };
+        let stolen = state.anchors.iter().any(|anchor| anchor.taint.is_some());
+        let before = match (self, &course, look.wait(state)) {
+            (Self::Anchor(_), None, Some(wait)) if state.requested.is_some() || stolen => {
+                before_it_begins(&Waiting::of(wait, state, now))
+            }
+            _ => None,
+        };
+        (course, look.trouble(state).or(before))
+    }
+}
+
+fn before_it_begins(waiting: &Waiting) -> Option<String> {
+    let names = waiting.missing.iter().map(|m| format!("{}: {}", m.name, m.reason));
+    let what =
+        format!("before it begins: {} {}", waiting.guard, names.collect::<Vec<_>>().join("; "));
+    (!waiting.guard.is_empty()).then(|| what.trim_end().to_owned())
+}
+
+/// What is on the screen already; nothing ever, where a program reads.
+pub(crate) struct Shown {
     output: Format,
     terminal: bool,
     paint: Paint,
@@ -95,22 +186,26 @@ struct Shown {
 }
 
 impl Shown {
-    fn new(output: Format) -> Self {
+    /// For this form of the answer.
+    pub(crate) fn new(output: Format) -> Self {
         let terminal = io::stdout().is_terminal();
         let (paint, told) = (Paint::stdout(), Vec::new());
         Self { output, terminal, paint, block: 0, told, ended: 0 }
     }
+}
 
+impl Show for Shown {
     fn show(
         &mut self,
         state: &TrustDomainState,
-        standing: &Result<Standing, ControllerError>,
-        followed: Followed,
+        look: &Look,
+        followed: &Followed,
+        now: UnixTime,
     ) -> io::Result<()> {
         if self.output != Format::Table {
             return Ok(());
         }
-        let (course, trouble) = course(state, standing, followed);
+        let (course, trouble) = followed.course(state, look, now);
         let ended: Vec<_> =
             followed.ended(state).into_iter().filter(|p| p.number > self.ended).collect();
         for past in &ended {
@@ -123,6 +218,22 @@ impl Shown {
         }
     }
 
+    fn blind(&mut self, why: &str) -> io::Result<()> {
+        match (self.output, self.terminal) {
+            (Format::Table, true) => self.redraw(Vec::new(), None, Some(why.to_owned())),
+            (Format::Table, false) => {
+                // What was told is told no second time when the store answers again.
+                let told = std::mem::take(&mut self.told);
+                let said = self.tell(Vec::new(), None, Some(why.to_owned()));
+                self.told = told;
+                said
+            }
+            _ => writeln!(io::stderr(), "{why}"),
+        }
+    }
+}
+
+impl Shown {
     /// The block once more, in the place of the one before.
     fn redraw(
         &mut self,
@@ -177,47 +288,6 @@ impl Shown {
     }
 }
 
-/// The course, and what keeps the controller from its work.
-fn course(
-    state: &TrustDomainState,
-    standing: &Result<Standing, ControllerError>,
-    followed: Followed,
-) -> (Option<Course>, Option<String>) {
-    let now = SystemClock.now();
-    let wait = match standing {
-        Ok(standing) => standing.waiting.as_ref().filter(|_| same_phase(state, standing)),
-        Err(_) => None,
-    };
-    let course = match followed {
-        Followed::AnchorsAfter(_) => Course::of_anchor(state, wait, now),
-        Followed::Issuer => Course::of_issuer(state, wait, now),
-    };
-    let trouble = match standing {
-        Ok(standing) => standing.trouble.clone(),
-        Err(error) => Some(steadfast_process::ErrorChain(error).to_string()),
-    };
-    let waiting_to_begin = match (&course, &state.requested, wait) {
-        (None, Some(_), Some(wait)) => {
-            let waiting = crate::rotation::waiting::Waiting::of(wait, state, now);
-            let names: Vec<_> =
-                waiting.missing.iter().map(|m| format!("{}: {}", m.name, m.reason)).collect();
-            let what = format!("before it begins: {} {}", waiting.guard, names.join("; "));
-            (!waiting.guard.is_empty()).then(|| what.trim_end().to_owned())
-        }
-        _ => None,
-    };
-    (course, trouble.or(waiting_to_begin))
-}
-
-/// What the controller waits for is about what the store holds now.
-pub(crate) fn same_phase(state: &TrustDomainState, standing: &Standing) -> bool {
-    let phase = |state: &TrustDomainState| {
-        let rotation = state.rotation.as_ref().map(|r| (r.number, r.phase.name(), r.turned_back));
-        (rotation, state.issuer_rotation.as_ref().map(|r| r.phase), state.paused)
-    };
-    standing.state.as_ref().is_some_and(|seen| phase(seen) == phase(state))
-}
-
 /// To so many columns, colours not counted.
 fn cut(line: &str, columns: usize) -> String {
     let (mut kept, mut wide, mut escape) = (String::new(), 0, false);
@@ -236,3 +306,55 @@ fn cut(line: &str, columns: usize) -> String {
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// A store that is restarted, or moves to another machine, is back by then.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use steadfast_rotation_protocol::controller::{Standing, Wait};
+    use steadfast_rotation_protocol::trust_domain::Halt;
+
+    use super::*;
+
+    fn silent() -> TrustDomainError {
+        let (dir, why) = ("mesh".into(), "Connection refused".to_owned());
+        StoreProblem::Unavailable { dir, why }.into()
+    }
+
+    #[test]
+    fn a_store_that_does_not_answer_is_told_once_and_waited_for_for_a_while() {
+        let (mut outage, began) = (Outage::default(), Instant::now());
+        let told = outage.goes_on(silent(), began).unwrap().unwrap();
+        assert!(told.contains("Connection refused") && !told.contains('\n'), "{told}");
+        let later = began + PATIENCE - Duration::from_secs(1);
+        assert_eq!(outage.goes_on(silent(), later).unwrap(), None, "once");
+        let error = outage.goes_on(silent(), began + PATIENCE).unwrap_err();
+        assert!(error.to_string().contains("Connection refused"), "{error}");
+    }
+
+    #[test]
+    fn a_store_with_nothing_of_ours_is_an_error_at_once() {
+        let mut outage = Outage::default();
+        let error = TrustDomainError::NoTrustDomain("mesh".into());
+        assert!(outage.goes_on(error, Instant::now()).is_err());
+    }
+
+    #[test]
+    fn a_halted_trust_domain_is_shown_as_that_while_an_emergency_is_followed() {
+        let now = UnixTime::from_secs(1_800_000_000);
+        let domain = "cluster.local".parse().unwrap();
+        let mut state = steadfast_identity::authority::found(&domain, now).unwrap().state;
+        let halt = Halt::Restored { seen_seq: 9 };
+        state.halted = Some(halt);
+        let stolen = state.active_anchor().unwrap().id;
+        state.taint(stolen, "ann".to_owned(), Duration::from_secs(600)).unwrap();
+        let followed = Followed::Anchor(Ordered::Emergency { after: 0 });
+        assert!(!followed.is_over(&state));
+        let waiting = Some(Wait::Halted(halt));
+        let standing = Standing { state: Some(state.clone()), waiting, ..Standing::default() };
+        let look = Look::for_test(standing);
+        let (course, trouble) = followed.course(&state, &look, now);
+        assert_eq!(course, None);
+        assert!(trouble.as_ref().is_some_and(|t| t.contains("trust recover")), "{trouble:?}");
+    }
+}

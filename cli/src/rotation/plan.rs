@@ -10,8 +10,9 @@ use steadfast_process::duration;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Bounds, Demand, Round, tally};
 use steadfast_rotation_protocol::controller::Timings;
-use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, Selector};
+use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, IssuerRecord, Selector};
 
+use crate::commands::anchor::given::Given;
 use crate::output::{Paint, wrap};
 use crate::rotation::waiting::{Absent, halted};
 
@@ -19,11 +20,28 @@ use crate::rotation::waiting::{Absent, halted};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Intent {
     /// The next anchor becomes active: the standby, or this one.
-    Rotate { anchor: Option<KeyId>, canary: Option<CanaryPlan> },
+    Rotate { next: Option<Given>, canary: Option<CanaryPlan> },
     /// The key of this anchor is in other hands: those who do not answer in this time are cut off.
     Emergency { anchor: KeyId, deadline: Duration },
+    /// The active issuer is replaced; with a deadline, because its key is in other hands.
+    Issuer { deadline: Option<Duration> },
     /// This standby goes, for a fresh one.
     Replace { standby: KeyId },
+}
+
+impl Intent {
+    /// The anchor that a person brings for it.
+    pub(crate) fn given(&self) -> Option<&Given> {
+        match self {
+            Self::Rotate { next, .. } => next.as_ref(),
+            Self::Emergency { .. } | Self::Issuer { .. } | Self::Replace { .. } => None,
+        }
+    }
+
+    /// Whether a key is in other hands.
+    fn urgent(&self) -> bool {
+        matches!(self, Self::Emergency { .. } | Self::Issuer { deadline: Some(_) })
+    }
 }
 
 /// A rotation before it begins.
@@ -33,8 +51,11 @@ pub(crate) struct Plan {
     pub(crate) what: String,
     /// What it changes, step by step.
     pub(crate) changes: Vec<String>,
-    /// How many must answer: proxies, our own processes, replicas; `None`: nobody can tell.
+    /// How many must answer: proxies, our own processes, replicas of identity, or only these where
+    /// an issuer is replaced as planned; `None`: nobody can tell.
     pub(crate) asked: Option<usize>,
+    /// Who these are.
+    pub(crate) who: &'static str,
     /// Who does not answer as it must.
     pub(crate) missing: Vec<Absent>,
     /// What becomes of those.
@@ -43,8 +64,11 @@ pub(crate) struct Plan {
     pub(crate) cannot_ack: Vec<String>,
     /// How long it takes if everybody answers, in seconds.
     pub(crate) expected_s: u64,
-    /// How long it takes to outlive the SVIDs of who never answers, in seconds.
-    pub(crate) slow_path_s: u64,
+    /// How long it takes to outlive the SVIDs of who never answers, in seconds; `None`: that is not
+    /// waited for.
+    pub(crate) slow_path_s: Option<u64>,
+    /// Whom it leaves in danger, and what would help.
+    pub(crate) warnings: Vec<String>,
     /// What stands in its way at once.
     pub(crate) obstacles: Vec<String>,
     /// How it is undone.
@@ -65,39 +89,39 @@ impl Plan {
         let bounds = Bounds { skew: timings.skew, svid_life_max };
         let demand = Demand { clocks: true, ..Demand::default() };
         // Who has not answered this very round would be waited for.
-        let tally = round.map(|round| tally(state, demand, round, round.nonce, now, bounds));
-        let urgent = matches!(intent, Intent::Emergency { .. });
+        let tally = round.map(|round| {
+            let mut tally = tally(state, demand, round, round.nonce, now, bounds);
+            if matches!(intent, Intent::Issuer { deadline: None }) {
+                // Nobody else is asked: both issuers are of the same anchor.
+                let asked = |name: &str| round.replicas.iter().any(|replica| replica.name == name);
+                tally.settled.retain(|witness| asked(&witness.name));
+                tally.missing.retain(|missing| asked(&missing.name));
+            }
+            tally
+        });
+        let slow_path = (timings.lease + svid_life_max + timings.skew).as_secs();
         Self {
             what: what(intent, state),
             changes: changes(intent, state),
             asked: tally.as_ref().map(|tally| tally.settled.len() + tally.missing.len()),
             missing: tally.iter().flat_map(|t| &t.missing).map(|m| Absent::of(m, now)).collect(),
-            fate: match urgent {
-                true => {
-                    "is cut off at the deadline, and comes back by itself once it can be reached"
-                }
-                false => "is waited for, until it answers, has ended, or is exempted by name",
+            who: match intent {
+                Intent::Issuer { deadline: None } => "replicas of identity",
+                _ => "proxies and processes",
             },
-            cannot_ack: cannot_ack(state),
+            fate: fate(intent),
+            cannot_ack: cannot_ack(intent, state),
             expected_s: expected(intent, state, timings).as_secs(),
-            slow_path_s: (timings.lease + svid_life_max + timings.skew).as_secs(),
+            slow_path_s: (!matches!(intent, Intent::Issuer { .. })).then_some(slow_path),
+            warnings: warnings(intent, state),
             obstacles: obstacles(intent, state, now),
-            undo: match intent {
-                Intent::Rotate { .. } => {
-                    "`steadfast anchor abort`, until the old anchor is withdrawn; from then on the \
-                     way back is another rotation, to a new key"
-                }
-                Intent::Emergency { .. } => "cannot be undone: nothing leads back to a stolen key",
-                Intent::Replace { .. } => {
-                    "`steadfast anchor abort`, until the old standby is withdrawn"
-                }
-            },
+            undo: undo(intent),
         }
     }
 
-    /// Whether everybody would take part and nothing stands in the way.
+    /// Whether everybody would take part, nobody stays in danger and nothing stands in the way.
     pub(crate) fn is_clear(&self) -> bool {
-        self.missing.is_empty() && self.obstacles.is_empty()
+        self.missing.is_empty() && self.warnings.is_empty() && self.obstacles.is_empty()
     }
 
     /// For people.
@@ -106,6 +130,7 @@ impl Plan {
         for change in &self.changes {
             let _ = writeln!(text, "  {change}");
         }
+        text.push('\n');
         let show = |secs| duration::show(Duration::from_secs(secs));
         let mut row = |name: &str, value: &str| {
             let wrapped = wrap(value, "                ", 96);
@@ -116,7 +141,8 @@ impl Plan {
             "asked",
             &match self.asked {
                 Some(asked) => format!(
-                    "{asked} proxies and processes; {} of them answer now",
+                    "{asked} {}; {} of them answer now",
+                    self.who,
                     asked - self.missing.len()
                 ),
                 None => "unknown: nobody has been asked yet".to_owned(),
@@ -128,20 +154,55 @@ impl Plan {
         for holder in &self.cannot_ack {
             row("cannot ack", holder);
         }
-        row(
-            "takes",
-            &format!(
-                "about {} if everybody answers; who cannot be reached once the next anchor is active \
-             is outlived after {}",
-                show(self.expected_s),
-                show(self.slow_path_s)
-            ),
-        );
+        let outlived = self.slow_path_s.map_or_else(String::new, |slow| {
+            let slow = show(slow);
+            format!(
+                "; who cannot be reached once the next anchor is active is outlived after {slow}"
+            )
+        });
+        row("takes", &format!("about {} if everybody answers{outlived}", show(self.expected_s)));
+        row("can go wrong", &format!("who does not answer {}", self.fate));
         row("undo", self.undo);
+        for warning in &self.warnings {
+            row("warning", warning);
+        }
         for obstacle in &self.obstacles {
             row("in the way", obstacle);
         }
         text
+    }
+}
+
+/// What becomes of those who do not answer.
+const fn fate(intent: &Intent) -> &'static str {
+    match intent {
+        Intent::Emergency { .. } | Intent::Issuer { deadline: Some(_) } => {
+            "is cut off at the deadline, and comes back by itself once it can be reached"
+        }
+        Intent::Issuer { deadline: None } => {
+            "is waited for, until it has loaded the next issuer: until then the old one signs"
+        }
+        Intent::Replace { .. } | Intent::Rotate { .. } => {
+            "is waited for, until it answers, has ended, or is exempted by name"
+        }
+    }
+}
+
+const fn undo(intent: &Intent) -> &'static str {
+    match intent {
+        Intent::Emergency { .. } => "cannot be undone: nothing leads back to a stolen key",
+        Intent::Issuer { deadline: None } => {
+            "nothing is to be undone: SVIDs of both issuers are accepted; another rotation makes \
+             another issuer"
+        }
+        Intent::Issuer { deadline: Some(_) } => {
+            "cannot be undone: an issuer that is refused signs nothing any more"
+        }
+        Intent::Replace { .. } => "`steadfast anchor abort`, until the old standby is withdrawn",
+        Intent::Rotate { .. } => {
+            "`steadfast anchor abort`, until the old anchor is withdrawn; from then on the way back \
+             is another rotation, to a new key"
+        }
     }
 }
 
@@ -160,6 +221,10 @@ fn what(intent: &Intent, state: &TrustDomainState) -> String {
         Intent::Emergency { .. } => {
             format!("EMERGENCY: replace a trust anchor of {domain} whose key is in other hands")
         }
+        Intent::Issuer { deadline: None } => format!("Replace the issuer of {domain}"),
+        Intent::Issuer { deadline: Some(_) } => {
+            format!("EMERGENCY: replace the issuer of {domain}, whose key is in other hands")
+        }
         Intent::Replace { .. } => format!("Replace the standby of {domain}"),
     }
 }
@@ -168,8 +233,9 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
     let (active, standby) = (one(state, AnchorState::Active), one(state, AnchorState::Standby));
     let mut changes = Vec::new();
     match intent {
-        Intent::Rotate { anchor, canary } => {
-            changes.push(match anchor {
+        Intent::Rotate { canary, .. } => {
+            let given = intent.given().map(|given| given.record.id);
+            changes.push(match given {
                 Some(given) => format!("+ {} joins the bundle, and is acked by all", given.short()),
                 None => "+ a fresh anchor joins the bundle as the next standby".to_owned(),
             });
@@ -180,7 +246,7 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
                 };
                 changes.push(format!("~ {who} go first, for {}", duration::show(plan.window)));
             }
-            changes.push(format!("→ {} becomes active", short(anchor.or(standby))));
+            changes.push(format!("→ {} becomes active", short(given.or(standby))));
             changes.push(format!("- {} is drained, withdrawn and destroyed", short(active)));
         }
         Intent::Emergency { anchor, deadline } => {
@@ -195,16 +261,36 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
             ));
             changes.push("+ a fresh anchor becomes the standby".to_owned());
         }
+        Intent::Issuer { deadline } => {
+            let (anchor, old) = (short(active), state.active_issuer.short());
+            changes
+                .push(format!("+ an issuer under {anchor} is made, and loaded by every replica"));
+            changes.push(match deadline {
+                None => format!(
+                    "→ it signs in the place of {old}, whose SVIDs stay good until they end"
+                ),
+                Some(_) => {
+                    format!("→ it signs in the place of {old}, and everybody renews at once")
+                }
+            });
+            changes.extend(deadline.map(|deadline| {
+                let deadline = duration::show(deadline);
+                format!("- {old} is refused once nobody uses it, at the latest after {deadline}")
+            }));
+        }
         Intent::Replace { standby } => {
             changes.push("+ a fresh anchor joins the bundle, and is acked by all".to_owned());
             changes.push(format!("- {} is withdrawn and destroyed", standby.short()));
         }
     }
-    changes.push(String::new());
     changes
 }
 
-fn cannot_ack(state: &TrustDomainState) -> Vec<String> {
+fn cannot_ack(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
+    if matches!(intent, Intent::Issuer { .. }) {
+        // The bundle's anchors stay: nothing is to be read anew.
+        return Vec::new();
+    }
     let consumers = state.consumers.iter().map(|consumer| match consumer.refresh {
         Some(refresh) => format!(
             "{} reads the bundle every {}: it is given {}",
@@ -224,6 +310,24 @@ fn cannot_ack(state: &TrustDomainState) -> Vec<String> {
     consumers.chain(promised).collect()
 }
 
+/// A consumer holds anchors and knows of no denied issuer. A bundle in a form that is SPIFFE's or PEM
+/// has no room for one.
+fn warnings(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
+    let Intent::Issuer { deadline: Some(_) } = intent else { return Vec::new() };
+    if state.consumers.is_empty() {
+        return Vec::new();
+    }
+    let names: Vec<_> = state.consumers.iter().map(|consumer| consumer.name.as_str()).collect();
+    let ends =
+        state.active_issuer().map(|issuer| format!(" until it ends at {}", issuer.not_after));
+    vec![format!(
+        "{} cannot deny an issuer: whoever has the stolen key stays trusted there{}. `steadfast \
+         anchor rotate --emergency` takes the anchor from it, and with it the issuer",
+        names.join(", "),
+        ends.unwrap_or_default()
+    )]
+}
+
 /// The fences, the making of keys, and the window in which renewals are spread.
 fn expected(intent: &Intent, state: &TrustDomainState, timings: Timings) -> Duration {
     let Timings { lease, renew_window, renew_window_urgent, .. } = timings;
@@ -238,6 +342,10 @@ fn expected(intent: &Intent, state: &TrustDomainState, timings: Timings) -> Dura
         Intent::Emergency { .. } => {
             lease + lease.max(renew_window_urgent) + lease + staged + ROUNDS
         }
+        Intent::Issuer { deadline: None } => ROUNDS,
+        Intent::Issuer { deadline: Some(_) } => {
+            lease + lease.max(renew_window_urgent) + lease + ROUNDS
+        }
         Intent::Replace { .. } => staged + lease + ROUNDS,
     }
 }
@@ -245,15 +353,28 @@ fn expected(intent: &Intent, state: &TrustDomainState, timings: Timings) -> Dura
 fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<String> {
     let mut obstacles = Vec::new();
     obstacles.extend(state.halted.map(halted));
-    let urgent = matches!(intent, Intent::Emergency { .. });
+    if let Intent::Issuer { .. } = intent {
+        obstacles.extend(issuer_obstacles(intent, state, now));
+        return obstacles;
+    }
+    let urgent = intent.urgent();
     if let Some(rotation) = state.rotation.as_ref().filter(|_| !urgent) {
         obstacles.push(format!("rotation {} is under way", rotation.number));
+    }
+    if let Some(request) = state.requested.as_ref().filter(|_| !urgent) {
+        obstacles.push(format!(
+            "a rotation is ordered already, by {}; `steadfast anchor abort` takes the order back",
+            request.by
+        ));
     }
     if state.paused && !urgent {
         obstacles.push("rotations are paused: `steadfast anchor resume` first".to_owned());
     }
     let next = match intent {
-        Intent::Rotate { anchor, .. } => anchor.or_else(|| one(state, AnchorState::Standby)),
+        Intent::Rotate { .. } => {
+            let given = intent.given().map(|given| given.record.id);
+            given.or_else(|| one(state, AnchorState::Standby))
+        }
         _ => None,
     };
     if let Some(next) = next.and_then(|id| state.anchor(id)) {
@@ -263,11 +384,52 @@ fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<St
             let left = duration::show(next.not_after.since(now));
             obstacles.push(format!("anchor {} has only {left} left", next.id.short()));
         }
+        let signed = |issuer: &IssuerRecord| issuer.anchor_id == next.id && issuer.not_after > now;
+        if next.is_external() && !state.issuers.iter().any(signed) {
+            obstacles.push(unsigned(next.id));
+        }
     }
     if matches!(intent, Intent::Rotate { .. }) && one(state, AnchorState::Standby).is_none() {
         obstacles.push("there is no standby yet: one is made and acked first".to_owned());
     }
     obstacles
+}
+
+fn issuer_obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<String> {
+    let mut obstacles = Vec::new();
+    if let Some(rotation) = state.issuer_rotation.as_ref().filter(|_| !intent.urgent()) {
+        obstacles.push(format!("rotation {} replaces the issuer already", rotation.number));
+    }
+    let Some(anchor) = state.active_anchor() else {
+        obstacles.push("there is no active anchor that could sign an issuer".to_owned());
+        return obstacles;
+    };
+    let other = |issuer: &IssuerRecord| {
+        let fresh = issuer.id != state.active_issuer && !state.denies(issuer.id);
+        fresh && issuer.anchor_id == anchor.id && issuer.not_after > now
+    };
+    if anchor.is_external() && !state.issuers.iter().any(other) {
+        let id = anchor.id.short();
+        obstacles.push(format!(
+            "anchor {id} is external, and no other issuer under it is signed: `steadfast issuer \
+             request --anchor {id}` prints what its CA is to sign, and `steadfast issuer import \
+             FILE` takes the answer{}",
+            match intent.urgent() {
+                true => "; an anchor of our own is faster: `steadfast anchor rotate --emergency`",
+                false => "",
+            }
+        ));
+    }
+    obstacles
+}
+
+fn unsigned(anchor: KeyId) -> String {
+    let id = anchor.short();
+    format!(
+        "no issuer under the external anchor {id} is signed: it would be waited for. Once the \
+         anchor is imported (`steadfast anchor import FILE`), `steadfast issuer request --anchor \
+         {id}` prints what its CA is to sign, and `steadfast issuer import FILE` takes the answer"
+    )
 }
 
 /// As many of its own periods is a holder given that cannot ack.
@@ -279,9 +441,9 @@ const LITTLE: Duration = Duration::from_secs(90 * 86_400);
 
 #[cfg(test)]
 mod tests {
-    use steadfast_rotation_protocol::census::{Listed, ProxyStatus};
+    use steadfast_rotation_protocol::census::{Listed, ProxyStatus, Replica};
     use steadfast_rotation_protocol::schedule::Schedule;
-    use steadfast_rotation_protocol::trust_domain::Consumer;
+    use steadfast_rotation_protocol::trust_domain::{Consumer, EXTERNAL};
 
     use super::*;
 
@@ -317,7 +479,7 @@ mod tests {
         for (name, refresh) in [("vault", Some(Duration::from_secs(300))), ("old", None)] {
             state.add_consumer(Consumer { name: name.to_owned(), refresh });
         }
-        let plan = plan(&Intent::Rotate { anchor: None, canary: None }, &state);
+        let plan = plan(&Intent::Rotate { next: None, canary: None }, &state);
         assert!(!plan.is_clear());
         let text = plan.text(Paint::plain());
         for words in [
@@ -350,9 +512,95 @@ mod tests {
         state.pause(true);
         let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
         state.anchors.retain(|anchor| anchor.id != standby);
-        let plan = plan(&Intent::Rotate { anchor: None, canary: None }, &state);
+        let plan = plan(&Intent::Rotate { next: None, canary: None }, &state);
         let text = plan.obstacles.join("\n");
         for words in ["paused", "no standby yet"] {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+
+    /// Two replicas of identity, one of which is away, and a workload that has never connected.
+    fn round() -> Round {
+        let listed = Listed {
+            pod_uid: "u".to_owned(),
+            name: "demo/web-0".to_owned(),
+            proxy: ProxyStatus::Running,
+        };
+        let replica =
+            |name: &str, reached| Replica { name: name.to_owned(), reached, ..Replica::default() };
+        let replicas = vec![replica("identity host#1", true), replica("identity host#2", false)];
+        Round { listed: vec![listed], replicas, ..Round::default() }
+    }
+
+    fn flat(plan: &Plan) -> String {
+        plan.text(Paint::plain()).split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn of_an_issuer_as_planned_only_replicas_are_asked_and_no_consumer_is_in_danger() {
+        let mut state = state();
+        state.add_consumer(Consumer { name: "vault".to_owned(), refresh: None });
+        let intent = Intent::Issuer { deadline: None };
+        let plan = Plan::of(&intent, &state, TIMINGS, Some(&round()), NOW);
+        let text = flat(&plan);
+        for words in [
+            "Replace the issuer of cluster.local",
+            "2 replicas of identity; 1 of them answer now",
+            "identity host#2: has never connected; it is waited for",
+            "about 8s if everybody answers",
+            "undo nothing is to be undone",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        assert!(!text.contains("vault") && !text.contains("demo/web-0"), "{text}");
+        assert!(plan.obstacles.is_empty(), "{:?}", plan.obstacles);
+    }
+
+    #[test]
+    fn a_stolen_issuer_is_an_emergency_that_names_who_cannot_deny_it_and_the_cure() {
+        let mut state = state();
+        for name in ["vault", "gateway"] {
+            state.add_consumer(Consumer { name: name.to_owned(), refresh: None });
+        }
+        let intent = Intent::Issuer { deadline: Some(Duration::from_secs(600)) };
+        let plan = Plan::of(&intent, &state, TIMINGS, None, NOW);
+        assert!(!plan.is_clear());
+        let text = flat(&plan);
+        for words in [
+            "vault, gateway cannot deny an issuer",
+            "`steadfast anchor rotate --emergency`",
+            "at the latest after 10m",
+            "cut off at the deadline",
+            "cannot be undone",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        state.consumers.clear();
+        assert!(Plan::of(&intent, &state, TIMINGS, None, NOW).is_clear());
+    }
+
+    #[test]
+    fn an_external_anchor_without_a_signed_issuer_is_in_the_way() {
+        let mut state = state();
+        let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
+        let rotate = Intent::Rotate { next: None, canary: None };
+        let obstacles = |state: &TrustDomainState| {
+            Plan::of(&rotate, state, TIMINGS, None, NOW).obstacles.join("\n")
+        };
+        assert_eq!(obstacles(&state), "");
+        for anchor in &mut state.anchors {
+            anchor.key_ref = EXTERNAL.to_owned();
+        }
+        let text = obstacles(&state);
+        let command = format!("issuer request --anchor {}", standby.short());
+        assert!(text.contains(&command), "{text}");
+        let issuer = state.active_issuer().unwrap().clone();
+        let id = KeyId::of_spki(b"its issuer");
+        state.issuers.push(IssuerRecord { id, anchor_id: standby, ..issuer });
+        assert_eq!(obstacles(&state), "");
+        let issuer = Intent::Issuer { deadline: Some(Duration::from_secs(600)) };
+        let text = Plan::of(&issuer, &state, TIMINGS, None, NOW).obstacles.join("\n");
+        for words in ["no other issuer under it is signed", "steadfast anchor rotate --emergency"] {
             assert!(text.contains(words), "{words:?} is not in {text}");
         }
     }

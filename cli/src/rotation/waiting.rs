@@ -55,7 +55,7 @@ impl Waiting {
             Wait::Fence { left } => Self {
                 guard: "fence: replicas may act on older copies of the state until it is over"
                     .to_owned(),
-                left_s: Some(left.as_millis().div_ceil(1000) as u64),
+                left_s: Some(left.as_millis().div_ceil(1000) as u64).filter(|left| *left > 0),
                 ..Self::default()
             },
             Wait::Halted(halt) => guard(halted(*halt)),

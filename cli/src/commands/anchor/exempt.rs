@@ -13,16 +13,19 @@ use crate::trust_domain;
 
 use super::{AnchorError, MeshArgs, change, said};
 
-/// Let a rotation go on without a workload that it misses
+/// Let a rotation go on without somebody whom it misses: a workload, or a replica of identity
 ///
 /// The exemption is of this one instance of the pod. While it lasts, the workload may be refused by
-/// others and refuse them. It ends by itself when the workload answers, or starts anew.
+/// others and refuse them. It ends by itself when the workload answers, or starts anew. That of a
+/// replica of identity ends when it serves what is published.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  steadfast anchor exempt demo/web-0 --reason \"its node is being repaired\"")]
+  steadfast anchor exempt demo/web-0 --reason \"its node is being repaired\"
+  steadfast anchor exempt 'identity host-b#2' --reason \"its machine is dead\"")]
 pub(super) struct ExemptArgs {
-    /// NAMESPACE/POD, as `steadfast anchor status` names it
+    /// NAMESPACE/POD, or the name of a replica of identity, as `steadfast anchor status` shows it
+    #[arg(value_name = "NAME")]
     workload: String,
     /// Why, for those who come after you
     #[arg(long, value_name = "TEXT")]
@@ -33,10 +36,15 @@ pub(super) struct ExemptArgs {
     order: OrderArgs,
 }
 
-/// Wait for an exempted workload again
+/// Wait again for a workload, or a replica of identity, that is exempt
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast anchor unexempt demo/web-0
+  steadfast anchor unexempt 'identity host-b#2'")]
 pub(super) struct UnexemptArgs {
-    /// NAMESPACE/POD, or the UID of the pod
+    /// NAMESPACE/POD, the UID of the pod, or the name of a replica of identity
+    #[arg(value_name = "NAME")]
     workload: String,
     #[command(flatten)]
     mesh: MeshArgs,
@@ -57,28 +65,57 @@ pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
         Ok(())
     })
     .await?;
-    said(args.mesh.output, &format!("{} is exempt until it answers or starts anew", args.workload))
+    let until = match instance.pod_uid == args.workload {
+        true => "it serves what is published",
+        false => "it answers or starts anew",
+    };
+    said(args.mesh.output, &format!("{} is exempt until {until}", args.workload))
 }
 
 /// The newest instance of a pod that anybody knows; one that nobody has heard of is exempted as
-/// such, until it starts.
-fn instance(workload: &str, round: &Round) -> Result<Instance, AnchorError> {
+/// such, until it starts. A replica of identity is counted by its name.
+fn instance(name: &str, round: &Round) -> Result<Instance, AnchorError> {
     let members = round.replicas.iter().flat_map(|replica| &replica.members);
-    let known = members.filter(|m| m.name == workload || m.instance.pod_uid == workload);
+    let known = members.filter(|m| m.name == name || m.instance.pod_uid == name);
     let newest = known.map(|member| member.instance.clone()).max_by_key(|i| i.started_at);
-    let vanished = round.vanished.iter().find(|gone| gone.name == workload);
-    let listed = round.listed.iter().find(|listed| listed.name == workload);
-    let unheard = listed.map(|listed| Instance {
-        pod_uid: listed.pod_uid.clone(),
-        started_at: UnixTime::default(),
-    });
+    let vanished = round.vanished.iter().find(|gone| gone.name == name);
+    let listed = round.listed.iter().find(|listed| listed.name == name);
+    let replica = round.replicas.iter().find(|replica| replica.name == name);
+    let unheard = listed.map(|l| &l.pod_uid).or_else(|| replica.map(|r| &r.name));
+    let unheard =
+        unheard.map(|uid| Instance { pod_uid: uid.clone(), started_at: UnixTime::default() });
     let found = newest.or_else(|| vanished.map(|gone| gone.instance.clone())).or(unheard);
-    found.ok_or_else(|| {
-        let names = round.listed.iter().map(|listed| listed.name.as_str());
-        let near = nearest(workload, names);
-        let hint = near.first().map_or_else(String::new, |near| format!("; did you mean {near}?"));
-        AnchorError::Unknown { workload: workload.to_owned(), hint }
-    })
+    found.ok_or_else(|| unknown(name, round))
+}
+
+/// Nobody of this name is asked: who is, with those first that do not answer.
+fn unknown(name: &str, round: &Round) -> AnchorError {
+    let replicas = || round.replicas.iter();
+    let listed = round.listed.iter().map(|listed| listed.name.as_str());
+    let vanished = round.vanished.iter().map(|gone| gone.name.as_str());
+    let all = listed.chain(vanished).chain(replicas().map(|replica| replica.name.as_str()));
+    let all: Vec<_> = all.collect();
+    let near = nearest(name, all.iter().copied());
+    let near = near.first().map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
+    let has_answered = |asked: &&&str| {
+        let reached = replicas().any(|replica| replica.name == **asked && replica.reached);
+        let heard = replicas()
+            .flat_map(|replica| &replica.members)
+            .any(|member| member.name == **asked && member.open && member.answered >= round.nonce);
+        reached || heard
+    };
+    let silent: Vec<_> = all.iter().filter(|asked| !has_answered(asked)).copied().collect();
+    let silent = match silent.as_slice() {
+        [] => "everybody who is asked answers now".to_owned(),
+        silent => {
+            let more = silent.len().saturating_sub(NAMED_MAX);
+            let named = silent.iter().take(NAMED_MAX).map(|name| format!("{name:?}"));
+            let named = named.collect::<Vec<_>>().join(", ");
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!("who does not answer now: {named}{more}")
+        }
+    };
+    AnchorError::Unknown { workload: name.to_owned(), hint: format!("{near}; {silent}") }
 }
 
 pub(super) async fn unexempt(args: UnexemptArgs) -> Result<(), Problem> {
@@ -95,4 +132,78 @@ pub(super) async fn unexempt(args: UnexemptArgs) -> Result<(), Problem> {
     };
     change(&args.mesh, |state| state.unexempt(&exemption.instance.pod_uid)).await?;
     said(args.mesh.output, &format!("{} is waited for again", args.workload))
+}
+
+/// More names than this do not help in an error.
+const NAMED_MAX: usize = 10;
+
+#[cfg(test)]
+mod tests {
+    use steadfast_rotation_protocol::census::{Listed, Member, ProxyStatus, Replica};
+
+    use super::*;
+
+    /// Two replicas of identity, the second of which is dead; one pod that answers, one that does
+    /// not.
+    fn round() -> Round {
+        let listed = |name: &str| Listed {
+            pod_uid: format!("uid of {name}"),
+            name: name.to_owned(),
+            proxy: ProxyStatus::Running,
+        };
+        let member = Member {
+            instance: Instance {
+                pod_uid: "uid of demo/api-0".to_owned(),
+                started_at: UnixTime::from_secs(7),
+            },
+            name: "demo/api-0".to_owned(),
+            open: true,
+            last_heard: UnixTime::from_secs(9),
+            answered: 5,
+            answered_before: 4,
+            used: Vec::new(),
+            issuers: Vec::new(),
+            ack: None,
+        };
+        let replica = |name: &str, reached, members| Replica {
+            name: name.to_owned(),
+            reached,
+            members,
+            ..Replica::default()
+        };
+        Round {
+            nonce: 5,
+            listed: vec![listed("demo/web-0"), listed("demo/api-0")],
+            replicas: vec![
+                replica("identity host#1", true, vec![member]),
+                replica("identity host#2", false, Vec::new()),
+            ],
+            vanished: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_replica_of_identity_is_exempted_by_the_name_that_is_shown() {
+        let found = instance("identity host#2", &round()).unwrap();
+        // What a census asks for: see `tally`.
+        let counted =
+            Instance { pod_uid: "identity host#2".to_owned(), started_at: UnixTime::default() };
+        assert_eq!(found, counted);
+    }
+
+    #[test]
+    fn a_pod_is_exempted_as_the_start_that_was_heard_of_or_as_unheard() {
+        let started = |name| instance(name, &round()).unwrap().started_at;
+        assert_eq!(started("demo/api-0"), UnixTime::from_secs(7));
+        assert_eq!(started("demo/web-0"), UnixTime::default());
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_nearest_and_with_who_is_missing() {
+        let error = instance("identity host#3", &round()).unwrap_err().to_string();
+        for words in ["did you mean \"identity host#", "\"demo/web-0\", \"identity host#2\""] {
+            assert!(error.contains(words), "{words:?} is not in {error}");
+        }
+        assert!(!error.contains("api-0"), "it answers: {error}");
+    }
 }

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Serialize;
 use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{KeyId, TrustDomain};
 use steadfast_identity::authority::{AuthorityError, Founding, found};
@@ -32,6 +33,34 @@ pub(crate) struct Outcome {
     founded: bool,
     manifest_written: bool,
     unnamed_keys: Vec<PathBuf>,
+}
+
+/// The same for a program.
+#[derive(Debug, Serialize)]
+pub(crate) struct View<'a> {
+    trust_domain: &'a TrustDomain,
+    /// Whether this call has made it; otherwise it was there.
+    founded: bool,
+    dir: &'a Path,
+    anchors: Vec<AnchorView>,
+    /// The active one.
+    issuer: Option<IssuerView>,
+    /// Whether this call has written the manifest of the control plane.
+    manifest_written: bool,
+    /// Keys of an interrupted call, which belong to nothing.
+    unnamed_keys: &'a [PathBuf],
+}
+
+#[derive(Debug, Serialize)]
+struct AnchorView {
+    id: KeyId,
+    state: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct IssuerView {
+    id: KeyId,
+    not_after: String,
 }
 
 /// Why the trust domain was not founded.
@@ -224,6 +253,21 @@ pub(crate) fn control_plane([identity, control, rotation]: [u16; 3]) -> String {
 }
 
 impl Outcome {
+    /// For a program.
+    pub(crate) fn view(&self) -> View<'_> {
+        let anchors = self.state.anchors.iter();
+        let issuer = self.state.active_issuer();
+        View {
+            trust_domain: &self.state.trust_domain,
+            founded: self.founded,
+            dir: &self.dir,
+            anchors: anchors.map(|a| AnchorView { id: a.id, state: a.state.label() }).collect(),
+            issuer: issuer.map(|i| IssuerView { id: i.id, not_after: i.not_after.to_string() }),
+            manifest_written: self.manifest_written,
+            unnamed_keys: &self.unnamed_keys,
+        }
+    }
+
     /// In one line.
     pub(crate) fn in_short(&self) -> String {
         let anchors: Vec<_> = self.state.anchors.iter().map(|anchor| anchor.id.short()).collect();
