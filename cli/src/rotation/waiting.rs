@@ -169,7 +169,9 @@ fn reason(reason: &Reason) -> String {
             format!("its clock is {} ours: mend the clock of its node", offset(*offset_ms))
         }
         Reason::Differs => "holds a bundle of the same seq with other anchors".to_owned(),
-        Reason::MountedStale => "its mounted bundle file still names the old anchors".to_owned(),
+        Reason::MountedStale => {
+            "its mounted bundle file cannot be read, or still names the old anchors".to_owned()
+        }
         Reason::NotConnected { since: Some(since) } => {
             format!("not connected since {since}")
         }

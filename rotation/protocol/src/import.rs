@@ -55,7 +55,7 @@ pub enum ImportRefused {
     /// More than anybody prepares.
     #[error(
         "{ANCHORS_WAITING_MAX} imported anchors wait for a rotation already; forget one first: \
-         `steadfast anchor forget ID`"
+         `steadfast anchor withdraw ID`"
     )]
     TooMany,
     /// Its key is here.

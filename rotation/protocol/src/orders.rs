@@ -19,7 +19,7 @@ pub enum OrderRefused {
     Abort(&'static str),
     /// The store was restored from a backup.
     #[error(
-        "the store was restored from a backup (a workload has seen seq {seen_seq}): nothing moves \\
+        "the store was restored from a backup (a workload has seen seq {seen_seq}): nothing moves \
          before `steadfast trust recover`"
     )]
     Halted {

@@ -63,6 +63,8 @@ pub(crate) struct Faults {
     pub(crate) restores: u8,
     /// A workload tells of a handshake that failed and names the canaries' issuer.
     pub(crate) failures: u8,
+    /// The key of a published anchor is gone.
+    pub(crate) lost_keys: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,6 +137,8 @@ pub(crate) enum Action {
     /// A workload opens a stream at a replica.
     Reconnect(usize, usize),
     Vanish(usize),
+    /// The key of an anchor in this state is lost.
+    Lose(AnchorState),
     Backup,
     Restore,
     Recover,
@@ -250,7 +254,7 @@ impl World {
         }
         Self {
             revision: 1,
-            keys: [(made(1), a), (made(2), b)].into(),
+            keys: [(made(1), a), (made(2), b), (made(9), key(9))].into(),
             next_key: 3,
             controllers: vec![Ctl::default(); config.controllers],
             nodes,
@@ -319,6 +323,10 @@ impl World {
         if self.orders < config.orders.len() {
             actions.push(Action::Give);
         }
+        if self.faults.lost_keys > 0 {
+            let kinds = [AnchorState::Active, AnchorState::Standby, AnchorState::Staged];
+            actions.extend(kinds.map(Action::Lose));
+        }
         if self.faults.restores > 0 {
             actions.push(if self.backup.is_some() { Action::Restore } else { Action::Backup });
         }
@@ -332,6 +340,7 @@ impl World {
     pub(crate) fn after(&self, config: &Config, action: Action) -> Option<Self> {
         let mut next = self.clone();
         next.act(config, action)?;
+        next.compare(self, action);
         next.check();
         let stored = !Arc::ptr_eq(&next.state, &self.state) || config.slow_writes;
         let next = next.normal(stored);
@@ -433,6 +442,11 @@ impl World {
                 let proxy = self.nodes[i].proxy.as_mut()?;
                 (proxy.listed, proxy.connected) = (false, false);
                 self.close(i);
+            }
+            Action::Lose(of) => {
+                let lost = self.state.in_state(of).next()?.id;
+                self.faults.lost_keys -= 1;
+                self.keys.retain(|_, key| *key != lost);
             }
             Action::Backup => self.backup = Some((self.state.clone(), self.revision)),
             Action::Restore => {

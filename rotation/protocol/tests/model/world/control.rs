@@ -127,12 +127,16 @@ impl World {
             let id = *self.keys.get(&label)?;
             Some(Made { label, anchor: anchor(config, id, AnchorState::Generated) })
         });
-        let signed = self.state.wanted_issuer.map(|wanted| {
+        let there = |id: KeyId| self.exists(Condemned::Anchor(id));
+        let signed = self.state.wanted_issuer.filter(|wanted| there(wanted.anchor_id));
+        let signed = signed.map(|wanted| {
             let siblings =
                 self.state.issuers.iter().filter(|issuer| issuer.anchor_id == wanted.anchor_id);
             let number = siblings.count() as u8 + u8::from(wanted.anchor_id == key(1));
             Signed { wanted, issuer: issuer(wanted.anchor_id, number) }
         });
+        let ours = self.state.published().filter(|anchor| !anchor.is_external());
+        let keyless = ours.filter(|anchor| !there(anchor.id));
         let undestroyed = self.state.condemned.iter().filter(|condemned| self.exists(**condemned));
         Observation {
             round,
@@ -143,7 +147,7 @@ impl World {
             signed,
             mirrors_current: true,
             undestroyed: undestroyed.copied().collect(),
-            keyless: Vec::new(),
+            keyless: keyless.map(|anchor| anchor.id).collect(),
         }
     }
 

@@ -3,9 +3,41 @@
 use steadfast_rotation_protocol::trust_domain::AnchorState;
 
 use super::parts::Proxy;
-use super::{NOW, World, uid};
+use super::{Action, NOW, World, uid};
 
 impl World {
+    /// The invariants that are of what has just happened.
+    pub(super) fn compare(&mut self, before: &Self, action: Action) {
+        for (i, nodes) in before.nodes.iter().zip(&self.nodes).enumerate() {
+            let (Some(was), Some(is)) = (&nodes.0.proxy, &nodes.1.proxy) else { continue };
+            if is.seq < was.seq && action != Action::RestartProxy(i) {
+                self.broken.get_or_insert("S5: a sequence number falls at a workload");
+            }
+            let own = match action {
+                Action::Tick => true,
+                Action::Bundle(n) | Action::Install(n) | Action::Reconnect(n, _) => n == i,
+                Action::RestartProxy(n) => n == i,
+                _ => false,
+            };
+            if !own && (was.svid != is.svid || was.anchors != is.anchors) {
+                self.broken.get_or_insert("S9: a workload lost what it had without a word to it");
+            }
+        }
+        if matches!(action, Action::Restore | Action::Recover) {
+            return;
+        }
+        let lacks = |one: &Self, other: &Self| {
+            one.state.published().any(|a| !other.state.published().any(|b| a.id == b.id))
+        };
+        if lacks(before, self) && lacks(self, before) {
+            self.broken.get_or_insert("S6: an anchor is added as another is removed");
+        }
+        let numbers = before.state.rotation.as_ref().zip(self.state.rotation.as_ref());
+        if numbers.is_some_and(|(was, is)| was.number != is.number) {
+            self.broken.get_or_insert("S6: a rotation begins before another has ended");
+        }
+    }
+
     /// The invariants that are of this moment.
     pub(super) fn check(&mut self) {
         let mut live = Vec::new();
