@@ -1,0 +1,336 @@
+//! What holds a phase up: each guard refuses, names whom or what it waits for, and lets go when that
+//! is so.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it is wrong")]
+
+use std::time::Duration;
+
+use steadfast_api::{KeyId, UnixTime};
+use steadfast_rotation_protocol::census::{
+    Ack, HeldSvid, Listed, Member, ProxyStatus, Reason, Replica, Round, UNREADABLE,
+};
+use steadfast_rotation_protocol::controller::{
+    Controller, Effect, Made, Now, Observation, Signed, Timings, Wait,
+};
+use steadfast_rotation_protocol::rotation::PhaseName;
+use steadfast_rotation_protocol::schedule::{Schedule, Window};
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorRecord, AnchorState, Consumer, IssuerRecord, Promise, Request,
+};
+use steadfast_rotation_protocol::{Instance, TrustDomainState};
+
+const BEGUN: UnixTime = UnixTime::from_secs(1_800_000_000);
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3600);
+const SKEW: Duration = Duration::from_secs(60);
+
+fn id(name: u8) -> KeyId {
+    KeyId::of_spki(&[name])
+}
+
+fn anchor(name: u8, state: AnchorState) -> AnchorRecord {
+    AnchorRecord {
+        id: id(name),
+        der: vec![name],
+        not_after: BEGUN + DAY * 700,
+        state,
+        taint: None,
+        key_ref: String::new(),
+        svid_life_max: DAY,
+    }
+}
+
+fn issuer(name: u8, anchor_id: KeyId) -> IssuerRecord {
+    IssuerRecord {
+        id: id(name),
+        anchor_id,
+        der: vec![name],
+        chain: Vec::new(),
+        not_before: BEGUN - DAY,
+        not_after: BEGUN + DAY * 30,
+        key_ref: String::new(),
+    }
+}
+
+fn timings() -> Timings {
+    Timings {
+        lease: Duration::from_secs(15),
+        skew: SKEW,
+        renew_window: HOUR,
+        renew_window_urgent: SKEW,
+        issuer_life: DAY * 30,
+        issuer_left_min: DAY * 10,
+        schedule: Schedule { anchor_period: DAY * 365, window: None },
+    }
+}
+
+/// A mesh of one workload, which does what it should but for what a test bends.
+struct Mesh {
+    controller: Controller,
+    state: TrustDomainState,
+    revision: u64,
+    made: Option<Made>,
+    signed: Option<Signed>,
+    /// The newest query, and the one before.
+    nonces: (u64, u64),
+    seconds: u64,
+    bend: fn(&mut Member),
+}
+
+impl Mesh {
+    /// A rotation has come to this phase.
+    fn in_phase(phase: PhaseName) -> Self {
+        let anchors = vec![anchor(1, AnchorState::Active), anchor(2, AnchorState::Standby)];
+        let domain = "cluster.local".parse().unwrap();
+        let mut state = TrustDomainState::founded(domain, anchors, issuer(10, id(1)), BEGUN);
+        let by = "a person".to_owned();
+        let request = Request { by, at: BEGUN, anchor: None, canary: None, replaces: None };
+        state.request(request).unwrap();
+        let mut mesh = Self {
+            controller: Controller::new(timings()),
+            state,
+            revision: 1,
+            made: None,
+            signed: None,
+            nonces: (0, 0),
+            seconds: 0,
+            bend: |_| {},
+        };
+        while mesh.phase() != Some(phase) {
+            mesh.look();
+            assert!(mesh.seconds < 400, "{phase:?}: {:?}", mesh.controller.waiting());
+        }
+        mesh
+    }
+
+    fn phase(&self) -> Option<PhaseName> {
+        self.state.rotation.as_ref().map(|rotation| rotation.phase.name())
+    }
+
+    fn now(&self) -> Now {
+        let boot = Duration::from_secs(self.seconds);
+        Now { wall: BEGUN + boot, boot }
+    }
+
+    /// Its SVID is of the active issuer, as it has renewed.
+    fn member(&self) -> Member {
+        let issuer = self.state.active_issuer;
+        let not_after = self.now().wall + DAY;
+        let ack = Ack {
+            seq: self.state.seq,
+            digest: KeyId::from_slice(&self.state.digest()),
+            mounted: KeyId::from_slice(&self.state.mounted_digest()),
+            svid: Some(HeldSvid { issuer, not_after }),
+            clock_offset_ms: 0,
+            held: None,
+        };
+        let mut member = Member {
+            instance: Instance { pod_uid: "pod".to_owned(), started_at: BEGUN },
+            name: "demo/web-0".to_owned(),
+            open: true,
+            last_heard: self.now().wall,
+            answered: self.nonces.0,
+            answered_before: self.nonces.1,
+            used: Vec::new(),
+            issuers: Vec::new(),
+            ack: Some(ack),
+        };
+        (self.bend)(&mut member);
+        member
+    }
+
+    fn look(&mut self) {
+        self.seconds += 1;
+        let nonce = self.nonces.0;
+        let (pod_uid, name) = ("pod".to_owned(), "demo/web-0".to_owned());
+        let replica = Replica {
+            name: "identity".to_owned(),
+            reached: true,
+            newest_nonce: nonce,
+            loaded: self.state.issuers.iter().map(|issuer| issuer.id).collect(),
+            members: vec![self.member()],
+            ..Replica::default()
+        };
+        let listed = vec![Listed { pod_uid, name, proxy: ProxyStatus::Running }];
+        let round = Round { nonce, listed, replicas: vec![replica], vanished: Vec::new() };
+        let seen = Observation {
+            round: (nonce > 0).then_some(round),
+            state: self.state.clone(),
+            revision: self.revision,
+            clock_offset_ms: None,
+            made: self.made.clone(),
+            signed: self.signed.clone(),
+            mirrors_current: true,
+            undestroyed: Vec::new(),
+            keyless: Vec::new(),
+        };
+        let now = self.now();
+        for effect in self.controller.handle(now, &seen) {
+            match effect {
+                Effect::Persist(persist) => {
+                    self.state = persist.state;
+                    self.revision += 1;
+                    self.controller.persisted(now, self.revision);
+                }
+                Effect::Generate(label) => {
+                    self.made = Some(Made { label, anchor: anchor(3, AnchorState::Generated) });
+                }
+                Effect::Sign(wanted) => {
+                    self.signed = Some(Signed { wanted, issuer: issuer(11, wanted.anchor_id) });
+                }
+                Effect::Query(nonce) => self.nonces = (nonce, self.nonces.0),
+                Effect::Destroy(_) => {}
+            }
+        }
+    }
+
+    /// What it waits for once the fence has passed and everybody was asked more than once.
+    fn waits(&mut self) -> Wait {
+        let phase = self.phase();
+        for _ in 0..20 {
+            self.look();
+        }
+        assert_eq!(self.phase(), phase, "it went on");
+        self.controller.waiting().clone()
+    }
+
+    /// The reason why the one workload is missing.
+    fn missing(&mut self) -> Reason {
+        match self.waits() {
+            Wait::Census(tally) => {
+                assert_eq!(tally.missing[0].name, "demo/web-0");
+                tally.missing[0].reason.clone()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Nothing is bent any more: the phase is left.
+    fn goes_on(&mut self) {
+        let phase = self.phase();
+        self.bend = |_| {};
+        for _ in 0..5 {
+            self.look();
+        }
+        assert_ne!(self.phase(), phase, "waiting for {:?}", self.controller.waiting());
+    }
+}
+
+fn ack(member: &mut Member) -> &mut Ack {
+    member.ack.as_mut().unwrap()
+}
+
+#[test]
+fn a_clock_that_is_off_holds_staging_up_by_name() {
+    let mut mesh = Mesh::in_phase(PhaseName::Staged);
+    mesh.bend = |member| ack(member).clock_offset_ms = 61_000;
+    assert_eq!(mesh.missing(), Reason::ClockOff { offset_ms: 61_000 });
+    mesh.goes_on();
+}
+
+#[test]
+fn a_handshake_under_the_retiring_anchor_holds_the_drain_up_by_name() {
+    let mut mesh = Mesh::in_phase(PhaseName::Draining);
+    mesh.bend = |member| member.used = vec![id(1)];
+    assert_eq!(mesh.missing(), Reason::Used { anchor: id(1) });
+    mesh.goes_on();
+}
+
+#[test]
+fn an_svid_of_the_retiring_anchor_holds_the_drain_up_by_name() {
+    let mut mesh = Mesh::in_phase(PhaseName::Draining);
+    mesh.bend = |member| ack(member).svid.as_mut().unwrap().issuer = id(10);
+    assert_eq!(mesh.missing(), Reason::Svid { issuer: id(10) });
+    mesh.goes_on();
+}
+
+#[test]
+fn a_mounted_file_that_is_old_or_cannot_be_read_holds_the_end_up_by_name() {
+    let bends: [fn(&mut Member); 2] = [
+        |member| ack(member).mounted = Some(id(99)),
+        |member| ack(member).mounted = KeyId::from_slice(&UNREADABLE),
+    ];
+    for bend in bends {
+        let mut mesh = Mesh::in_phase(PhaseName::Withdrawn);
+        mesh.bend = bend;
+        assert_eq!(mesh.missing(), Reason::MountedStale);
+        mesh.goes_on();
+    }
+    // Whoever has no file holds nothing up.
+    let mut mesh = Mesh::in_phase(PhaseName::Withdrawn);
+    mesh.bend = |member| ack(member).mounted = None;
+    for _ in 0..20 {
+        mesh.look();
+    }
+    assert_eq!(mesh.phase(), None);
+}
+
+#[test]
+fn a_holder_that_cannot_ack_holds_staging_up_until_it_has_read_the_bundle_or_is_removed() {
+    let mut mesh = Mesh::in_phase(PhaseName::Staged);
+    let consumer = |refresh| Consumer { name: "vpn".to_owned(), refresh };
+    mesh.state.add_consumer(consumer(None));
+    assert_eq!(mesh.waits(), Wait::Consumers(vec!["vpn".to_owned()]));
+    mesh.state.add_consumer(consumer(Some(Duration::from_secs(30))));
+    assert_eq!(mesh.waits(), Wait::Consumers(vec!["vpn".to_owned()]), "four times 30 s");
+    for _ in 0..120 {
+        mesh.look();
+    }
+    assert_ne!(mesh.phase(), Some(PhaseName::Staged));
+    let mut removed = Mesh::in_phase(PhaseName::Staged);
+    removed.state.add_consumer(consumer(None));
+    assert!(matches!(removed.waits(), Wait::Consumers(_)));
+    removed.state.remove_consumer("vpn").unwrap();
+    removed.goes_on();
+}
+
+#[test]
+fn what_a_holder_was_promised_holds_the_drain_up_until_it_ends() {
+    let mut mesh = Mesh::in_phase(PhaseName::Draining);
+    let not_after = mesh.now().wall + HOUR;
+    let holder = "linkerd".to_owned();
+    mesh.state.promised.push(Promise { anchor_id: id(1), holder, not_after });
+    assert_eq!(mesh.waits(), Wait::Promised { until: not_after + SKEW });
+    mesh.seconds += HOUR.as_secs() + SKEW.as_secs();
+    mesh.goes_on();
+}
+
+#[test]
+fn an_exemption_of_somebody_unheard_is_of_the_first_start_that_is_heard_of() {
+    let mut mesh = Mesh::in_phase(PhaseName::Staged);
+    let unheard = Instance { pod_uid: "pod".to_owned(), started_at: UnixTime::default() };
+    mesh.state.exempt(unheard, "it is asleep".to_owned(), "a person".to_owned());
+    // It is heard of, and does not hold what is published: it stays exempt, by its start.
+    mesh.bend = |member| ack(member).seq = 1;
+    for _ in 0..20 {
+        mesh.look();
+    }
+    let exempt: Vec<_> = mesh.state.exemptions.iter().map(|e| e.instance.started_at).collect();
+    assert_eq!(exempt, [BEGUN]);
+    // The next start of the same pod is another instance, and is waited for.
+    mesh.bend = |member| {
+        member.instance.started_at = BEGUN + HOUR;
+        ack(member).seq = 1;
+    };
+    for _ in 0..40 {
+        mesh.look();
+    }
+    assert_eq!(mesh.state.exemptions, []);
+}
+
+#[test]
+fn what_is_due_waits_for_its_hours_unless_it_is_late() {
+    let mut mesh = Mesh::in_phase(PhaseName::Staged);
+    let midnight = BEGUN - Duration::from_millis(BEGUN.as_millis() % 86_400_000);
+    let schedule = Schedule {
+        anchor_period: DAY * 30,
+        window: Some(Window { from: HOUR * 22, length: HOUR * 4 }),
+    };
+    mesh.state.activated_at = midnight;
+    let due =
+        |day: u32, hour: u32| schedule.is_due(&mesh.state, midnight + DAY * day + HOUR * hour, DAY);
+    assert!(!due(29, 23), "it is not old");
+    assert!(!due(30, 12), "it is old, and not the hour");
+    assert!(due(30, 22) && due(31, 1), "it is old, and the hour");
+    assert!(!due(690, 12) && due(698, 12), "three slow paths before the end any hour will do");
+}
