@@ -5,29 +5,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use linkerd2_proxy_api::identity::identity_server::IdentityServer;
 use steadfast_api::Code;
-use steadfast_api::trust::v1;
 use steadfast_api_grpc::fleet_server::FleetServer;
-use steadfast_api_grpc::trust_server::{Trust, TrustServer};
+use steadfast_api_grpc::trust_server::TrustServer;
 use steadfast_platform::Store;
 use steadfast_platform::store::TOKEN_JWKS_KEY;
 use steadfast_process::Clock;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::codec::{BufferSettings, Codec};
-use tonic::server::{Grpc, StreamingService};
-use tonic::{Request as TonicRequest, Response as TonicResponse, Status, Streaming};
-use tonic_prost::{ProstDecoder, ProstEncoder};
 use tower::Service as _;
 
+use crate::grpc::{self, MESSAGE_BYTES_MAX, Requests};
 use crate::refusal::Refusal;
 use crate::replica::Replica;
+use crate::server::{Activity, Peer};
 use crate::service::Service;
+use crate::streams::Streams;
 
 /// Answers every request of a connection. Cheap to clone.
 #[derive(Clone)]
@@ -35,7 +33,7 @@ pub struct Front {
     identity: IdentityServer<Service>,
     trust: TrustServer<Service>,
     fleet: FleetServer<Service>,
-    service: Service,
+    streams: Arc<Streams>,
     pages: Arc<Pages>,
 }
 
@@ -54,12 +52,13 @@ impl Front {
         let certifier = &service.certifier;
         let (replica, clock) = (Arc::clone(&certifier.replica), Arc::clone(&certifier.clock));
         let pages = Arc::new(Pages { replica, store, clock, jwks: Mutex::default() });
+        let streams = Arc::clone(&service.streams);
         Self {
             identity: IdentityServer::new(service.clone())
                 .max_decoding_message_size(MESSAGE_BYTES_MAX),
             trust: TrustServer::new(service.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            fleet: FleetServer::new(service.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            service,
+            fleet: FleetServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            streams,
             pages,
         }
     }
@@ -95,45 +94,16 @@ impl Front {
 }
 
 impl Front {
-    /// The trust stream, as the generated server would serve it but for its buffers: those would
-    /// hold 16 KiB for as long as a proxy lives.
+    /// The trust stream, which the generated server would serve with buffers of its own.
     async fn stream(&self, request: Request<Incoming>) -> Response<Body> {
-        Grpc::new(SmallBuffers)
-            .apply_max_message_size_config(Some(MESSAGE_BYTES_MAX), None)
-            .streaming(OpenStream(self.service.clone()), request)
-            .await
-    }
-}
-
-/// Opens a trust stream.
-struct OpenStream(Service);
-
-impl StreamingService<v1::StreamRequest> for OpenStream {
-    type Response = v1::StreamResponse;
-    type ResponseStream = <Service as Trust>::StreamStream;
-    type Future = BoxFuture<'static, Result<TonicResponse<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: TonicRequest<Streaming<v1::StreamRequest>>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move { service.stream(request).await })
-    }
-}
-
-/// Protobuf with buffers that grow when they must.
-struct SmallBuffers;
-
-impl Codec for SmallBuffers {
-    type Encode = v1::StreamResponse;
-    type Decode = v1::StreamRequest;
-    type Encoder = ProstEncoder<v1::StreamResponse>;
-    type Decoder = ProstDecoder<v1::StreamRequest>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::new(BufferSettings::new(STREAM_BUFFER_BYTES, MESSAGE_BYTES_MAX))
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::new(BufferSettings::new(STREAM_BUFFER_BYTES, MESSAGE_BYTES_MAX))
+        let (parts, body) = request.into_parts();
+        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
+        let activity = parts.extensions.get::<Arc<Activity>>().cloned();
+        let opened = Arc::clone(&self.streams).open(Requests::new(body), peer, activity);
+        match opened.await {
+            Ok(answers) => grpc::response(answers),
+            Err(status) => status.into_http(),
+        }
     }
 }
 
@@ -206,9 +176,6 @@ const STREAM_PATH: &str = "/steadfast.trust.v1.Trust/Stream";
 const IDENTITY_PREFIX: &str = "/io.linkerd.proxy.identity.Identity/";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
-/// A request of 8 KiB must still arrive, to be refused by its own code.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-const STREAM_BUFFER_BYTES: usize = 512;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const STORE_TIMEOUT: Duration = Duration::from_secs(3);
 const JWKS_AGE_MAX: Duration = Duration::from_secs(5);

@@ -150,7 +150,11 @@ impl Member {
             match self.handshakes.iter_mut().find(|(known, _)| known == anchor) {
                 Some((_, total)) => *total = total.saturating_add(*count),
                 None if full => {}
-                None => self.handshakes.push((*anchor, *count)),
+                None => {
+                    // Nearly all have one or two: a vector's first step would be room for four.
+                    self.handshakes.reserve_exact(1);
+                    self.handshakes.push((*anchor, *count));
+                }
             }
         }
         for used in &ack.issuers {
@@ -171,7 +175,10 @@ impl Member {
                 }
             }
             None if full => {}
-            None => self.issuers.push(used.clone()),
+            None => {
+                self.issuers.reserve_exact(1);
+                self.issuers.push(used.clone());
+            }
         }
     }
 }

@@ -13,8 +13,11 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
+use prost::Message as _;
 use steadfast_api::trust::v1;
+use steadfast_api::trust::v1::stream_response::Message;
 use steadfast_api::{Code, KeyId, TrustBundle, UnixTime};
 use steadfast_platform::keys::KeyStore;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
@@ -44,6 +47,8 @@ pub struct View {
     pub digest: [u8; 32],
     /// The bundle as the trust stream sends it.
     pub message: v1::Bundle,
+    /// The same, encoded once for all streams: a field of their `StreamResponse`.
+    pub encoded: Bytes,
     /// The bundle as a SPIFFE bundle endpoint serves it.
     pub jwks: String,
     /// The issuers that are loaded.
@@ -360,9 +365,11 @@ impl Replica {
         let (held, now) = (held.map(|view| &view.signers), self.clock.now());
         let signers = Signers::load(&state, &bundle, held, &*sources.keys, now).await;
         signers.tell(held);
+        let message = message(&state, &bundle);
         Ok(View {
             digest: state.digest(),
-            message: message(&state, &bundle),
+            encoded: encoded(message.clone()),
+            message,
             jwks: bundle.to_jwks(),
             state,
             revision,
@@ -493,6 +500,11 @@ fn message(state: &TrustDomainState, bundle: &TrustBundle) -> v1::Bundle {
             .collect(),
         tombstones: state.tombstones.iter().map(|id| id.as_bytes().to_vec()).collect(),
     }
+}
+
+fn encoded(bundle: v1::Bundle) -> Bytes {
+    let message = Some(Message::Bundle(bundle));
+    v1::StreamResponse { server_time: None, message }.encode_to_vec().into()
 }
 
 /// Tc of the rotation protocol, unless a trust domain was founded with a shorter one.

@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -43,23 +42,27 @@ pub struct Activity {
 #[derive(Debug)]
 pub struct Busy(Arc<Activity>);
 
-/// A server for any number of listeners: they share the slots.
+/// A server for any number of listeners: they share the slots. Cheap to clone.
 #[derive(Clone)]
-pub struct Server {
+pub struct Server(Arc<Shared>);
+
+/// What the connections of a server share.
+struct Shared {
     front: Front,
+    http: auto::Builder<TokioExecutor>,
     metrics: Metrics,
     slots: Arc<Semaphore>,
     /// How many lines about refused SVIDs there may be.
-    refusals_told: Arc<DefaultDirectRateLimiter>,
+    refusals_told: DefaultDirectRateLimiter,
     drain: Drain,
 }
 
 impl Server {
     /// A server that answers with this front.
     pub fn new(front: Front, metrics: Metrics, drain: Drain) -> Self {
-        let refusals_told = Arc::new(RateLimiter::direct(Quota::per_minute(REFUSALS_TOLD_MAX)));
+        let refusals_told = RateLimiter::direct(Quota::per_minute(REFUSALS_TOLD_MAX));
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { front, metrics, slots, refusals_told, drain }
+        Self(Arc::new(Shared { front, http: builder(), metrics, slots, refusals_told, drain }))
     }
 
     /// Accepts until the drain, and then waits for what is open.
@@ -71,24 +74,25 @@ impl Server {
         listener: TcpListener,
         tls: Option<Arc<ServerConfig>>,
     ) -> Result<(), Infallible> {
+        let Self(server) = self;
         let acceptor = tls.map(TlsAcceptor::from);
         let connections = TaskTracker::new();
-        let _unfinished = self.drain.hold();
+        let _unfinished = server.drain.hold();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.drain.wait() => break,
+                () = server.drain.wait() => break,
             };
             let Ok((stream, peer)) = accepted else {
-                self.failed("accept");
+                server.failed("accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
-            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-                self.failed("capacity");
+            let Ok(slot) = Arc::clone(&server.slots).try_acquire_owned() else {
+                server.failed("capacity");
                 continue;
             };
-            let (server, acceptor) = (self.clone(), acceptor.clone());
+            let (server, acceptor) = (Arc::clone(&server), acceptor.clone());
             connections.spawn(async move {
                 server.metrics.connections.inc();
                 server.connection(stream, peer, acceptor).await;
@@ -100,58 +104,74 @@ impl Server {
         connections.wait().await;
         Ok(())
     }
+}
 
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>) {
+impl Shared {
+    /// The task of a connection lives for as long as a proxy does, and has room for the largest of
+    /// all that it ever awaits: so it awaits boxes.
+    async fn connection(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Option<TlsAcceptor>,
+    ) {
         // A socket that refuses this is about to fail anyway.
         let _ = stream.set_nodelay(true);
         let Some(acceptor) = tls else { return self.requests(stream, peer).await };
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => self.requests(stream, peer).await,
-            Ok(Err(error)) => self.handshake_failed(peer, &error),
-            Err(_) => self.failed("handshake_timeout"),
-        }
+        let handshake = Box::pin(tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
+        let requests = match handshake.await {
+            Ok(Ok(stream)) => self.requests(stream, peer),
+            Ok(Err(error)) => return self.handshake_failed(peer, &error),
+            Err(_) => return self.failed("handshake_timeout"),
+        };
+        requests.await;
     }
 
-    async fn requests<IO>(&self, io: IO, peer: SocketAddr)
+    /// Answers on this connection until it ends. No `async fn`: that would keep room for `io` beside
+    /// the connection that has it.
+    fn requests<IO>(self: &Arc<Self>, io: IO, peer: SocketAddr) -> impl Future<Output = ()>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = Arc::new(Activity::default());
         drop(Activity::begin(Arc::clone(&activity)));
-        let service = service_fn(|mut request: http::Request<hyper::body::Incoming>| {
-            let (front, busy) = (self.front.clone(), Activity::begin(Arc::clone(&activity)));
+        let (server, active) = (Arc::clone(self), Arc::clone(&activity));
+        let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            let (server, busy) = (Arc::clone(&server), Activity::begin(Arc::clone(&active)));
             request.extensions_mut().insert(Peer(peer));
-            request.extensions_mut().insert(Arc::clone(&activity));
-            async move {
-                let answer = front.answer(request).await;
+            request.extensions_mut().insert(Arc::clone(&active));
+            // Its room in the stream's task is kept until the answer's body ends.
+            Box::pin(async move {
+                let answer = server.front.answer(request).await;
                 drop(busy);
                 answer
-            }
+            })
         });
-        let builder = builder();
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-        let mut asked = false;
-        loop {
-            tokio::select! {
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%peer, %error, "connection broke");
-                    }
-                    return;
-                }
-                () = self.drain.wait(), if !asked => {}
-                () = tokio::time::sleep(IDLE_MAX / 2) => {
-                    if !activity.idle_for(IDLE_MAX) {
-                        continue;
-                    }
-                    if asked {
-                        // Nothing goes on and it does not close: it is dropped.
+        let mut connection = Box::pin(self.http.serve_connection(TokioIo::new(io), service));
+        async move {
+            let mut asked = false;
+            loop {
+                tokio::select! {
+                    ended = connection.as_mut() => {
+                        if let Err(error) = ended {
+                            tracing::debug!(%peer, %error, "connection broke");
+                        }
                         return;
                     }
+                    () = self.drain.wait(), if !asked => {}
+                    () = tokio::time::sleep(IDLE_MAX / 2) => {
+                        if !activity.idle_for(IDLE_MAX) {
+                            continue;
+                        }
+                        if asked {
+                            // Nothing goes on and it does not close: it is dropped.
+                            return;
+                        }
+                    }
                 }
+                asked = true;
+                connection.as_mut().graceful_shutdown();
             }
-            asked = true;
-            connection.as_mut().graceful_shutdown();
         }
     }
 

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use futures::stream::BoxStream;
+use futures::stream::Empty;
 use linkerd2_proxy_api::identity as linkerd;
 use linkerd2_proxy_api::identity::identity_server::Identity;
 use steadfast_api::trust::v1;
@@ -61,7 +61,7 @@ impl Identity for Service {
 
 #[tonic::async_trait]
 impl Trust for Service {
-    type StreamStream = BoxStream<'static, Result<v1::StreamResponse, Status>>;
+    type StreamStream = Empty<Result<v1::StreamResponse, Status>>;
 
     async fn certify(
         &self,
@@ -89,14 +89,12 @@ impl Trust for Service {
         }))
     }
 
+    /// Never called: [`crate::front::Front`] answers its path.
     async fn stream(
         &self,
-        request: Request<Streaming<v1::StreamRequest>>,
+        _: Request<Streaming<v1::StreamRequest>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
-        let peer = peer(&request);
-        let activity = request.extensions().get::<Arc<Activity>>().cloned();
-        let streams = Arc::clone(&self.streams);
-        Ok(Response::new(streams.open(request.into_inner(), peer, activity).await?))
+        Err(Status::unimplemented("the front serves trust streams"))
     }
 }
 

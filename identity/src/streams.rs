@@ -4,15 +4,19 @@
 //! says, and an ack that names another closes the stream (a forged ack would break every census).
 //! What a member acked last is kept in memory, by instance, also for a while after its stream has
 //! ended; nothing is written to the store. A stream has no task of its own: the connection polls
-//! it, and between messages it holds some hundred bytes.
+//! it, and between messages it holds some hundred bytes. A bundle is encoded once for all of them.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::stream::{self, BoxStream, StreamExt as _};
+use bytes::Bytes;
+use futures::stream;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use steadfast_api::trust::v1;
 use steadfast_api::trust::v1::stream_request::Message as FromProxy;
 use steadfast_api::trust::v1::stream_response::Message as ToProxy;
@@ -20,9 +24,11 @@ use steadfast_api::{Code, SpiffeId, UnixTime};
 use steadfast_process::Drain;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Interval;
-use tonic::{Status, Streaming};
+use tonic::body::Body;
+use tonic::{Code as GrpcCode, Status};
 
 use crate::certify::Certifier;
+use crate::grpc::{self, Requests};
 use crate::member::{Ack, Instance, Member};
 use crate::members::{Bounds, Joined, Members};
 use crate::metrics::RefusalLabels;
@@ -106,10 +112,10 @@ impl Streams {
     /// A refused hello.
     pub async fn open(
         self: Arc<Self>,
-        mut inbound: Streaming<v1::StreamRequest>,
+        mut inbound: Requests,
         peer: Option<SocketAddr>,
         activity: Option<Arc<Activity>>,
-    ) -> Result<BoxStream<'static, Result<v1::StreamResponse, Status>>, Status> {
+    ) -> Result<Body, Status> {
         let mut known = None;
         let hello = self.hello(&mut inbound, &mut known).await;
         let (instance, namespace, joined) = hello.map_err(|refusal| {
@@ -128,19 +134,23 @@ impl Streams {
             id: joined.id,
             replaced: joined.replaced,
             peer,
-            ended: false,
             _activity: activity.map(Activity::begin),
         };
-        let answers = stream::unfold(session, |mut session| async move {
-            session.next().await.map(|answer| (answer, session))
+        // Where there is an end, the session ends with it.
+        let answers = stream::unfold(Some(session), |session| async move {
+            let mut session = session?;
+            Some(match session.next().await {
+                Ok(answer) => (Ok::<_, Infallible>(answer), Some(session)),
+                Err(status) => (Ok(grpc::end(&status)), None),
+            })
         });
-        Ok(answers.boxed())
+        Ok(Body::new(StreamBody::new(answers)))
     }
 
     /// Reads the hello and makes its sender a member.
     async fn hello(
         &self,
-        inbound: &mut Streaming<v1::StreamRequest>,
+        inbound: &mut Requests,
         known: &mut Option<SpiffeId>,
     ) -> Result<(Instance, String, Joined), Refusal> {
         let protocol = |what: &str| Refusal::new(Code::STREAM_PROTOCOL, what);
@@ -227,7 +237,7 @@ impl Streams {
 /// One open stream.
 struct Session {
     streams: Arc<Streams>,
-    inbound: Streaming<v1::StreamRequest>,
+    inbound: Requests,
     views: watch::Receiver<Option<Arc<View>>>,
     orders: watch::Receiver<Orders>,
     heartbeat: Interval,
@@ -238,57 +248,55 @@ struct Session {
     replaced: oneshot::Receiver<()>,
     sent: Sent,
     peer: Option<SocketAddr>,
-    ended: bool,
     _activity: Option<crate::server::Busy>,
 }
 
 impl Session {
-    /// The next message to the proxy; `None` ends the stream.
-    async fn next(&mut self) -> Option<Result<v1::StreamResponse, Status>> {
-        if self.ended {
-            return None;
-        }
+    /// The next message to the proxy, or how the stream ends.
+    async fn next(&mut self) -> Result<Frame<Bytes>, Status> {
         loop {
             if let Some(message) = self.owed() {
-                return Some(Ok(self.response(Some(message))));
+                return Ok(message);
             }
             tokio::select! {
                 received = self.inbound.message() => match received {
                     Ok(Some(request)) => {
-                        if let Err(refusal) = self.receive(request) {
-                            return Some(Err(self.end(&refusal)));
-                        }
+                        self.receive(request).map_err(|refusal| self.end(&refusal))?;
                     }
                     // The proxy has gone: an end, not an event.
-                    Ok(None) | Err(_) => return None,
+                    Ok(None) | Err(_) => return Err(Status::new(GrpcCode::Ok, "")),
                 },
                 Ok(()) = self.views.changed() => {}
                 Ok(()) = self.orders.changed() => {}
-                _ = self.heartbeat.tick() => return Some(Ok(self.response(None))),
+                _ = self.heartbeat.tick() => return Ok(self.message(None)),
                 _ = &mut self.replaced => {
-                    self.ended = true;
-                    return Some(Err(Status::aborted("the workload has opened a newer stream")));
+                    return Err(Status::aborted("the workload has opened a newer stream"));
                 }
                 () = self.streams.drain.wait() => {
-                    self.ended = true;
-                    return Some(Err(Status::unavailable("this replica is stopping")));
+                    return Err(Status::unavailable("this replica is stopping"));
                 }
             }
         }
     }
 
-    fn owed(&mut self) -> Option<ToProxy> {
+    fn owed(&mut self) -> Option<Frame<Bytes>> {
         let Certifier { replica, clock, .. } = &*self.streams.certifier;
         let (current, orders) = (replica.current().ok(), self.orders.borrow());
         let who = (self.namespace.as_str(), self.instance.pod_uid.as_str());
-        Some(match self.sent.owed(who, current.as_deref(), &orders, clock.now())? {
-            Owed::Bundle(view) => ToProxy::Bundle(view.message.clone()),
-            Owed::Query(nonce) => ToProxy::Query(v1::Query { nonce }),
+        let owed = self.sent.owed(who, current.as_deref(), &orders, clock.now())?;
+        Some(match owed {
+            Owed::Bundle(view) => grpc::message(&self.response(None), &view.encoded),
+            Owed::Query(nonce) => self.message(Some(ToProxy::Query(v1::Query { nonce }))),
             Owed::Renew(order) => {
                 let window = prost_types::Duration::try_from(order.window).ok();
-                ToProxy::Renew(v1::Renew { id: order.id, from: Some(order.from.into()), window })
+                let (id, from) = (order.id, Some(order.from.into()));
+                self.message(Some(ToProxy::Renew(v1::Renew { id, from, window })))
             }
         })
+    }
+
+    fn message(&self, message: Option<ToProxy>) -> Frame<Bytes> {
+        grpc::message(&self.response(message), &[])
     }
 
     fn receive(&self, request: v1::StreamRequest) -> Result<(), Refusal> {
@@ -305,8 +313,7 @@ impl Session {
         v1::StreamResponse { server_time, message }
     }
 
-    fn end(&mut self, refusal: &Refusal) -> Status {
-        self.ended = true;
+    fn end(&self, refusal: &Refusal) -> Status {
         let workload = {
             let mut members = self.streams.lock();
             members.of(&self.instance).map(|member| member.spiffe_id.clone())
@@ -338,7 +345,7 @@ fn foreign(said: &str, own: &str) -> Refusal {
 /// The server's time is sent at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Per replica: 24 KiB each make some 500 MiB.
+/// Per replica: 36 KiB each make some 700 MiB.
 const STREAMS_MAX: usize = 20_000;
 /// With those whose stream has ended.
 const MEMBERS_MAX: usize = 100_000;

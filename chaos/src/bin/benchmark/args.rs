@@ -13,10 +13,14 @@ use steadfast_process::duration;
 #[derive(Debug, Parser)]
 #[command(name = "steadfast-benchmark", after_long_help = EXIT_CODES)]
 pub(crate) struct Args {
-    /// How many workloads; each of two replicas of identity has half of their streams
+    /// How many workloads; each replica of identity has an equal share of their streams
     #[arg(long, value_name = "COUNT", default_value_t = 10_000,
         value_parser = clap::value_parser!(u32).range(2..=18_000))]
     pub(crate) workloads: u32,
+    /// How many replicas of identity: one, to see what all streams cost it, or two
+    #[arg(long, value_name = "COUNT", default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub(crate) replicas: u32,
     /// Over how long the renewals of the drain are spread
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
     pub(crate) renew_window: Duration,

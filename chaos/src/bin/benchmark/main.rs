@@ -1,6 +1,6 @@
 //! What a rotation costs in a mesh of ten thousand workloads: real processes, real trust streams.
 //!
-//! Store, two replicas of identity and the controller run as a mesh has them, from the same build
+//! Store, the replicas of identity and the controller run as a mesh has them, from the same build
 //! as this. The workloads live in this process (`swarm.rs`): each is the identity that a sidecar
 //! has, with a token, a key and a trust stream of its own, and proxies nothing. Then a person
 //! orders a rotation, and from its first step to its last the kernel's books are read
@@ -56,39 +56,41 @@ async fn bench(args: &Args) -> anyhow::Result<Told> {
     // 1. A mesh with nobody in it.
     let mesh = Mesh::start(MeshConfig {
         rotation: true,
-        second_identity: true,
+        second_identity: args.replicas > 1,
         read_lease: args.read_lease,
         renew_window: args.renew_window,
         ..MeshConfig::default()
     })
     .await;
-    let replicas = [(&mesh.identity, mesh.identity_admin), (second(&mesh)?, mesh.identity_2_admin)];
+    let second = mesh.identity_2.as_ref().map(|replica| (replica, mesh.identity_2_admin));
+    let replicas = || std::iter::once((&mesh.identity, mesh.identity_admin)).chain(second);
+    let share = args.workloads / args.replicas;
     say("the mesh stands");
     swarm::write_manifests(&mesh, args.workloads).context("the pods' manifests")?;
     swarm::tokens(&mesh, args.workloads).await;
     say("every pod has its token");
     tokio::time::sleep(SETTLE).await;
-    let empty = replicas.map(|(replica, _)| Usage::of(replica.pid()));
+    let empty: Vec<_> = replicas().map(|(replica, _)| Usage::of(replica.pid())).collect();
     let before = Usage::of(controller(&mesh)?.pid())?;
     // 2. Everybody joins.
     let pushes = Arc::new(Pushes::default());
     let mut swarm = Swarm::join(&mesh, args.workloads, Arc::clone(&pushes)).await?;
     say("every workload has its SVID");
-    for (_, admin) in replicas {
-        let half = f64::from(args.workloads / 2);
+    for (_, admin) in replicas() {
         until("every trust stream is open", OPEN_DEADLINE, || async move {
             let open = Metrics::scrape(admin).await?.sum("steadfast_identity_streams", &[]);
-            if open >= half { Ok(()) } else { Err(format!("{open} of {half} are")) }
+            if open >= f64::from(share) { Ok(()) } else { Err(format!("{open} of {share} are")) }
         })
         .await;
     }
     // What was taken to join is given back after a while, as the allocator does it.
     tokio::time::sleep(SETTLE).await;
     let mut stream_bytes = Vec::new();
-    for ((replica, _), empty) in replicas.into_iter().zip(empty) {
+    for ((replica, _), empty) in replicas().zip(empty) {
         let grown = Usage::of(replica.pid())?.resident.saturating_sub(empty?.resident);
-        stream_bytes.push(grown / u64::from(args.workloads / 2));
+        stream_bytes.push(grown / u64::from(share));
     }
+    say(&format!("a trust stream takes {stream_bytes:?} bytes"));
     // 3. A rotation, from the order to its end.
     let joined = Usage::of(controller(&mesh)?.pid())?;
     let idle_from = SystemClock.since_boot();
@@ -155,10 +157,6 @@ fn phases(past: &PastRotation) -> Vec<Phase> {
 
 fn controller(mesh: &Mesh) -> anyhow::Result<&Process> {
     mesh.rotation.as_ref().context("no controller")
-}
-
-fn second(mesh: &Mesh) -> anyhow::Result<&Process> {
-    mesh.identity_2.as_ref().context("no second replica")
 }
 
 /// It takes a quarter of an hour: a person sees how far it is.

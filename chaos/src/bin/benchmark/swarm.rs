@@ -107,9 +107,9 @@ impl Swarm {
     ) -> anyhow::Result<watch::Receiver<Arc<TlsContext>>> {
         let trust_domain: TrustDomain = TRUST_DOMAIN.parse()?;
         let mounted = mesh.dir().join("pods").join(NAMESPACE).join(name(number));
-        // Half of them each, wherever a name would have led them.
-        let replica =
-            if number.is_multiple_of(2) { mesh.identity_addr } else { mesh.identity_2_addr() };
+        // An equal share of them each, wherever a name would have led them.
+        let first = mesh.identity_2.is_none() || number.is_multiple_of(2);
+        let replica = if first { mesh.identity_addr } else { mesh.identity_2_addr() };
         let local = |account, namespace| {
             DnsIdentity::new(account, namespace, CONTROL_NAMESPACE, &trust_domain)
         };
