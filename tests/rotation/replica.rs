@@ -55,7 +55,8 @@ async fn a_replica_that_was_frozen_past_its_lease_neither_issues_nor_serves_an_o
 async fn waits_for_replica(mesh: &Mesh) -> Result<(), String> {
     let page = page(mesh).await?;
     let missing = page["waiting"]["census"]["missing"].as_array().cloned().unwrap_or_default();
-    let named = missing.iter().any(|one| one["name"].to_string().contains("identity.test"));
+    let frozen = format!("identity {}", mesh.identity_addr);
+    let named = missing.iter().any(|one| one["name"] == *frozen);
     named.then_some(()).ok_or_else(|| page["waiting"].to_string())
 }
 

@@ -224,8 +224,8 @@ mod tests {
             ..Replica::default()
         };
         let replicas = vec![
-            replica("identity host#1", members, other.into_iter().collect()),
-            replica("identity host#2", Vec::new(), Vec::new()),
+            replica("identity 192.0.2.1:8080", members, other.into_iter().collect()),
+            replica("identity 192.0.2.2:8080", Vec::new(), Vec::new()),
         ];
         Round { nonce: 3, listed, replicas, vanished: Vec::new() }
     }
@@ -244,7 +244,7 @@ mod tests {
         let look = look(&state, Some(round(&state)));
         assert_eq!(look.wait(&state), Some(&Wait::Key), "of the order for an anchor");
         let Some(Wait::Issuer(without)) = look.issuer_wait(&state, NOW) else { panic!("{look:?}") };
-        assert_eq!(without, ["identity host#2"]);
+        assert_eq!(without, ["identity 192.0.2.2:8080"]);
     }
 
     #[test]

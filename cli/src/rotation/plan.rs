@@ -528,7 +528,10 @@ mod tests {
         };
         let replica =
             |name: &str, reached| Replica { name: name.to_owned(), reached, ..Replica::default() };
-        let replicas = vec![replica("identity host#1", true), replica("identity host#2", false)];
+        let replicas = vec![
+            replica("identity 192.0.2.1:8080", true),
+            replica("identity 192.0.2.2:8080", false),
+        ];
         Round { listed: vec![listed], replicas, ..Round::default() }
     }
 
@@ -546,7 +549,7 @@ mod tests {
         for words in [
             "Replace the issuer of cluster.local",
             "2 replicas of identity; 1 of them answer now",
-            "identity host#2: has never connected; it is waited for",
+            "identity 192.0.2.2:8080: has never connected; it is waited for",
             "about 8s if everybody answers",
             "undo nothing is to be undone",
         ] {

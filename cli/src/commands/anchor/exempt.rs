@@ -175,8 +175,8 @@ mod tests {
             nonce: 5,
             listed: vec![listed("demo/web-0"), listed("demo/api-0")],
             replicas: vec![
-                replica("identity host#1", true, vec![member]),
-                replica("identity host#2", false, Vec::new()),
+                replica("identity 192.0.2.1:8080", true, vec![member]),
+                replica("identity 192.0.2.2:8080", false, Vec::new()),
             ],
             vanished: Vec::new(),
         }
@@ -184,10 +184,12 @@ mod tests {
 
     #[test]
     fn a_replica_of_identity_is_exempted_by_the_name_that_is_shown() {
-        let found = instance("identity host#2", &round()).unwrap();
+        let found = instance("identity 192.0.2.2:8080", &round()).unwrap();
         // What a census asks for: see `tally`.
-        let counted =
-            Instance { pod_uid: "identity host#2".to_owned(), started_at: UnixTime::default() };
+        let counted = Instance {
+            pod_uid: "identity 192.0.2.2:8080".to_owned(),
+            started_at: UnixTime::default(),
+        };
         assert_eq!(found, counted);
     }
 
@@ -200,8 +202,10 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest_and_with_who_is_missing() {
-        let error = instance("identity host#3", &round()).unwrap_err().to_string();
-        for words in ["did you mean \"identity host#", "\"demo/web-0\", \"identity host#2\""] {
+        let error = instance("identity 192.0.2.3:8080", &round()).unwrap_err().to_string();
+        for words in
+            ["did you mean \"identity 192.0.2.", "\"demo/web-0\", \"identity 192.0.2.2:8080\""]
+        {
             assert!(error.contains(words), "{words:?} is not in {error}");
         }
         assert!(!error.contains("api-0"), "it answers: {error}");
