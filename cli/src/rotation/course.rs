@@ -197,7 +197,8 @@ pub(crate) const fn name(phase: PhaseName) -> &'static str {
 /// Which anchor goes, which comes, which stands by.
 fn about(state: &TrustDomainState, rotation: &Rotation) -> String {
     let one = |anchor: AnchorState| state.in_state(anchor).map(|anchor| anchor.id).next();
-    let (active, retiring) = (one(AnchorState::Active), one(AnchorState::Retiring));
+    let goes = one(AnchorState::Retiring).or_else(|| one(AnchorState::Withdrawn));
+    let active = one(AnchorState::Active);
     let short = |id: Option<KeyId>| id.map_or_else(|| "a fresh one".to_owned(), |id| id.short());
     match &rotation.goal {
         Goal::Removal => "an anchor that must go".to_owned(),
@@ -209,15 +210,13 @@ fn about(state: &TrustDomainState, rotation: &Rotation) -> String {
             format!("anchor {} stays", short(active))
         }
         Goal::Successor { next, .. } => {
-            let to = match (next, retiring, &rotation.phase) {
+            let to = match (next, goes, &rotation.phase) {
                 (_, Some(_), _) | (_, _, Phase::Withdrawn(_)) => active,
                 (Next::Given(id) | Next::Standby(id), None, _) => Some(*id),
                 (Next::Added, None, _) => rotation.added,
             };
-            match (retiring.or(active), rotation.phase.name()) {
-                (Some(from), phase) if phase != PhaseName::Withdrawn => {
-                    format!("anchor {} → {}", from.short(), short(to))
-                }
+            match goes.or(active) {
+                from @ Some(_) if from != to => format!("anchor {} → {}", short(from), short(to)),
                 _ => format!("anchor {}", short(to)),
             }
         }
@@ -228,7 +227,8 @@ fn to_come(rotation: &Rotation) -> Vec<&'static str> {
     use PhaseName::{Activated, Canary, Draining, Generating, Preparing, Staged, Withdrawn};
     let all: &[PhaseName] = match &rotation.goal {
         _ if rotation.turned_back => &[Preparing, Activated, Draining, Withdrawn],
-        Goal::Removal => &[Withdrawn],
+        Goal::Removal if rotation.phase.name() == Withdrawn => &[Withdrawn],
+        Goal::Removal => &[Activated, Draining, Withdrawn],
         Goal::Standby { replaces: None } => &[Generating, Staged],
         Goal::Standby { replaces: Some(_) } => &[Generating, Staged, Withdrawn],
         Goal::Successor { canary: None, .. } => {
