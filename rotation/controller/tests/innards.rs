@@ -181,6 +181,10 @@ impl Mesh {
         tasks.spawn(async move { drop(writer.await) });
         let clock = Arc::new(Hands::default());
         let founding = found(&"cluster.local".parse().unwrap(), clock.now()).unwrap();
+        let keys = FileKeys::open(directory.anchor_keys()).unwrap();
+        for made in [&founding.active, &founding.standby] {
+            keys.put_new(made.id, made.pkcs8.clone()).await.unwrap();
+        }
         let state = serde_json::to_vec(&founding.state).unwrap();
         engine.compare_and_swap(TRUST_DOMAIN_KEY, None, Some(state.into())).await.unwrap();
         Self { engine, clock, directory, _dir: dir, _writer: tasks }

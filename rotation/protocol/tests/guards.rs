@@ -209,7 +209,8 @@ impl Mesh {
     fn goes_on(&mut self) {
         let phase = self.phase();
         self.bend = |_| {};
-        for _ in 0..5 {
+        // What has expired is tidied away first, which begins the fence again.
+        for _ in 0..20 {
             self.look();
         }
         assert_ne!(self.phase(), phase, "waiting for {:?}", self.controller.waiting());
