@@ -212,10 +212,12 @@ impl KeyStore for FileKeys {
 
     async fn exists(&self, id: KeyId) -> Result<bool, KeyStoreError> {
         let (path, directory) = (self.path(id), self.directory.clone());
-        // Without the directory nothing says what was in it.
-        let exists = move || std::fs::metadata(&directory).and_then(|_| path.try_exists());
-        let path = self.path(id);
-        blocking(move || exists().map_err(io("look for", &path))).await
+        blocking(move || {
+            // Without the directory nothing says what was in it.
+            let exists = std::fs::metadata(&directory).and_then(|_| path.try_exists());
+            exists.map_err(io("look for", &path))
+        })
+        .await
     }
 
     async fn list(&self) -> Result<Vec<KeyId>, KeyStoreError> {

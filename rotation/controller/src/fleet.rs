@@ -60,7 +60,8 @@ impl Network {
 
     /// Asks one replica, and waits until its members have answered or a moment has passed.
     async fn ask_one(&self, at: SocketAddr, connected: &mut Connected, nonce: u64) -> Replica {
-        let name = name(at);
+        // No other has this address.
+        let name = format!("identity {at}");
         let Connected { client, members, told } = connected;
         // Most of them have answered by then: a report for nothing is work.
         let answers = ANSWER.saturating_mul(*members).min(ANSWERS_MAX);
@@ -148,11 +149,6 @@ impl Fleet for Network {
         let asking = connected.iter_mut();
         join_all(asking.map(|(at, connected)| self.ask_one(*at, connected, nonce))).await
     }
-}
-
-/// What a replica is called: by its address, which no other has.
-fn name(at: SocketAddr) -> String {
-    format!("identity {at}")
 }
 
 /// One report, whole.

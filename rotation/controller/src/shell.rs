@@ -84,6 +84,10 @@ pub struct Shell {
     /// What was found out last, while the state is halted.
     findings: Option<Findings>,
     told: Told,
+    /// What was in the way last, so that what lasts is told once.
+    trouble: Option<String>,
+    /// The published anchors whose key was gone then.
+    keyless: Vec<KeyId>,
     /// The query to ask with the next look.
     query: Option<u64>,
     /// How often everybody was asked since the state has changed, [`IN_VAIN_MAX`] at most.
@@ -159,6 +163,8 @@ impl Shell {
             halted: false,
             findings: None,
             told: Told::default(),
+            trouble: None,
+            keyless: Vec::new(),
             query: None,
             in_vain: 0,
             made: None,
@@ -205,12 +211,13 @@ impl Shell {
             }
             Role::Leads => {
                 let looked = self.look().await?;
-                self.tell(&looked.state, Some(self.candidate.name().to_owned()));
+                let trouble = looked.trouble.as_ref().map(|error| ErrorChain(error).to_string());
+                self.tell(&looked.state, Some(self.candidate.name().to_owned()), trouble);
                 Ok(looked)
             }
             Role::Follows { leader } => {
                 self.before = Some((revision.0, state.clone()));
-                self.tell(&state, Some(leader).filter(|leader| !leader.is_empty()));
+                self.tell(&state, Some(leader).filter(|leader| !leader.is_empty()), None);
                 Ok(Looked { changed: false, state, trouble: None })
             }
         }
@@ -298,7 +305,7 @@ impl Shell {
     /// Which published anchors have lost their key, which keys are still to be destroyed, and what
     /// kept us from finding out.
     async fn keys(
-        &self,
+        &mut self,
         state: &TrustDomainState,
     ) -> (Vec<KeyId>, Vec<Condemned>, Option<LookError>) {
         let anchors = &self.parts.anchors;
@@ -306,6 +313,14 @@ impl Shell {
             Ok(keyless) => (keyless, None),
             Err(error) => (Vec::new(), Some(error)),
         };
+        for anchor in state.anchors.iter().filter(|anchor| keyless.contains(&anchor.id)) {
+            if !self.keyless.contains(&anchor.id) {
+                let (anchor, place) = (anchor.id, &anchor.key_ref);
+                tracing::warn!(%anchor, place, "the key of this anchor is gone: put it back, or \
+                    another anchor takes its place");
+            }
+        }
+        self.keyless.clone_from(&keyless);
         let (undestroyed, unknown) = match anchors.undestroyed(&state.condemned).await {
             Ok(undestroyed) => (undestroyed, None),
             Err(error) => (state.condemned.clone(), Some(error)),
@@ -519,7 +534,10 @@ impl Shell {
                 Err(_) => LookResult::Failed,
             });
             match looked {
-                Ok(()) => ready.ready(),
+                Ok(()) => {
+                    ready.ready();
+                    self.trouble = None;
+                }
                 Err(_) if conflict => {}
                 Err(error) => self.tell_trouble(ErrorChain(&error).to_string(), ready),
             }
@@ -527,13 +545,13 @@ impl Shell {
         }
     }
 
-    fn tell(&mut self, state: &TrustDomainState, leader: Option<String>) {
+    fn tell(&mut self, state: &TrustDomainState, leader: Option<String>, trouble: Option<String>) {
         let leads = self.led;
         let standing = Standing {
             state: Some(state.clone()),
             seen_at: self.wall(),
             waiting: leads.then(|| self.controller.waiting().clone()),
-            trouble: None,
+            trouble,
             timings: Some(self.parts.timings),
             leader,
             leads,
@@ -544,16 +562,13 @@ impl Shell {
         self.standing.send_replace(standing);
     }
 
-    fn tell_trouble(&self, trouble: String, ready: &Component) {
+    fn tell_trouble(&mut self, trouble: String, ready: &Component) {
         ready.not_ready(&trouble);
-        self.standing.send_if_modified(|standing| {
-            let new = standing.trouble.as_ref() != Some(&trouble);
-            if new {
-                tracing::warn!(error = trouble, "a look came to nothing; it is tried again");
-                standing.trouble = Some(trouble);
-            }
-            new
-        });
+        if self.trouble.as_ref() != Some(&trouble) {
+            tracing::warn!(error = trouble, "not all could be done; it is tried again");
+            self.standing.send_modify(|standing| standing.trouble = Some(trouble.clone()));
+            self.trouble = Some(trouble);
+        }
     }
 }
 

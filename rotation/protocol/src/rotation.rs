@@ -441,25 +441,19 @@ impl Rotation {
     /// Why there is none.
     pub(crate) fn leads_back(&self, retiring: &[AnchorRecord]) -> Result<(), &'static str> {
         if let Phase::Withdrawn(_) = self.phase {
-            return Err(
-                "the old anchor is withdrawn, for ever: the way back is a new rotation, to \
-                        a new key",
-            );
+            return Err(WITHDRAWN);
         }
         if self.urgent.is_some() || retiring.iter().any(|anchor| anchor.taint.is_some()) {
-            return Err(
-                "the old anchor's key is in other hands: it must go, and nothing leads back \
-                        to it",
-            );
+            return Err(IN_OTHER_HANDS);
         }
-        let one = match self.phase {
+        let there_is = match self.phase {
             Phase::Staged(_) | Phase::Preparing(_) => self.added.is_some(),
             Phase::Activated(_) | Phase::Draining(_) => {
                 retiring.len() == 1 && self.goal != Goal::Removal
             }
             Phase::Generating(_) | Phase::Canary(_) | Phase::Withdrawn(_) => true,
         };
-        one.then_some(()).ok_or("it mends what was broken: there is nothing good to go back to")
+        there_is.then_some(()).ok_or(MENDS)
     }
 
     /// A rotation that begins now.
@@ -538,5 +532,10 @@ impl Phase {
     }
 }
 
+const WITHDRAWN: &str =
+    "the old anchor is withdrawn, for ever: the way back is a new rotation, to a new key";
+const IN_OTHER_HANDS: &str =
+    "the old anchor's key is in other hands: it must go, and nothing leads back to it";
+const MENDS: &str = "it mends what was broken: there is nothing good to go back to";
 /// Of finished rotations kept in the state, and the evidence of these beside it.
 const PAST_MAX: usize = 32;
