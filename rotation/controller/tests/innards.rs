@@ -53,6 +53,24 @@ async fn evidence_is_there_before_the_state_names_it_and_says_who_acked_what() {
 }
 
 #[tokio::test]
+async fn keys_that_cannot_be_looked_for_are_told_and_keep_nothing_else_from_being_decided() {
+    let mesh = Mesh::new().await;
+    let mut shell = mesh.shell("one", &mesh.fleet());
+    std::fs::remove_dir_all(mesh.directory.anchor_keys()).unwrap();
+    mesh.order().await;
+    for _ in 0..20 {
+        let looked = shell.turn().await.unwrap();
+        mesh.clock.pass(LEASE);
+        assert!(looked.trouble.is_some());
+        assert!(shell.standing().borrow().trouble.is_some());
+        if mesh.state().await.rotation.is_some() {
+            return;
+        }
+    }
+    panic!("no rotation begins: {:?}", shell.waiting());
+}
+
+#[tokio::test]
 async fn many_who_do_not_answer_are_asked_less_and_less_often_but_at_once_after_a_change() {
     let mesh = Mesh::new().await;
     mesh.pods(1000).await;
