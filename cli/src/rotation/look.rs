@@ -209,6 +209,7 @@ mod tests {
                 used: Vec::new(),
                 issuers: Vec::new(),
                 ack: Some(ack),
+                version: None,
             };
             (listed, member)
         };

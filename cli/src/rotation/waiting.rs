@@ -7,7 +7,7 @@ use steadfast_api::UnixTime;
 use steadfast_process::duration;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::canary::CanaryStanding;
-use steadfast_rotation_protocol::census::{Missing, Reason, Tally};
+use steadfast_rotation_protocol::census::{Missing, OLDEST, Reason, Tally};
 use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::trust_domain::{Consumer, Halt};
 
@@ -183,6 +183,9 @@ fn reason(reason: &Reason) -> String {
         Reason::Used { anchor } => {
             format!("still has handshakes under anchor {}", anchor.short())
         }
+        Reason::VersionTooOld { version } => {
+            format!("its proxy is too old: {version}, and {OLDEST} is the oldest that answers")
+        }
         Reason::Vanished { until } => {
             format!("vanished without a word; its SVID may live until {until}")
         }
@@ -193,8 +196,8 @@ fn reason(reason: &Reason) -> String {
 pub(crate) fn halted(halt: Halt) -> String {
     match halt {
         Halt::Restored { seen_seq } => format!(
-            "the store was restored from a backup (a workload has seen seq {seen_seq}): nothing is \
-             issued before `steadfast trust recover`"
+            "the store was restored from a backup (seq {seen_seq} has been seen): nothing is issued \
+             before `steadfast trust recover`"
         ),
     }
 }

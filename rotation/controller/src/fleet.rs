@@ -184,6 +184,7 @@ pub fn member(wire: &v1::Member) -> Option<Member> {
         used: ids(&wire.used),
         issuers: wire.issuers.iter().filter_map(issuer_use).collect(),
         ack: wire.ack.as_ref().map(ack),
+        version: wire.version.parse().ok(),
     })
 }
 

@@ -201,6 +201,7 @@ mod tests {
             used: vec![],
             issuers: vec![],
             ack: None,
+            version: None,
         };
         Replica {
             name: "identity".to_owned(),

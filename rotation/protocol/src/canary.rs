@@ -191,6 +191,7 @@ mod tests {
                 clock_offset_ms: 0,
                 held: None,
             }),
+            version: None,
         }
     }
 

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use semver::Version;
 use serde::{Deserialize, Serialize};
 use steadfast_api::{KeyId, UnixTime};
 
@@ -98,7 +99,14 @@ pub struct Member {
     pub issuers: Vec<IssuerUse>,
     /// Its newest ack.
     pub ack: Option<Ack>,
+    /// Of its proxy; `None`: it told none that can be read.
+    #[serde(default)]
+    pub version: Option<Version>,
 }
+
+/// The oldest version of a proxy that answers queries as this one asks them. Who is older and does
+/// not answer will not.
+pub const OLDEST: Version = Version::new(0, 1, 0);
 
 /// Handshakes that name an issuer: the peer's, or one's own where the peer refused.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -264,6 +272,11 @@ pub enum Reason {
         /// That anchor.
         anchor: KeyId,
     },
+    /// It is connected and does not answer as it is asked to, and its proxy is too old to.
+    VersionTooOld {
+        /// Of its proxy.
+        version: Version,
+    },
     /// It vanished without a word; nothing of it can be valid from then on.
     Vanished {
         /// When.
@@ -284,11 +297,12 @@ impl Reason {
             Self::Svid { .. } => "svid",
             Self::Used { .. } => "used",
             Self::Vanished { .. } => "vanished",
+            Self::VersionTooOld { .. } => "version_too_old",
         }
     }
 
     /// Every label.
-    pub const LABELS: [&'static str; 9] = [
+    pub const LABELS: [&'static str; 10] = [
         "unanswered",
         "behind",
         "clock_off",
@@ -298,6 +312,7 @@ impl Reason {
         "svid",
         "used",
         "vanished",
+        "version_too_old",
     ];
 }
 
@@ -404,6 +419,18 @@ impl Judge<'_> {
         if !known.connected {
             return Err(Reason::NotConnected { since: Some(member.last_heard) });
         }
+        self.answer(member).map_err(|reason| match (&member.version, &reason) {
+            (Some(version), Reason::Unanswered | Reason::Behind { .. } | Reason::Differs)
+                if *version < OLDEST =>
+            {
+                Reason::VersionTooOld { version: version.clone() }
+            }
+            _ => reason,
+        })
+    }
+
+    /// What it says over its stream.
+    fn answer(&self, member: &Member) -> Result<Said, Reason> {
         let Some(ack) = member.ack.as_ref().filter(|_| member.answered >= self.floor) else {
             return Err(Reason::Unanswered);
         };

@@ -5,9 +5,10 @@
 
 use std::time::Duration;
 
+use semver::Version;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::census::{
-    Ack, HeldSvid, Listed, Member, ProxyStatus, Reason, Replica, Round, UNREADABLE,
+    Ack, HeldSvid, Listed, Member, OLDEST, ProxyStatus, Reason, Replica, Round, UNREADABLE,
 };
 use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Signed, Timings, Wait,
@@ -134,6 +135,7 @@ impl Mesh {
             used: Vec::new(),
             issuers: Vec::new(),
             ack: Some(ack),
+            version: None,
         };
         (self.bend)(&mut member);
         member
@@ -227,6 +229,28 @@ fn a_clock_that_is_off_holds_staging_up_by_name() {
     mesh.bend = |member| ack(member).clock_offset_ms = 61_000;
     assert_eq!(mesh.missing(), Reason::ClockOff { offset_ms: 61_000 });
     mesh.goes_on();
+}
+
+#[test]
+fn a_proxy_that_is_too_old_to_answer_holds_staging_up_by_its_version() {
+    let mut mesh = Mesh::in_phase(PhaseName::Staged);
+    mesh.bend = |member| {
+        member.version = Some(Version::new(0, 0, 9));
+        member.answered = 0;
+    };
+    assert_eq!(mesh.missing(), Reason::VersionTooOld { version: Version::new(0, 0, 9) });
+    // One that is as old and answers holds nothing up, and one of now is told to be silent.
+    let mut silent = Mesh::in_phase(PhaseName::Staged);
+    silent.bend = |member| {
+        member.version = Some(OLDEST);
+        member.answered = 0;
+    };
+    assert_eq!(silent.missing(), Reason::Unanswered);
+    mesh.bend = |member| member.version = Some(Version::new(0, 0, 9));
+    for _ in 0..20 {
+        mesh.look();
+    }
+    assert_ne!(mesh.phase(), Some(PhaseName::Staged));
 }
 
 #[test]

@@ -164,6 +164,7 @@ mod tests {
             used: Vec::new(),
             issuers: Vec::new(),
             ack: None,
+            version: None,
         };
         let replica = |name: &str, reached, members| Replica {
             name: name.to_owned(),

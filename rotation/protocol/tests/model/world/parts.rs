@@ -183,6 +183,7 @@ impl Rec {
                 clock_offset_ms: 0,
                 held: None,
             }),
+            version: None,
         }
     }
 
