@@ -286,7 +286,7 @@ codes! {
     PEER_NO_CERTIFICATE "SFT-TLS-007" "no_certificate"
         "The peer has shown no certificate"
         "Mutual TLS needs a certificate of both sides."
-        "Mesh the client.";
+        "Mesh the client. If it is the identity service that shows none, its /ready and its log say why it has none that is valid.";
     PEER_BAD_SIGNATURE "SFT-TLS-008" "bad_signature"
         "A signature in the peer's chain or handshake is wrong"
         "The certificate was altered, or the peer does not hold its key."

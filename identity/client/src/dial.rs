@@ -109,8 +109,15 @@ impl Dialer {
             let footing = Footing::between(None, Some(peer));
             Vouched::new(stream, footing, self.contexts.subscribe())
         };
-        result.map(vouched).inspect_err(|refusal| {
-            self.refusals.report(address, refusal);
+        result.map(vouched).map_err(|mut refusal| {
+            // We have shown no certificate: what the service cannot go on with is its own.
+            if refusal.code == Code::PEER_REFUSED_US {
+                refusal.code = Code::PEER_NO_CERTIFICATE;
+                let alert = &refusal.facts.detail;
+                refusal.facts.detail = format!("the identity service has no valid SVID; {alert}");
+            }
+            self.refusals.report(address, &refusal);
+            refusal
         })
     }
 
