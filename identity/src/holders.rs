@@ -24,9 +24,17 @@ use crate::replica::View;
 /// Promises for them.
 pub struct Holders {
     store: Arc<dyn Store>,
-    /// What we have written, and when: views from before do not show it yet. One writes at a time;
-    /// the others find what he wrote.
-    written: Mutex<Vec<(Promise, Revision)>>,
+    /// One writes at a time; the others find what he wrote.
+    written: Mutex<Written>,
+}
+
+/// What we have written, and when: views from before do not show it yet.
+#[derive(Default)]
+struct Written {
+    promises: Vec<(Promise, Revision)>,
+    /// The newest view that came with a request. One that is older is of a store that was put back,
+    /// which has forgotten what we wrote.
+    newest: Revision,
 }
 
 impl Holders {
@@ -57,15 +65,18 @@ impl Holders {
             return Ok(());
         }
         let mut written = self.written.lock().await;
-        if written.iter().any(|(promise, at)| *at > view.revision && covers(promise)) {
+        written.see(view.revision);
+        let shown = |at: Revision| at <= view.revision;
+        if written.promises.iter().any(|(promise, at)| !shown(*at) && covers(promise)) {
             return Ok(());
         }
         let promise = Promise { anchor_id, holder: holder.to_owned(), not_after: step(not_after) };
         for _ in 0..TRIES_MAX {
             match self.raise(&promise).await {
                 Ok(revision) => {
-                    written.retain(|(old, _)| old.anchor_id != anchor_id || old.holder != holder);
-                    written.push((promise, revision));
+                    let other = |old: &Promise| old.anchor_id != anchor_id || old.holder != holder;
+                    written.promises.retain(|(old, _)| other(old));
+                    written.promises.push((promise, revision));
                     return Ok(());
                 }
                 Err(RaiseError::Store(StoreError::Conflict { .. })) => {}
@@ -97,6 +108,15 @@ impl Holders {
             "SVIDs of holders that cannot ack are promised"
         );
         Ok(revision)
+    }
+}
+
+impl Written {
+    fn see(&mut self, revision: Revision) {
+        if revision < self.newest {
+            self.promises.clear();
+        }
+        self.newest = revision;
     }
 }
 
@@ -155,6 +175,18 @@ const TRIES_MAX: usize = 8;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_into_a_store_that_was_put_back_counts_no_more() {
+        let anchor_id = KeyId::of_spki(b"anchor");
+        let promise =
+            Promise { anchor_id, holder: "linkerd".to_owned(), not_after: UnixTime::default() };
+        let mut written = Written { promises: vec![(promise, Revision(9))], newest: Revision(8) };
+        written.see(Revision(8));
+        assert_eq!(written.promises.len(), 1, "the view is of before it was written");
+        written.see(Revision(5));
+        assert_eq!(written.promises, []);
+    }
 
     #[test]
     fn a_step_is_a_whole_hour_and_never_too_early() {

@@ -136,7 +136,7 @@ impl Metrics {
         self.halted.set(i64::from(view.state.halted.is_some()));
         self.lease_confirmed.set(seconds(now));
         self.bundle_seq.set(i64::try_from(view.state.seq).unwrap_or(i64::MAX));
-        let ends = view.signer().map_or(0, |signer| seconds(signer.not_after()));
+        let ends = view.own_signer().map_or(0, |signer| seconds(signer.not_after()));
         self.issuer_not_after.set(ends);
     }
 

@@ -99,7 +99,10 @@ impl OwnSvid {
                 }
             }
             self.tell(&certifier, &ready);
-            let pause = RETRY_MIN * 2_u32.saturating_pow(failures.min(6));
+            let pause = match failures {
+                0 => LOOK_EVERY,
+                _ => RETRY_MIN * 2_u32.saturating_pow(failures.min(6)),
+            };
             // A wall clock that jumps is seen at the next look, whatever the timer says.
             let looked = tokio::time::timeout(pause.min(LOOK_EVERY), views.changed()).await;
             if matches!(looked, Ok(Err(_))) {
@@ -157,7 +160,7 @@ impl OwnSvid {
             issuer: signer.id(),
             anchor: signer.anchor_id(),
         };
-        certifier.metrics.own_svid(issued.issued_at, issued.not_after);
+        certifier.metrics.own_svid(svid.not_before, issued.not_after);
         tracing::info!(
             serial = %issued.serial, issuer = %signer.id(), not_after = %issued.not_after,
             renew_at = %shown.renew_at, "own SVID issued"

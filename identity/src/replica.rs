@@ -136,8 +136,8 @@ impl View {
         match self.state.halted {
             Some(Halt::Restored { seen_seq }) => {
                 let what = format!(
-                    "a workload holds the bundle of seq {seen_seq}, which the stored trust domain \
-                     (seq {}) has never published",
+                    "seq {seen_seq} has been published and seen, and the stored trust domain (seq \
+                     {}) does not know it: the store was put back",
                     self.state.seq
                 );
                 Err(Refusal::new(Code::HALTED, what))

@@ -193,7 +193,9 @@ fn replace_active(
 /// An anchor that everybody holds and whose key is in good hands. An emergency waits for no person
 /// to sign a first issuer: a fresh anchor of our own is faster.
 fn successor(domain: &TrustDomainState, signs: Signs<'_>) -> Option<KeyId> {
-    let good = |anchor: &&AnchorRecord| anchor.taint.is_none() && signs(domain, anchor.id);
+    let good = |anchor: &&AnchorRecord| {
+        anchor.taint.is_none() && domain.acked(anchor.id) && signs(domain, anchor.id)
+    };
     let first = |state| domain.in_state(state).find(good).map(|anchor| anchor.id);
     let in_line = domain.rotation.as_ref().and_then(|rotation| match &rotation.goal {
         Goal::Successor { next: Next::Standby(id) | Next::Given(id), .. } => Some(*id),

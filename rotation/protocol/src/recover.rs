@@ -13,7 +13,7 @@
 //! the state does not know is of an anchor that was made since; one that is gone, of an anchor that
 //! was withdrawn since, which can sign nothing more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ use crate::rotation::{
     Activated, Generating, Goal, Next, Phase, Preparing, Rotation, Withdrawn, withdraw,
 };
 use crate::trust_domain::{
-    AnchorRecord, AnchorState, Condemned, DeniedIssuer, Halt, TrustDomainState,
+    AnchorRecord, AnchorState, Condemned, DeniedIssuer, Halt, Promise, TrustDomainState,
 };
 
 /// What only a person can order to be healed.
@@ -286,6 +286,7 @@ impl TrustDomainState {
             found.forgotten(self).filter_map(|held| held.record.clone()).collect();
         for record in forgotten {
             self.anchors.retain(|anchor| anchor.id != record.id);
+            self.unsettled.push(record.id);
             self.anchors.push(AnchorRecord { state: AnchorState::Retiring, ..record });
             changed = true;
         }
@@ -293,6 +294,9 @@ impl TrustDomainState {
         for anchor in self.anchors.iter_mut().filter(|anchor| found.keyless.contains(&anchor.id)) {
             use AnchorState::{Active, Retiring, Staged, Standby};
             if matches!(anchor.state, Active | Staged | Standby) {
+                if anchor.state == Staged {
+                    self.unsettled.push(anchor.id);
+                }
                 anchor.state = Retiring;
                 changed = true;
             }
@@ -304,9 +308,10 @@ impl TrustDomainState {
                 self.denied_issuers.push(DeniedIssuer { id: *id, until });
             }
         }
-        // 6. SVIDs may have been issued under anything until now.
+        // 6. SVIDs may have been issued under anything until now, also to whoever cannot ack.
         self.activated_at = now;
         self.recovered_at = Some(now);
+        self.promise_again(now);
         // 7. What was under way goes on, if it is about anchors that are still what they were.
         match &mut self.rotation {
             Some(rotation) if !changed => {
@@ -314,6 +319,20 @@ impl TrustDomainState {
                 rotation.restart_deadline(now);
             }
             _ => self.settle_after_recovery(&found.keyless, by, now),
+        }
+    }
+
+    /// What was promised since the copy was made is forgotten: whatever kind of holder was ever
+    /// promised anything may hold an SVID under any anchor.
+    fn promise_again(&mut self, now: UnixTime) {
+        let holders: BTreeSet<_> = self.promised.drain(..).map(|promise| promise.holder).collect();
+        for holder in holders {
+            let published = self.anchors.iter().filter(|anchor| anchor.state.published());
+            self.promised.extend(published.map(|anchor| Promise {
+                anchor_id: anchor.id,
+                holder: holder.clone(),
+                not_after: now + anchor.svid_life_max,
+            }));
         }
     }
 

@@ -364,6 +364,7 @@ fn switch(domain: &mut TrustDomainState, to: KeyId, issuer: KeyId, now: UnixTime
 /// Takes an anchor out of the bundle; the caller raises seq, once for all that go.
 pub(crate) fn withdraw(domain: &mut TrustDomainState, id: KeyId) {
     domain.set_state(id, AnchorState::Withdrawn);
+    domain.unsettled.retain(|unsettled| *unsettled != id);
     if !domain.tombstones.contains(&id) {
         domain.tombstones.push(id);
     }

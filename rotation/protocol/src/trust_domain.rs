@@ -54,6 +54,10 @@ pub struct TrustDomainState {
     /// before, and SVIDs under it may be alive.
     #[serde(default)]
     pub recovered_at: Option<UnixTime>,
+    /// Anchors that a recovery has published (again) only so that they are drained: no census has
+    /// shown that everybody holds them.
+    #[serde(default)]
+    pub unsettled: Vec<KeyId>,
     /// SVIDs of holders that cannot ack.
     pub promised: Vec<Promise>,
     /// Holders that cannot ack.
@@ -365,13 +369,19 @@ impl AnchorState {
         matches!(self, Self::Staged | Self::Standby | Self::Active | Self::Retiring)
     }
 
-    /// Whether everyone who is asked has acked an anchor in this state.
-    pub const fn acked(self) -> bool {
+    /// Whether everyone who is asked has acked an anchor in this state, unless it is
+    /// [`unsettled`](TrustDomainState::unsettled).
+    const fn acked(self) -> bool {
         matches!(self, Self::Standby | Self::Active | Self::Retiring)
     }
 }
 
 impl TrustDomainState {
+    /// Whether everyone who is asked has acked this anchor.
+    pub fn acked(&self, id: KeyId) -> bool {
+        self.anchor(id).is_some_and(|anchor| anchor.state.acked()) && !self.unsettled.contains(&id)
+    }
+
     /// A trust domain at its beginning: an active anchor, the issuer under it, and a standby.
     pub fn founded(
         trust_domain: TrustDomain,
@@ -395,6 +405,7 @@ impl TrustDomainState {
             exemptions: Vec::new(),
             activated_at: now,
             recovered_at: None,
+            unsettled: Vec::new(),
             promised: Vec::new(),
             consumers: Vec::new(),
             renew: None,

@@ -17,7 +17,7 @@ use steadfast_rotation_protocol::recover::{Ailment, Findings, Held, HeldAnchor, 
 use steadfast_rotation_protocol::rotation::{Phase, PhaseName};
 use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Halt, IssuerRecord, Label,
+    AnchorRecord, AnchorState, Halt, IssuerRecord, Label, Promise,
 };
 use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
@@ -253,6 +253,7 @@ fn asked(state: &TrustDomainState, acks: Vec<Ack>) -> Observation {
         used: Vec::new(),
         issuers: Vec::new(),
         ack: Some(ack),
+        version: None,
     });
     let replica = Replica {
         name: "identity".into(),
@@ -385,6 +386,32 @@ fn an_anchor_whose_key_is_kept_comes_back_though_the_state_has_forgotten_it_and_
     state.tombstones.push(id(4));
     found.and_kept(&state, &[id(4)]);
     assert!(!found.anchors.iter().any(|held| held.id == id(4)));
+}
+
+#[test]
+fn an_emergency_goes_to_no_anchor_that_only_a_recovery_has_put_back() {
+    let (mut state, mut found) = put_back(&[id(1), id(2), id(3)]);
+    found.anchors[0].record = Some(anchor(3, AnchorState::Generated, NOW + DAY * 761));
+    state.recover(&found, "a person".into(), NOW);
+    assert_eq!(state.unsettled, [id(3)]);
+    state.taint(id(1), "a person".into(), SKEW).unwrap();
+    let mut alone = Alone::new(state);
+    alone.look(1);
+    let rotation = alone.state.rotation.as_ref().unwrap();
+    assert!(matches!(rotation.phase, Phase::Preparing(to) if to.to == id(2)), "{rotation:?}");
+    let settled = settled(&mut alone);
+    assert!(settled.iter().all(|(anchor, _)| ![id(1), id(3)].contains(anchor)), "{settled:?}");
+    assert_eq!(alone.state.unsettled, []);
+}
+
+#[test]
+fn a_recovery_promises_again_what_holders_that_cannot_ack_may_hold_under_any_anchor() {
+    let (mut state, found) = put_back(&[id(1), id(2)]);
+    let holder = "linkerd".to_owned();
+    let promise = |anchor_id, not_after| Promise { anchor_id, holder: holder.clone(), not_after };
+    state.promised = vec![promise(id(1), NOW - DAY)];
+    state.recover(&found, "a person".into(), NOW);
+    assert_eq!(state.promised, [promise(id(1), NOW + DAY), promise(id(2), NOW + DAY)]);
 }
 
 /// A recovered state that may have issued under its standby, and no rotation that is about others.

@@ -111,7 +111,7 @@ impl World {
         }
         self.state = Arc::new(pending.state);
         self.revision += 1;
-        let acked = self.state.anchors.iter().filter(|anchor| anchor.state.acked());
+        let acked = self.state.anchors.iter().filter(|anchor| self.state.acked(anchor.id));
         self.settled.extend(acked.map(|anchor| anchor.id));
         let mut controller = Controller::resume(timings(config), None);
         controller.persisted(now(), self.revision);
