@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, ValueEnum};
-use steadfast_chaos::{Mutant, Wanted};
+use steadfast_chaos::{Hazard, Mutant, Wanted};
 
 /// Simulates months of trust rotations with faults, and checks the rotation protocol's invariants
 /// after every event.
@@ -34,9 +34,9 @@ pub(crate) struct Simulate {
     /// For how many simulated days things go wrong; then all must become well again
     #[arg(long, value_name = "COUNT", default_value_t = 60)]
     pub(crate) days: u64,
-    /// Nothing goes wrong: only what the schedule begins
-    #[arg(long)]
-    pub(crate) no_faults: bool,
+    /// What goes wrong
+    #[arg(long, value_name = "HAZARD", value_enum, default_value_t = Hazard::All)]
+    pub(crate) hazard: Hazard,
     /// Break something on purpose, to see that it is found
     #[arg(long = "break", value_name = "DEFECT", value_enum)]
     pub(crate) defect: Option<Mutant>,
@@ -64,7 +64,7 @@ impl Simulate {
             seed,
             workloads: self.workloads as usize,
             days: self.days,
-            faults: !self.no_faults,
+            hazard: self.hazard,
             mutant: self.defect,
             told: self.trace,
         }
@@ -73,12 +73,12 @@ impl Simulate {
     /// The command that replays a seed, step by step.
     pub(crate) fn replay(&self, seed: u64) -> String {
         let Self { workloads, days, .. } = self;
-        let faults = if self.no_faults { " --no-faults" } else { "" };
+        let hazard = self.hazard.name();
         let defect = self.defect.and_then(|defect| defect.to_possible_value());
         let defect = defect.map_or_else(String::new, |d| format!(" --break {}", d.get_name()));
         format!(
             "cargo run --release -p steadfast-chaos -- --seed {seed} --workloads {workloads} \
-             --days {days}{faults}{defect} --trace"
+             --days {days} --hazard {hazard}{defect} --trace"
         )
     }
 }
@@ -88,7 +88,8 @@ Examples:
   steadfast-chaos --seeds 1000                        a thousand small histories
   steadfast-chaos --workloads 10000 --days 180        half a year of a large mesh
   steadfast-chaos --seed 7 --trace                    one history, step by step
-  steadfast-chaos --seeds 50 --break no-fence         is a controller without a fence found?
+  steadfast-chaos --hazard restores                   the store put back, from each phase
+  steadfast-chaos --seeds 20 --break no-lease         is a replica without a lease found?
 
 Exit codes:
   0  every invariant held

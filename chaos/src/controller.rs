@@ -16,6 +16,7 @@ use steadfast_rotation_protocol::controller::Wait;
 use crate::mutant::Mutant;
 use crate::ops::{Call, Op, Port, Reply, Task};
 use crate::parts::MachineClock;
+use crate::plan::Hazard;
 use crate::replica::Heard;
 use crate::world::{Event, TaskId, World};
 
@@ -204,6 +205,13 @@ impl World {
 
     /// A call has arrived: it is done whether or not its caller still lives, unless it died first.
     pub(crate) fn called(&mut self, task: TaskId, life: u32, call: Call) {
+        if self.plan.wanted.hazard == Hazard::DeadlyWrites
+            && task == TaskId::Controller(0)
+            && matches!(call.op, Op::Cas { .. })
+            && self.chance(25)
+        {
+            self.arm(0);
+        }
         let dies = self.countdown(task, life);
         if dies == Some(false) {
             return;
@@ -233,6 +241,9 @@ impl World {
             return None;
         }
         self.kill_controller(index);
+        if index == 0 {
+            self.controller_died();
+        }
         Some(done)
     }
 
@@ -257,7 +268,7 @@ impl World {
             Op::Exists(id) => Reply::Exists(vault.holds(id)),
             Op::Keys => Reply::Keys(vault.ids()),
             Op::Destroy(id) => {
-                self.before_destruction(task, id);
+                self.invariant_s7_keys_last(task, id);
                 vault.remove(id);
                 Reply::Done(Ok(()))
             }

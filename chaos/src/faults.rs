@@ -1,15 +1,16 @@
 //! What goes wrong, and how it ends.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rand::Rng as _;
 use steadfast_api::UnixTime;
-use steadfast_platform::Entry;
-use steadfast_platform::store::{LEDGER_KEY, TRUST_DOMAIN_KEY};
+use steadfast_platform::store::{RESOURCES_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::rotation::PhaseName;
 
-use crate::plan::{DAY, HOUR, MINUTE};
+use crate::parts::Entries;
+use crate::plan::{DAY, HOUR, Hazard, MINUTE};
 use crate::world::{Event, World};
 
 /// Something that is wrong until it ends.
@@ -22,6 +23,7 @@ pub(crate) enum Fault {
         workload: usize,
         life: u32,
     },
+    /// It was killed between two of its calls.
     ControllerAway(usize),
     ControllerClock(usize),
     ControllerCut(usize),
@@ -35,6 +37,8 @@ pub(crate) enum Fault {
     ReplicaAway(usize),
     ReplicaClock(usize),
     ReplicaCut(usize),
+    /// Nobody reaches the store.
+    StoreAway,
     /// A workload that was deleted by force and runs on.
     Lost {
         workload: usize,
@@ -49,16 +53,15 @@ pub(crate) struct Faults {
     pub(crate) listing_lags: bool,
     pub(crate) over: bool,
     pub(crate) restored_at: Option<UnixTime>,
-    /// Nobody has noticed that the store was put back: the history ends there.
+    /// Nobody could notice that the store was put back: the history ends there.
     pub(crate) unnoticed: bool,
-    backups: Vec<Backup>,
+    /// What lived when it was put back: replicas, then controllers, each with its life.
+    witnesses: (Vec<u32>, Vec<u32>),
+    /// The store as it was, one copy of each phase.
+    backups: BTreeMap<Option<PhaseName>, Entries>,
+    /// The phases of which a copy was put back.
+    restored: BTreeSet<Option<PhaseName>>,
     lasting: Vec<Fault>,
-}
-
-/// The store as it was.
-struct Backup {
-    state: Bytes,
-    ledger: Vec<Entry>,
 }
 
 impl World {
@@ -79,7 +82,7 @@ impl World {
         let node = self.rng.random_range(0..self.nodes.len());
         let some = self.rng.random_range(0..self.workloads.len());
         let seconds = |low: u64, high: u64| (Duration::from_secs(low), Duration::from_secs(high));
-        match self.rng.random_range(0..22) {
+        match self.rng.random_range(0..23) {
             0..2 => {
                 let time = self.between(seconds(16, 7200));
                 self.count_fault("replica frozen");
@@ -108,9 +111,7 @@ impl World {
             }
             7..10 => {
                 let calls = self.rng.random_range(0..60);
-                let done = self.chance(50);
-                self.controllers[0].dies_at = Some((calls, done));
-                self.lasts(Fault::ControllerAway(0), seconds(1, 900));
+                self.arm(calls);
             }
             10..12 => self.double(),
             12 => {
@@ -142,16 +143,17 @@ impl World {
                 self.controllers[0].cut_from_store = true;
                 self.lasts(Fault::ControllerCut(0), seconds(20, 7200));
             }
-            20 if self.plan.wanted.workloads < 1000 || self.chance(20) => {
-                self.count_fault("all workloads restarted");
-                self.tell(|| "all workloads are restarted".to_owned());
-                for index in 0..self.workloads.len() {
-                    if self.reaches(index) {
-                        self.start_workload(index);
-                    }
-                }
-            }
+            20 if self.plan.wanted.workloads < 1000 || self.chance(20) => self.restart_all(),
             21 if self.chance(40) => self.restore(),
+            22 => {
+                for replica in 0..self.replicas.len() {
+                    self.cut_from_store(replica, true);
+                }
+                for controller in &mut self.controllers {
+                    controller.cut_from_store = true;
+                }
+                self.lasts(Fault::StoreAway, seconds(20, 7200));
+            }
             _ => {}
         }
     }
@@ -166,8 +168,41 @@ impl World {
         self.rng.random_range(-most..most)
     }
 
-    pub(crate) fn count_fault(&mut self, name: &'static str) {
+    pub(crate) fn count_fault(&mut self, name: &str) {
         *self.counts.faults.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// The controller dies after so many calls, before the last one is done or after.
+    pub(crate) fn arm(&mut self, calls: u32) {
+        if self.faults.over {
+            return;
+        }
+        let done = self.chance(50);
+        self.controllers[0].dies_at = Some((calls, done));
+    }
+
+    /// The first controller has died between two of its calls, and is started again after a while.
+    pub(crate) fn controller_died(&mut self) {
+        let phase = self.phase();
+        self.count_fault(&format!("controller killed, {}", name_of(phase)));
+        let most = if self.plan.wanted.hazard == Hazard::All { MINUTE * 15 } else { MINUTE };
+        let bounds = (Duration::from_secs(1), most);
+        self.lasts(Fault::ControllerAway(0), bounds);
+    }
+
+    pub(crate) fn phase(&self) -> Option<PhaseName> {
+        self.state.rotation.as_ref().map(|rotation| rotation.phase.name())
+    }
+
+    pub(crate) fn restart_all(&mut self) {
+        let phase = self.phase();
+        self.count_fault(&format!("all workloads restarted, {}", name_of(phase)));
+        self.tell(|| "all workloads are restarted".to_owned());
+        for index in 0..self.workloads.len() {
+            if self.reaches(index) {
+                self.start_workload(index);
+            }
+        }
     }
 
     fn lasts(&mut self, fault: Fault, bounds: (Duration, Duration)) {
@@ -269,7 +304,6 @@ impl World {
                 if self.controllers[index].task.is_none() {
                     self.start_controller(index);
                 }
-                self.controllers[index].dies_at = None;
             }
             Fault::ControllerClock(index) => self.controllers[index].clock.set_off_ms(0),
             Fault::ControllerCut(index) => self.controllers[index].cut_from_store = false,
@@ -307,6 +341,15 @@ impl World {
                 self.cut_from_store(replica, false);
                 self.read_soon(replica);
             }
+            Fault::StoreAway => {
+                for replica in 0..self.replicas.len() {
+                    self.cut_from_store(replica, false);
+                    self.read_soon(replica);
+                }
+                for controller in &mut self.controllers {
+                    controller.cut_from_store = false;
+                }
+            }
             Fault::Lost { workload, life } => {
                 if self.workloads[workload].life == life {
                     self.stop_workload(workload);
@@ -330,6 +373,9 @@ impl World {
     /// Nothing goes wrong from now on.
     pub(crate) fn end_faults(&mut self) {
         self.faults.over = true;
+        for controller in &mut self.controllers {
+            controller.dies_at = None;
+        }
         for fault in self.faults.lasting.clone() {
             self.fault_ends(fault);
         }
@@ -348,49 +394,75 @@ impl World {
         self.tell(|| "nothing goes wrong from now on".to_owned());
     }
 
-    /// Keeps a backup now and then.
+    /// Keeps a copy of each phase, now and then a newer one.
     pub(crate) fn back_up(&mut self) {
-        if !self.chance(30) {
-            return;
-        }
-        let Some(state) = self.store.get(TRUST_DOMAIN_KEY).map(|entry| entry.value) else { return };
-        let backup = Backup { state, ledger: self.store.list(LEDGER_KEY).0 };
-        self.faults.backups.push(backup);
-        if self.faults.backups.len() > BACKUPS_MAX {
-            self.faults.backups.remove(0);
+        let phase = self.phase();
+        if self.chance(30) || !self.faults.backups.contains_key(&phase) {
+            self.faults.backups.insert(phase, self.store.copy(RESOURCES_PREFIX));
         }
     }
 
-    /// The store is put back as it was.
+    /// The store is put back as it was in one of the phases, each as likely as any other.
     fn restore(&mut self) {
-        if self.faults.backups.is_empty() || self.faults.restored_at.is_some() {
-            return;
+        let phases: Vec<_> = self.faults.backups.keys().copied().collect();
+        if !phases.is_empty() && self.faults.restored_at.is_none() {
+            let which = self.rng.random_range(0..phases.len());
+            self.restore_from(phases[which]);
         }
-        let index = self.rng.random_range(0..self.faults.backups.len());
-        let backup = self.faults.backups.swap_remove(index);
-        self.count_fault("store restored");
+    }
+
+    /// As one copy after the other is put back, while all is well in between.
+    pub(crate) fn restore_next(&mut self) {
+        let fresh = |copy: &Entries| {
+            let now = self.store.get(TRUST_DOMAIN_KEY).map(|entry| entry.value);
+            copy.get(TRUST_DOMAIN_KEY).map(|entry| entry.value) != now
+        };
+        let mut copies = self.faults.backups.iter();
+        let next =
+            copies.find(|(phase, copy)| !self.faults.restored.contains(phase) && fresh(copy));
+        let next = next.map(|(phase, _)| phase);
+        if let Some(next) = next.copied()
+            && self.faults.restored_at.is_none()
+            && self.unwell().is_none()
+        {
+            self.restore_from(next);
+        }
+    }
+
+    fn restore_from(&mut self, phase: Option<PhaseName>) {
+        let Some(copy) = self.faults.backups.remove(&phase) else { return };
+        self.count_fault(&format!("store put back, {}", name_of(phase)));
         self.refresh_all();
-        let state: TrustDomainState = serde_json::from_slice(&backup.state).unwrap();
-        self.tell(|| {
-            let phase = state.rotation.as_ref().map(|rotation| rotation.phase.name());
-            format!("the store is put back to seq {}, in the phase {phase:?}", state.seq)
-        });
-        for newer in self.store.list(LEDGER_KEY).0 {
-            self.store.put(&newer.key, None);
-        }
-        for kept in backup.ledger {
-            self.store.put(&kept.key, Some(kept.value));
-        }
-        self.store.put(TRUST_DOMAIN_KEY, Some(backup.state));
-        self.truth.restored(&self.state, &state);
-        self.state = std::sync::Arc::new(state);
+        self.store.put_back(copy, RESOURCES_PREFIX);
+        let Some(entry) = self.store.get(TRUST_DOMAIN_KEY) else { return };
+        let state: TrustDomainState = serde_json::from_slice(&entry.value).unwrap();
+        self.tell(|| format!("the store is put back to seq {}, {}", state.seq, name_of(phase)));
+        let before = std::mem::replace(&mut self.state, std::sync::Arc::new(state));
+        let after = std::sync::Arc::clone(&self.state);
+        self.truth.restored(&before, &after, self.now);
+        self.trusts.forget_what_was_sent();
         self.recount_all();
-        self.faults.restored_at = Some(self.now);
+        let changed = *before != *self.state;
+        self.faults.restored_at = changed.then_some(self.now);
+        self.faults.restored.insert(phase);
+        self.faults.witnesses = self.alive();
         self.faults.backups.clear();
         self.mount_soon();
         for replica in 0..self.replicas.len() {
             self.read_soon(replica);
         }
+    }
+
+    /// Whether nobody is left who has seen the store before it was put back.
+    pub(crate) fn none_has_seen(&self) -> bool {
+        let ((replicas, controllers), (r, c)) = (&self.faults.witnesses, self.alive());
+        let same = |then: &[u32], now: &[u32]| then.iter().zip(now).any(|(then, now)| then == now);
+        !same(replicas, &r) && !same(controllers, &c)
+    }
+
+    fn alive(&self) -> (Vec<u32>, Vec<u32>) {
+        let replicas = self.replicas.iter().map(|replica| replica.life).collect();
+        (replicas, self.controllers.iter().map(|controller| controller.life).collect())
     }
 
     /// Writes the state in the name of a person.
@@ -416,9 +488,10 @@ impl World {
 impl Fault {
     const fn name(self) -> &'static str {
         match self {
+            Self::StoreAway => "store away",
             Self::AcksLost => "half the acks lost",
             Self::Asleep { .. } => "workload asleep",
-            Self::ControllerAway(_) => "controller killed",
+            Self::ControllerAway(_) => "controller away",
             Self::ControllerClock(_) => "controller's clock off",
             Self::ControllerCut(_) => "controller cut off",
             Self::Double(_) => "controller doubled",
@@ -434,4 +507,7 @@ impl Fault {
     }
 }
 
-const BACKUPS_MAX: usize = 8;
+fn name_of(phase: Option<PhaseName>) -> String {
+    phase
+        .map_or_else(|| "between rotations".to_owned(), |phase| format!("{phase:?}").to_lowercase())
+}

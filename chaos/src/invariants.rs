@@ -22,7 +22,7 @@ use crate::world::{TaskId, World};
 /// An invariant that did not hold.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// Which: S1 to S10, L1, L3, L4 or L5.
+    /// Which: S1 to S10 or L1 to L5.
     pub invariant: &'static str,
     /// When.
     pub at: UnixTime,
@@ -99,7 +99,14 @@ impl Truth {
     }
 
     /// The store was put back: what is published again is not done any more, until somebody looks.
-    pub(crate) fn restored(&mut self, before: &TrustDomainState, state: &TrustDomainState) {
+    pub(crate) fn restored(
+        &mut self,
+        before: &TrustDomainState,
+        state: &TrustDomainState,
+        now: UnixTime,
+    ) {
+        // What was done in time may have been forgotten.
+        self.hindered_until = now + HINDERED;
         let forgotten = before.exemptions.iter().map(|exemption| exemption.instance.clone());
         self.cut_off.extend(forgotten);
         for anchor in state.published() {
@@ -241,13 +248,13 @@ impl World {
         if phase(&after) == Some(PhaseName::Withdrawn) && phase(before) != phase(&after) {
             self.truth.withdrawn_at = self.now;
         }
-        self.invariant_s3_settled_by_all(before, &after);
+        self.invariant_s3_settled_by_all(&after);
         self.invariant_s4_issuers_end_first(before, &after);
         self.invariant_s5_tombstones_stay(before, &after);
         if !std::mem::take(&mut self.truth.recovers) {
             self.invariant_s6_one_at_a_time(before, &after);
         }
-        self.invariant_s8_never_empty(&after);
+        self.invariant_s8_never_empty(before, &after);
         self.invariant_s2_no_residual_trust(before, &after);
         self.invariant_l4_begins_in_time(before, &after);
     }
@@ -287,11 +294,10 @@ impl World {
     }
 
     /// S3: an anchor counts as acked only when everybody believes it who is not exempt.
-    fn invariant_s3_settled_by_all(&mut self, before: &TrustDomainState, after: &TrustDomainState) {
-        let acked = after.anchors.iter().filter(|anchor| anchor.state.acked());
+    fn invariant_s3_settled_by_all(&mut self, after: &TrustDomainState) {
+        let acked = after.anchors.iter().filter(|anchor| after.acked(anchor.id));
         let fresh = acked.filter(|anchor| !self.truth.settled.contains(&anchor.id));
         let fresh: Vec<_> = fresh.map(|anchor| anchor.id).collect();
-        let _ = before;
         for id in fresh {
             self.truth.settled.insert(id);
             let believed = |trust: &Trust| trust.anchors().iter().any(|a| a.id() == id);
@@ -385,7 +391,12 @@ impl World {
         self.check("S2", residual.is_none(), |world| {
             format!("{uid} trusts {:?} again", residual.map(|id| world.name(id)))
         });
-        // What it knows to be withdrawn it leaves out, also where a restored store publishes it.
+        self.invariant_s10_from_the_store(&uid, &trust);
+    }
+
+    /// S10: a bundle is what somebody published, less what its holder knows to be withdrawn; also
+    /// where a restored store publishes it.
+    fn invariant_s10_from_the_store(&mut self, uid: &str, trust: &Trust) {
         let (seq, used) = (trust.sequence(), trust.anchors().iter().map(TrustAnchor::id));
         let used: BTreeSet<_> = used.collect();
         let of_seq =
@@ -427,7 +438,7 @@ impl World {
 
     /// S7: the key of an anchor goes when its rotation is done, or when it never was active; that of
     /// an issuer when nobody may use it.
-    pub(crate) fn before_destruction(&mut self, task: TaskId, id: KeyId) {
+    pub(crate) fn invariant_s7_keys_last(&mut self, task: TaskId, id: KeyId) {
         let state = std::sync::Arc::clone(&self.state);
         let holds = match task {
             TaskId::Controller(_) => {
@@ -453,16 +464,18 @@ impl World {
         self.counts.destroyed += 1;
     }
 
-    /// S8: there is always somebody to trust.
-    fn invariant_s8_never_empty(&mut self, after: &TrustDomainState) {
-        // A rescue begins where everything has ended.
-        let rescue = after.rotation.as_ref().is_some_and(|rotation| rotation.rescue);
-        let live = rescue || after.published().any(|anchor| anchor.not_after > self.now);
-        self.check("S8", live, |_| "no anchor that is published has any life left".to_owned());
+    /// S8: no write takes away the last anchor that has any life left.
+    fn invariant_s8_never_empty(&mut self, before: &TrustDomainState, after: &TrustDomainState) {
+        let live = |state: &TrustDomainState| {
+            let mut published = state.published();
+            published.any(|anchor| anchor.not_after > self.now)
+        };
+        let holds = after.published().next().is_some() && (live(after) || !live(before));
+        self.check("S8", holds, |_| "no anchor that is published has any life left".to_owned());
     }
 
     /// S9: what a workload has it keeps, whatever it reaches.
-    pub(crate) fn after_feed(&mut self, index: usize) {
+    pub(crate) fn invariant_s9_works_to_its_end(&mut self, index: usize) {
         let who = &self.workloads[index];
         let kept = who.keeps.is_none_or(|end| end <= self.now || who.svid.is_some());
         let alive = who.svid.is_some_and(|svid| svid.not_after > self.now);
@@ -472,6 +485,43 @@ impl World {
         self.check("S9", uid.is_none(), |_| {
             format!("{} let go of an SVID that was not over", uid.unwrap_or_default())
         });
+    }
+
+    /// L2: whoever does not hold what a census asks about is named, and holds the phase up: nobody
+    /// else knows what the person needs to know.
+    pub(crate) fn invariant_l2_the_missing_are_named(&mut self) {
+        let (host, state) = (&self.controllers[0], std::sync::Arc::clone(&self.state));
+        let looks = host.task.is_some() && host.frozen_until <= self.now && !host.cut_from_store;
+        let census = match &host.seen.lock().unwrap().waiting {
+            Some(Wait::Census(tally)) if looks => Some(tally.clone()),
+            _ => None,
+        };
+        let (Some(tally), Some(rotation)) = (census, &state.rotation) else { return };
+        // It has looked since, whatever it had to wait for.
+        if self.now < rotation.since + HINDERED {
+            return;
+        }
+        let named: BTreeSet<_> =
+            tally.missing.iter().map(|missing| missing.instance.pod_uid.as_str()).collect();
+        let unnamed = self.workloads.iter().enumerate().find(|(index, who)| {
+            let seq = who.trust.map(|class| self.trusts.of(class).sequence());
+            let asked = who.running && who.began < rotation.since && seq != Some(state.seq);
+            asked && !self.is_exempt(*index) && !named.contains(who.uid.as_str())
+        });
+        let unnamed = unnamed.map(|(_, who)| who.uid.clone());
+        self.check("L2", unnamed.is_none(), |_| {
+            format!("a census waits for {named:?} and not for {}", unnamed.unwrap_or_default())
+        });
+    }
+
+    /// A store that was put back hours ago has not been noticed. Nobody can, where whoever has seen
+    /// it before is gone and replicas show an SVID under an anchor that workloads know to be
+    /// withdrawn: no stream opens, so no ack comes. The history ends there.
+    pub(crate) fn restored_store_is_noticed(&mut self) {
+        let excused = self.none_has_seen();
+        self.check("L5", excused, |_| "nobody notices that the store was put back".to_owned());
+        self.faults.unnoticed = true;
+        self.count_fault("store put back, and nobody could notice");
     }
 
     /// L4: what begins by schedule begins while there is time for it.
@@ -503,8 +553,7 @@ impl World {
             || state.paused
             || state.halted.is_some();
         if hindered {
-            // It looks again within the longest pause, and needs some rounds then.
-            self.truth.hindered_until = self.now + Duration::from_secs(4 * 3600);
+            self.truth.hindered_until = self.now + HINDERED;
         }
         if self.now < self.truth.hindered_until {
             return;
@@ -589,6 +638,9 @@ impl World {
         }
     }
 }
+
+/// The controller looks again within its longest pause, and needs some rounds then.
+const HINDERED: Duration = Duration::from_secs(4 * 3600);
 
 fn more<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) -> bool {
     let count = counts.entry(key).or_default();

@@ -27,7 +27,7 @@ mod world;
 
 pub use invariants::Violation;
 pub use mutant::Mutant;
-pub use plan::{Plan, Wanted};
+pub use plan::{Hazard, Plan, Wanted};
 pub use report::Counts;
 pub use run::{Outcome, run};
 pub use world::World;

@@ -27,6 +27,8 @@ fn main() -> ExitCode {
 #[derive(Serialize)]
 struct Told {
     seeds: u64,
+    /// Whose histories ended early: the store was put back where nobody could notice.
+    unnoticed: u64,
     failures: Vec<Failure>,
     simulated_years: f64,
     checks: u64,
@@ -47,6 +49,7 @@ struct Failure {
 fn simulate(args: &Simulate) -> anyhow::Result<bool> {
     let mut told = Told {
         seeds: args.seeds,
+        unnoticed: 0,
         failures: Vec::new(),
         simulated_years: 0.0,
         checks: 0,
@@ -70,6 +73,7 @@ fn simulate(args: &Simulate) -> anyhow::Result<bool> {
             writeln!(out, "{line}")?;
         }
         told.counts.add(&outcome.counts);
+        told.unnoticed += u64::from(outcome.unnoticed);
         if let Some(broken) = outcome.broken {
             let failure = Failure {
                 seed,
@@ -96,9 +100,12 @@ fn simulate(args: &Simulate) -> anyhow::Result<bool> {
 }
 
 fn summary(out: &mut impl std::io::Write, told: &Told) -> std::io::Result<()> {
-    let Told { seeds, failures, simulated_years, checks, counts } = told;
+    let Told { seeds, unnoticed, failures, simulated_years, checks, counts } = told;
     let held = seeds - failures.len() as u64;
     writeln!(out, "{held} of {seeds} seeds held, over {simulated_years:.1} simulated years")?;
+    if *unnoticed > 0 {
+        writeln!(out, "{unnoticed} ended early: the store was put back where nobody could notice")?;
+    }
     writeln!(
         out,
         "{} events, {checks} checks, {} SVIDs issued, {} bundles installed, {} acks, {} handshakes",

@@ -10,9 +10,10 @@ use steadfast_identity::authority::{SKEW, make_anchor};
 use steadfast_platform::store::FINDINGS_KEY;
 use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::recover::{Ailment, Findings};
+use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, Request, Selector};
 
-use crate::plan::{HOUR, MINUTE};
+use crate::plan::{HOUR, Hazard, MINUTE};
 use crate::world::{Event, World};
 
 /// What the person remembers.
@@ -29,7 +30,10 @@ impl World {
     /// Once an hour, and sometimes in the middle of things.
     pub(crate) fn operate(&mut self) {
         self.see_to_what_waits();
-        if self.plan.wanted.faults && !self.faults.over {
+        if self.plan.wanted.hazard == Hazard::Restores && !self.faults.over {
+            self.restore_next();
+        }
+        if self.plan.wanted.hazard == Hazard::All && !self.faults.over {
             let share = HOUR.as_secs_f64() / self.plan.order_every.as_secs_f64();
             if self.rng.random_bool(share.min(1.0)) {
                 self.order_at_random();
@@ -40,8 +44,27 @@ impl World {
 
     /// In the middle of a rotation.
     pub(crate) fn interfere(&mut self) {
-        if !self.plan.wanted.faults || self.faults.over || self.state.rotation.is_none() {
+        if self.faults.over || self.state.rotation.is_none() {
             return;
+        }
+        match self.plan.wanted.hazard {
+            Hazard::All => {}
+            Hazard::Restarts => {
+                if self.phase() == Some(PhaseName::Draining) {
+                    let at = self.now + self.draw(Duration::from_secs(40));
+                    self.queue.push(at, Event::RestartAll);
+                }
+                return;
+            }
+            Hazard::DeadlyWrites | Hazard::None | Hazard::Restores => return,
+        }
+        if self.chance(10) {
+            let calls = self.rng.random_range(0..12);
+            self.arm(calls);
+        }
+        if self.phase() == Some(PhaseName::Draining) && self.chance(5) {
+            let at = self.now + self.draw(MINUTE);
+            self.queue.push(at, Event::RestartAll);
         }
         if self.chance(15) {
             let most = if self.chance(50) { Duration::from_secs(40) } else { MINUTE * 20 };
@@ -57,6 +80,7 @@ impl World {
 
     fn see_to_what_waits(&mut self) {
         self.invariant_l4_is_never_late();
+        self.invariant_l2_the_missing_are_named();
         if self.operator.paused_until.is_some_and(|until| self.now >= until) || self.faults.over {
             self.operator.paused_until = None;
             self.order("resume", |state, _| {
@@ -64,13 +88,10 @@ impl World {
                 true
             });
         }
-        // When replicas that show an SVID under an anchor that workloads know to be withdrawn start
-        // anew, nobody can tell that the store was put back: no stream opens, so no ack comes.
         if self.state.halted.is_none()
             && self.faults.restored_at.is_some_and(|at| self.now > at + HOUR * 3)
         {
-            self.faults.unnoticed = true;
-            self.count_fault("store restored, and nobody noticed");
+            self.restored_store_is_noticed();
         }
         let often = if self.faults.over { 100 } else { 30 };
         match self.state.ailment(self.now, SKEW) {

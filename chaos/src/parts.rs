@@ -148,6 +148,20 @@ impl Entries {
         (those.collect(), Revision(self.revision))
     }
 
+    /// As a copy of its file, but for what the platform puts there by itself.
+    pub(crate) fn copy(&self, but: &str) -> Self {
+        let kept = self.entries.iter().filter(|(key, _)| !key.starts_with(but));
+        let entries = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Self { entries, revision: self.revision }
+    }
+
+    /// The copy is put back: revisions fall, too.
+    pub(crate) fn put_back(&mut self, copy: Self, but: &str) {
+        self.entries.retain(|key, _| key.starts_with(but));
+        self.entries.extend(copy.entries);
+        self.revision = copy.revision;
+    }
+
     /// Writes whatever is there; what the world itself puts there.
     pub(crate) fn put(&mut self, key: &str, value: Option<Bytes>) -> Revision {
         self.revision += 1;

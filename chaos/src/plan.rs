@@ -20,12 +20,36 @@ pub struct Wanted {
     pub workloads: usize,
     /// For how many days faults happen; the world then goes on until it has healed.
     pub days: u64,
-    /// Whether anything goes wrong at all.
-    pub faults: bool,
+    /// What goes wrong.
+    pub hazard: Hazard,
     /// What is deliberately broken.
     pub mutant: Option<Mutant>,
     /// Whether every event is told.
     pub told: bool,
+}
+
+/// What goes wrong. All but the first two are directed: nothing else goes wrong, so that it does go
+/// wrong where it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Hazard {
+    /// Everything, at random.
+    All,
+    /// Nothing: only what the schedule begins.
+    None,
+    /// The controller dies at a quarter of its writes, before they are done or after.
+    DeadlyWrites,
+    /// All workloads start anew whenever an anchor is drained.
+    Restarts,
+    /// The store is put back from a copy of each phase, one after the other.
+    Restores,
+}
+
+impl Hazard {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        let value = clap::ValueEnum::to_possible_value(&self);
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 /// One world.
@@ -61,6 +85,8 @@ impl Plan {
         let period = match wanted.days {
             // A history of a day or two is to have a rotation in it, too.
             0..4 => HOUR * 10,
+            // One rotation after the other.
+            _ if !matches!(wanted.hazard, Hazard::All | Hazard::None) => DAY * 2,
             _ => DAY * rng.random_range(8..=20),
         };
         let slow_path = LEASE + svid_life.max(DAY) + SKEW;

@@ -17,6 +17,8 @@ pub struct Outcome {
     pub counts: Counts,
     /// The invariant that did not hold, if one did not.
     pub broken: Option<Violation>,
+    /// It ended early: the store was put back where nobody could notice.
+    pub unnoticed: bool,
     /// What happened, in words, if that was asked for.
     pub story: Vec<String>,
 }
@@ -41,10 +43,11 @@ pub fn run(wanted: Wanted, mut day: impl FnMut(u64, &Counts)) -> Outcome {
     world.counts.simulated_seconds = world.now.since(START).as_secs();
     world.counts.checks =
         world.truth.checks.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-    Outcome { counts: world.counts, broken: world.broken, story: world.story }
+    let unnoticed = world.faults.unnoticed && world.broken.is_none();
+    Outcome { counts: world.counts, broken: world.broken, unnoticed, story: world.story }
 }
 
-/// Nothing goes wrong any more: all must be well in so many days, and stay so for a while.
+/// Nothing goes wrong any more: all must be well in so many days.
 fn heal(world: &mut World) {
     let end: UnixTime = world.now + HEALED_AFTER_MAX;
     while world.now < end && world.broken.is_none() && !world.faults.unnoticed {

@@ -20,7 +20,7 @@ use steadfast_rotation_protocol::renewal::{Effect, Event as Told, Issued, Reques
 use crate::invariants::Counted;
 use crate::mutant::Mutant;
 use crate::parts::shifted;
-use crate::plan::{DAY, MINUTE};
+use crate::plan::{DAY, Hazard, MINUTE};
 use crate::world::{Asked, Event, Message, World};
 
 /// An SVID, as far as anybody judges it.
@@ -452,7 +452,7 @@ impl World {
                 }
             }
         }
-        self.after_feed(index);
+        self.invariant_s9_works_to_its_end(index);
         self.plan_wake(index);
     }
 
@@ -646,7 +646,7 @@ impl World {
                 self.add_workload();
             }
         }
-        if self.plan.wanted.faults && !self.faults.over {
+        if self.plan.wanted.hazard != Hazard::None && !self.faults.over {
             let share = self.plan.wanted.workloads.max(1) as u32;
             let at = self.later(self.plan.churn_every / share);
             self.queue.push(at, Event::Churn);

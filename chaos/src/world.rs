@@ -26,7 +26,7 @@ use crate::invariants::{Truth, Violation};
 use crate::operator::Operator;
 use crate::ops::{Call, Reply};
 use crate::parts::{Entries, Queue, START, TrueTime, Vault};
-use crate::plan::Plan;
+use crate::plan::{Hazard, Plan};
 use crate::replica::{Heard, ReplicaHost};
 use crate::report::Counts;
 use crate::workload::{Leaf, Node, Workload};
@@ -121,6 +121,7 @@ pub(crate) enum Event {
         order: bool,
     },
     Operator,
+    RestartAll,
     /// The platform learns what has become of a pod.
     Listed {
         key: Box<str>,
@@ -243,6 +244,11 @@ impl Trusts {
         taken
     }
 
+    /// Revisions have fallen: the next ones stand for something else.
+    pub(crate) fn forget_what_was_sent(&mut self) {
+        self.next.clear();
+    }
+
     pub(crate) fn class(&mut self, trust: Trust) -> usize {
         let same = |known: &Arc<Trust>| {
             known.sequence() == trust.sequence()
@@ -313,9 +319,11 @@ impl World {
         world.start_controller(0);
         let (fault, order) = (world.plan.fault_every, world.plan.order_every);
         let churn = world.plan.churn_every / world.plan.wanted.workloads.max(1) as u32;
-        if world.plan.wanted.faults {
+        if world.plan.wanted.hazard == Hazard::All {
             let at = world.later(fault);
             world.queue.push(at, Event::Fault);
+        }
+        if world.plan.wanted.hazard != Hazard::None {
             let at = world.later(churn);
             world.queue.push(at, Event::Churn);
         }
@@ -371,6 +379,7 @@ impl World {
             Event::Interference { order: true } => self.order_at_random(),
             Event::Interference { order: false } => self.one_fault(),
             Event::Operator => self.operate(),
+            Event::RestartAll => self.restart_all(),
             Event::ReplicaRead { replica, life } => self.replica_reads(replica, life),
             Event::ReplicaWork { replica, life } => self.replica_works(replica, life),
             Event::Request { replica, asked } => self.requested(replica, asked),

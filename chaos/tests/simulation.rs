@@ -3,20 +3,20 @@
 
 #![allow(clippy::unwrap_used)] // A test may: clippy knows it of #[test] functions only.
 
-use steadfast_chaos::{Mutant, Outcome, Wanted, run};
+use steadfast_chaos::{Counts, Hazard, Mutant, Outcome, Wanted, run};
 
 fn wanted(seed: u64) -> Wanted {
-    Wanted { seed, workloads: 20, days: 20, faults: true, mutant: None, told: false }
+    Wanted { seed, workloads: 20, days: 20, hazard: Hazard::All, mutant: None, told: false }
 }
 
 #[track_caller]
 fn assert_held(wanted: Wanted, outcome: &Outcome) {
     let Wanted { seed, workloads, days, .. } = wanted;
-    let faults = if wanted.faults { "" } else { " --no-faults" };
+    let hazard = wanted.hazard.name();
     if let Some(broken) = &outcome.broken {
         panic!(
             "{} does not hold at {}: {}\nstep by step: cargo run --release -p steadfast-chaos -- \
-             --seed {seed} --workloads {workloads} --days {days}{faults} --trace",
+             --seed {seed} --workloads {workloads} --days {days} --hazard {hazard} --trace",
             broken.invariant, broken.at, broken.what
         );
     }
@@ -54,6 +54,37 @@ fn ten_thousand_workloads_rotate_without_anybody_noticing() {
     assert_held(wanted, &outcome);
     assert!(outcome.counts.installs > 10_000, "{:?}", outcome.counts);
     assert!(outcome.counts.rotations.contains_key("anchor done"), "{:?}", outcome.counts);
+}
+
+/// Directed histories, with nothing else that goes wrong; what happened in them.
+fn directed(hazard: Hazard) -> Counts {
+    let wanted = Wanted { hazard, ..wanted(1) };
+    let outcome = run(wanted, |_, _| {});
+    assert_held(wanted, &outcome);
+    assert!(!outcome.unnoticed && outcome.counts.rotations.contains_key("anchor done"));
+    outcome.counts
+}
+
+#[test]
+fn a_controller_that_dies_between_any_two_of_its_writes_ends_its_rotations() {
+    let Counts { faults, .. } = directed(Hazard::DeadlyWrites);
+    for phase in PHASES {
+        assert!(faults.contains_key(&format!("controller killed, {phase}")), "{phase}: {faults:?}");
+    }
+}
+
+#[test]
+fn workloads_that_all_start_anew_while_an_anchor_is_drained_hold_nothing_up() {
+    let Counts { faults, .. } = directed(Hazard::Restarts);
+    assert!(faults.contains_key("all workloads restarted, draining"), "{faults:?}");
+}
+
+#[test]
+fn a_store_that_is_put_back_from_each_phase_is_noticed_and_recovered() {
+    let Counts { faults, .. } = directed(Hazard::Restores);
+    for phase in PHASES.into_iter().chain(["between rotations"]) {
+        assert!(faults.contains_key(&format!("store put back, {phase}")), "{phase}: {faults:?}");
+    }
 }
 
 #[test]
@@ -113,3 +144,6 @@ fn a_workload_that_takes_whatever_bundle_comes_is_found() {
 fn anchors_that_change_places_in_one_write_are_found() {
     assert_eq!(found(Mutant::Swap, 1..20).map(|f| f.1), Some("S6"));
 }
+
+const PHASES: [&str; 6] =
+    ["generating", "staged", "preparing", "activated", "draining", "withdrawn"];
