@@ -13,7 +13,8 @@ use steadfast_test_rig::metrics::{Metrics, get};
 use steadfast_test_rig::{Mesh, MeshConfig, until};
 
 use crate::support::{
-    DEADLINE, Field, assert_idle, in_phase, over, rotate, without_a_failed_request,
+    DEADLINE, Field, assert_idle, in_phase, over, phase, rotate, rotate_by_canaries,
+    without_a_failed_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,6 +25,11 @@ async fn a_store_put_back_to_before_or_the_beginning_of_a_rotation_is_recovered(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_put_back_to_before_an_activation_is_recovered() {
     restored(&[Some(PhaseName::Staged), Some(PhaseName::Preparing)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_put_back_to_when_canaries_went_first_is_recovered() {
+    restored(&[Some(PhaseName::Canary)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +51,10 @@ async fn restored(phases: &[Option<PhaseName>]) {
                 None => copies.push(copy(mesh, "before")),
                 Some(name) => {
                     if mesh.trust_domain().await.0.rotation.is_none() {
-                        rotate(mesh).await;
+                        match name {
+                            PhaseName::Canary => rotate_by_canaries(mesh).await,
+                            _ => rotate(mesh).await,
+                        }
                     }
                     in_phase(mesh, *name).await;
                     copies.push(copy(mesh, &format!("{name:?}")));
@@ -56,27 +65,39 @@ async fn restored(phases: &[Option<PhaseName>]) {
             rotate(mesh).await;
         }
         let (mut before, _) = over(mesh, 1).await;
-        for copy in copies {
-            before = put_back(mesh, &copy, &before).await;
+        for (phase, copy) in phases.iter().zip(copies) {
+            before = put_back(mesh, *phase, &copy, &before).await;
         }
         assert_idle(mesh, &before).await;
     })
     .await;
 }
 
-/// Puts a copy back, and checks what follows; the state when all is well again.
-async fn put_back(mesh: &mut Mesh, copy: &PathBuf, before: &TrustDomainState) -> TrustDomainState {
+/// Puts a copy of this phase back, and checks what follows; the state when all is well again.
+async fn put_back(
+    mesh: &mut Mesh,
+    copied: Option<PhaseName>,
+    copy: &PathBuf,
+    before: &TrustDomainState,
+) -> TrustDomainState {
     // 1. Back to it.
     mesh.store.kill();
     fs::copy(copy, store_file(mesh)).expect("the copy is put back");
     mesh.store.restart();
     // 2. It is found out: nothing is issued, and an alert would fire.
     let what = format!("{} is found out", copy.display());
-    mesh.state_where(&what, DEADLINE, |state| state.halted.is_some()).await;
+    let halted = mesh.state_where(&what, DEADLINE, |state| state.halted.is_some()).await;
+    // Two phases last for moments: the next may have begun when the copy was taken.
+    let next = match copied {
+        Some(PhaseName::Generating) => Some(PhaseName::Staged),
+        Some(PhaseName::Preparing) => Some(PhaseName::Activated),
+        lasting => lasting,
+    };
+    assert!([copied, next].contains(&phase(&halted)), "{copied:?}: {:?}", halted.rotation);
     for (name, admin) in
         [("steadfast_identity", mesh.identity_admin), ("steadfast_rotation", mesh.rotation_admin)]
     {
-        halted(name, admin, 1.0).await;
+        tells_halted(name, admin, 1.0).await;
     }
     until("identity says that nothing is issued", DEADLINE, || async {
         let (status, reason) = get(mesh.identity_admin, "/ready").await?;
@@ -90,7 +111,7 @@ async fn put_back(mesh: &mut Mesh, copy: &PathBuf, before: &TrustDomainState) ->
     for (name, admin) in
         [("steadfast_identity", mesh.identity_admin), ("steadfast_rotation", mesh.rotation_admin)]
     {
-        halted(name, admin, 0.0).await;
+        tells_halted(name, admin, 0.0).await;
     }
     let well = |state: &TrustDomainState| {
         let standby = state.in_state(AnchorState::Standby).next();
@@ -106,7 +127,7 @@ async fn put_back(mesh: &mut Mesh, copy: &PathBuf, before: &TrustDomainState) ->
     state
 }
 
-async fn halted(name: &str, admin: std::net::SocketAddr, expected: f64) {
+async fn tells_halted(name: &str, admin: std::net::SocketAddr, expected: f64) {
     until(&format!("{name}_halted is {expected}"), DEADLINE, || async {
         let value = Metrics::scrape(admin).await?.sum(&format!("{name}_halted"), &[]);
         (value == expected).then_some(()).ok_or_else(|| value.to_string())

@@ -9,7 +9,7 @@ use steadfast_api::KeyId;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Outcome, PastRotation, Request,
+    AnchorRecord, AnchorState, CanaryPlan, Outcome, PastRotation, Request, Selector,
 };
 use steadfast_test_rig::app::App;
 use steadfast_test_rig::metrics::get;
@@ -91,10 +91,20 @@ fn assert_well(report: &Report) {
 
 /// Orders a rotation to the standby.
 pub(crate) async fn rotate(mesh: &Mesh) {
+    rotate_with(mesh, None).await;
+}
+
+/// The same, with everybody as a canary first, for a moment.
+pub(crate) async fn rotate_by_canaries(mesh: &Mesh) {
+    let selector = Selector::Namespace("demo".to_owned());
+    rotate_with(mesh, Some(CanaryPlan { selector, window: Duration::from_secs(4) })).await;
+}
+
+async fn rotate_with(mesh: &Mesh, canary: Option<CanaryPlan>) {
     mesh.order(|state| {
-        let (by, at) = ("a test".to_owned(), state.activated_at);
+        let (by, at, canary) = ("a test".to_owned(), state.activated_at, canary.clone());
         state
-            .request(Request { by, at, anchor: None, canary: None, replaces: None })
+            .request(Request { by, at, anchor: None, canary, replaces: None })
             .expect("it is taken");
     })
     .await;
