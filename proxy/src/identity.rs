@@ -92,6 +92,9 @@ impl Tls {
             if let Some(trust) = &context.bundle {
                 self.standings.judge(trust).into_iter().for_each(&told);
             }
+            if let Some(svid) = &context.svid {
+                self.standings.supersede(svid.verified().issuer);
+            }
             self.follower.uses(generation);
             self.generation
                 .send_if_modified(|old| std::mem::replace(old, generation) != generation);

@@ -29,7 +29,7 @@ pub struct Lifetime {
 }
 
 impl Lifetime {
-    /// Until the drain starts, or this time, or this bundle no longer vouches for it.
+    /// Until the drain starts, or this time, or what this says of it.
     pub fn new(
         clock: Arc<dyn Clock>,
         drain: Drain,
@@ -49,7 +49,7 @@ impl Lifetime {
         };
         let lost = async {
             match &self.stand {
-                Some(stand) => stand.lost().await,
+                Some(stand) => stand.over().await,
                 None => std::future::pending().await,
             }
         };

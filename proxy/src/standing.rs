@@ -5,6 +5,10 @@
 //! its socket at that moment, whatever its task waits for. One whose anchor was withdrawn is told,
 //! and its story ends it in good order. What is said of a connection never gets better again.
 //!
+//! HTTP goes as well, in good order, when our own SVID is of another issuer than the one that the
+//! connection was made with: so a new issuer is soon seen to do well, or not, while there is a way
+//! back, and an old anchor is hardly in use any more when it is withdrawn.
+//!
 //! All of it lives on one thread: bytes that pass take no lock and wake nobody.
 
 use std::cell::{Cell, RefCell};
@@ -17,6 +21,7 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
+use steadfast_api::KeyId;
 use steadfast_identity_client::{Footing, Standing, Trust};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -32,6 +37,8 @@ pub struct Standings(Rc<Registry>);
 struct Registry {
     held: RefCell<BTreeMap<u64, Weak<Held>>>,
     next: Cell<u64>,
+    /// Of our own SVID, the newest.
+    own_issuer: Cell<Option<KeyId>>,
 }
 
 /// How one connection stands; cheap to clone.
@@ -51,6 +58,8 @@ struct Held {
     direction: Direction,
     addr: SocketAddr,
     standing: Cell<Standing>,
+    /// Our own SVID is of another issuer by now.
+    superseded: Cell<bool>,
     /// `None` once it was cut, or is no longer needed.
     io: RefCell<Option<BoxIo>>,
     reader: RefCell<Option<Waker>>,
@@ -77,6 +86,7 @@ impl Standings {
         let held = Rc::new(Held {
             number,
             registry: self.0.clone(),
+            superseded: Cell::new(self.0.supersedes(&footing)),
             footing,
             direction,
             addr,
@@ -99,6 +109,18 @@ impl Standings {
         all.iter().filter_map(|held| held.judge(trust)).collect()
     }
 
+    /// Our own SVID is of this issuer from now on.
+    pub fn supersede(&self, issuer: KeyId) {
+        if self.0.own_issuer.replace(Some(issuer)) == Some(issuer) {
+            return;
+        }
+        let all: Vec<_> = self.0.held.borrow().values().filter_map(Weak::upgrade).collect();
+        for held in all {
+            held.superseded.set(self.0.supersedes(&held.footing));
+            held.wake();
+        }
+    }
+
     /// How many connections there are.
     #[cfg(test)]
     fn len(&self) -> usize {
@@ -106,15 +128,30 @@ impl Standings {
     }
 }
 
+impl Registry {
+    fn supersedes(&self, footing: &Footing) -> bool {
+        footing
+            .own_issuer()
+            .zip(self.own_issuer.get())
+            .is_some_and(|(made_with, now)| made_with != now)
+    }
+}
+
 impl Stand {
     /// Waits until the connection is to end: in good order, or cut.
     pub async fn lost(&self) {
-        self.0.wait(|standing| standing > Standing::Good).await;
+        self.0.wait(|held| held.standing.get() > Standing::Good).await;
+    }
+
+    /// Waits until the connection is to take no more requests: it is to end, or was made with an
+    /// SVID of an issuer that is not ours any more.
+    pub async fn over(&self) {
+        self.0.wait(|held| held.standing.get() > Standing::Good || held.superseded.get()).await;
     }
 
     /// Waits until the connection has been cut.
     pub async fn cut(&self) {
-        self.0.wait(|standing| matches!(standing, Standing::Denied(..))).await;
+        self.0.wait(|held| matches!(held.standing.get(), Standing::Denied(..))).await;
     }
 
     /// Whether the connection has been cut; it was told then.
@@ -151,15 +188,19 @@ impl Held {
             io.abort();
             (self.direction, self.addr, self.refusal())
         });
-        // They stay where they are: a place that looked free would be given to somebody else, and
-        // its owner, who still waits for worse, would never be woken.
-        let waiting: Vec<_> = self.waiting.borrow().iter().flatten().cloned().collect();
-        waiting.into_iter().for_each(Waker::wake);
+        self.wake();
         if denied {
             let waiting = [&self.reader, &self.writer];
             waiting.into_iter().filter_map(RefCell::take).for_each(Waker::wake);
         }
         cut
+    }
+
+    fn wake(&self) {
+        // They stay where they are: a place that looked free would be given to somebody else, and
+        // its owner, who still waits for worse, would never be woken.
+        let waiting: Vec<_> = self.waiting.borrow().iter().flatten().cloned().collect();
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     fn refusal(&self) -> Refusal {
@@ -182,10 +223,10 @@ impl Held {
         }
     }
 
-    async fn wait(&self, until: impl Fn(Standing) -> bool) {
+    async fn wait(&self, until: impl Fn(&Self) -> bool) {
         let mut place = Place { held: self, at: None };
         poll_fn(|cx| {
-            if until(self.standing.get()) {
+            if until(self) {
                 return Poll::Ready(());
             }
             place.wait(cx);
@@ -330,7 +371,7 @@ mod tests {
     use std::sync::Arc;
 
     use futures::FutureExt as _;
-    use steadfast_api::{Code, KeyId, TrustBundle, UnixTime};
+    use steadfast_api::{Code, TrustBundle, UnixTime};
     use steadfast_identity_client::VerifiedPeer;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
@@ -341,9 +382,9 @@ mod tests {
         KeyId::of_spki(b"issuer")
     }
 
-    /// A peer whose chain ends in the anchor of the bundle, or in another one.
-    fn footing(anchor: KeyId) -> Footing {
-        let peer = VerifiedPeer {
+    /// Somebody whose chain ends in the anchor of the bundle, or in another one.
+    fn peer(anchor: KeyId) -> Arc<VerifiedPeer> {
+        Arc::new(VerifiedPeer {
             id: "spiffe://cluster.local/ns/demo/sa/web".parse().unwrap(),
             dns: None,
             serial: vec![1],
@@ -352,8 +393,11 @@ mod tests {
             anchor,
             issuer: issuer(),
             issuers: vec![issuer()],
-        };
-        Footing::between(None, Some(Arc::new(peer)))
+        })
+    }
+
+    fn footing(anchor: KeyId) -> Footing {
+        Footing::between(None, Some(peer(anchor)))
     }
 
     fn trust(denied: Option<KeyId>) -> Trust {
@@ -422,6 +466,24 @@ mod tests {
             assert_eq!(guarded.read_u8().await.unwrap(), b'x');
             assert_eq!(standings.judge(&trust(Some(issuer()))).len(), 1);
             stand.cut().await;
+        });
+    }
+
+    #[test]
+    fn an_own_svid_of_another_issuer_ends_requests_and_cuts_nothing() {
+        on_worker(async {
+            let (ours, mut theirs) = duplex(16);
+            let standings = Standings::default();
+            let place = (Direction::Inbound, "10.0.0.9:40000".parse().unwrap());
+            let own = Footing::between(Some(peer(anchor())), None);
+            let (mut guarded, stand) = standings.hold(own, None, place, Box::new(ours)).unwrap();
+            standings.supersede(issuer());
+            assert!(stand.over().now_or_never().is_none(), "it is the same one");
+            standings.supersede(KeyId::of_spki(b"next"));
+            stand.over().await;
+            assert!(stand.lost().now_or_never().is_none(), "bytes go on");
+            theirs.write_all(b"x").await.unwrap();
+            assert_eq!(guarded.read_u8().await.unwrap(), b'x');
         });
     }
 

@@ -19,17 +19,18 @@ use crate::support::{DEADLINE, Field, assert_idle, in_state};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_in_which_everything_has_expired_is_healed_by_one_command() {
-    healed(|process| process.freeze(), |process| process.thaw()).await;
+    healed(|process| process.freeze(), |process| process.thaw(), "SFT-TRU-001").await;
 }
 
 /// Nothing is left of what was in memory: bundles, tombstones, last views.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_that_was_off_until_everything_had_expired_is_healed_by_one_command() {
-    healed(Process::kill, Process::restart).await;
+    healed(Process::kill, Process::restart, "the identity service has no valid SVID").await;
 }
 
-/// The mesh is away, one way or the other, until nothing that it has is valid any more.
-async fn healed(goes: impl Fn(&mut Process), comes: impl Fn(&mut Process)) {
+/// The mesh is away, one way or the other, until nothing that it has is valid any more; its sidecars
+/// then say why they are not ready.
+async fn healed(goes: impl Fn(&mut Process), comes: impl Fn(&mut Process), why: &str) {
     let founding = Arc::new(founding(now()));
     let ends = founding.active.not_after;
     let mut field =
@@ -54,7 +55,7 @@ async fn healed(goes: impl Fn(&mut Process), comes: impl Fn(&mut Process)) {
     for pod in [&field.web, &field.api] {
         until("the sidecar says why", DEADLINE, || async {
             let reason = pod.unready(DEADLINE).await;
-            if reason.contains("SFT-TRU-001") { Ok(()) } else { Err(reason) }
+            if reason.contains(why) { Ok(()) } else { Err(reason) }
         })
         .await;
     }

@@ -18,6 +18,7 @@ use super::{trust_backup, trust_recover};
 
 mod history;
 pub(crate) mod init;
+mod replay;
 
 /// Make and look at the trust of a mesh: anchors, issuers, the bundle
 #[derive(Debug, clap::Args)]
@@ -34,6 +35,7 @@ enum Command {
     History(history::Args),
     Backup(trust_backup::BackupArgs),
     Recover(trust_recover::RecoverArgs),
+    Replay(replay::Args),
 }
 
 /// Make the trust anchors and the first issuer of a new mesh
@@ -146,6 +148,7 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
         Command::Backup(args) => trust_backup::run(&args).await?,
         Command::Recover(args) => trust_recover::run(args).await?,
         Command::History(args) => history::run(&args).await?,
+        Command::Replay(args) => replay::run(&args)?,
     }
     Ok(())
 }

@@ -63,6 +63,11 @@ impl Footing {
         self.own.as_deref().map(|own| &own.id)
     }
 
+    /// Who signed our own SVID.
+    pub fn own_issuer(&self) -> Option<KeyId> {
+        self.own.as_deref().map(|own| own.issuer)
+    }
+
     /// Who the peer is; `None`: it has shown no certificate.
     pub fn peer_id(&self) -> Option<&SpiffeId> {
         self.peer.as_deref().map(|peer| &peer.id)

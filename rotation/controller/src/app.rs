@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use crate::anchors::Anchors;
 use crate::config::Config;
+use crate::event_log::EventLog;
 use crate::fleet::Network;
 use crate::metrics::Metrics;
 use crate::shell::{Parts, Shell};
@@ -94,6 +95,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         timings: Timings { lease, ..config.timings },
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
+        event_log: EventLog::new(config.event_log.clone()),
         name: name(),
         metrics: Metrics::new(&mut registry),
     });

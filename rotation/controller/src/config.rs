@@ -79,6 +79,11 @@ pub struct Args {
     /// The file that holds the PIN of the token's user and nothing else, mode 0600
     #[arg(long, value_name = "FILE")]
     pkcs11_pin_file: Option<PathBuf>,
+    /// A file to which each change that is decided on is added as a line of JSON, with everything
+    /// that it was made of: `steadfast trust replay FILE` decides it again. A line has what every
+    /// workload answered, some 500 bytes each [default: none]
+    #[arg(long, value_name = "FILE")]
+    event_log: Option<PathBuf>,
     /// What is logged, in the syntax of RUST_LOG
     #[arg(long, value_name = "FILTER", env = "STEADFAST_LOG", default_value = "info")]
     log: String,
@@ -108,6 +113,8 @@ pub struct Config {
     pub anchor_lifetime: Duration,
     /// The token in which the keys of new anchors are made; `None`: in files.
     pub token: Option<TokenConfig>,
+    /// Where decisions are told with what they were made of; `None`: nowhere.
+    pub event_log: Option<PathBuf>,
     /// The filter of the log.
     pub log_filter: String,
     /// The form of the log.
@@ -176,6 +183,7 @@ impl Args {
             timings: Timings { schedule, ..timings },
             anchor_lifetime,
             token,
+            event_log: self.event_log,
             log_filter: self.log,
             log_format: flags.log_format("--log-format", &self.log_format),
             dir: self.dir,

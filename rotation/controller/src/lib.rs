@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod listing;
 pub mod shell;
 
+pub mod event_log;
 pub mod events;
 pub mod evidence;
 pub mod metrics;

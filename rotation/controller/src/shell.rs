@@ -18,11 +18,13 @@ use steadfast_rotation_protocol::census::{Held, Member, Replica, Round, UNREADAB
 use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait,
 };
+use steadfast_rotation_protocol::journal::Line;
 use steadfast_rotation_protocol::recover::Findings;
 use steadfast_rotation_protocol::trust_domain::{Condemned, IssuerRequest, Label, WantedIssuer};
 use tokio::sync::watch;
 
 use crate::anchors::{Anchors, AnchorsError};
+use crate::event_log::{EventLog, EventLogError};
 use crate::events;
 use crate::evidence::{self, KeepError};
 use crate::external::Told;
@@ -59,6 +61,8 @@ pub struct Parts {
     pub anchor_lifetime: Duration,
     /// The namespace of the control plane.
     pub control_namespace: String,
+    /// Where decisions are told with what they were made of.
+    pub event_log: EventLog,
     /// By what the other controllers know us; no other process has this name.
     pub name: String,
     /// What is counted.
@@ -108,6 +112,9 @@ pub enum LookError {
     /// Keys or certificates.
     #[error(transparent)]
     Anchors(#[from] AnchorsError),
+    /// The event log.
+    #[error(transparent)]
+    EventLog(#[from] EventLogError),
     /// Evidence.
     #[error("the evidence of a rotation cannot be kept, so no phase is left")]
     Evidence(#[from] KeepError),
@@ -272,8 +279,15 @@ impl Shell {
         self.happened(seen.revision, &seen.state);
         self.tidy_evidence(&seen.state).await?;
         self.find_out(&seen).await?;
-        // 3. Decide.
-        let effects = self.controller.handle(self.now(), &seen);
+        // 3. Decide, and say on what.
+        let (now, fence) = (self.now(), self.controller.fence().cloned());
+        let effects = self.controller.handle(now, &seen);
+        if self.parts.event_log.wants(&effects) {
+            let (timings, effects) = (self.parts.timings, effects.clone());
+            let line = Line { timings, now, fence, seen: seen.clone(), effects };
+            let added = self.parts.event_log.add(&line).await;
+            trouble = trouble.or_else(|| added.err().map(LookError::from));
+        }
         if let Some(round) = seen.round.take() {
             self.in_vain = self.in_vain.saturating_add(1).min(IN_VAIN_MAX);
             self.round.send_replace(Some(Arc::new(round)));

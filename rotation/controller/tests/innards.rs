@@ -17,6 +17,7 @@ use steadfast_platform::store::{EVIDENCE_INDEX_KEY, Event, LEADER_KEY, TRUST_DOM
 use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::{Clock, Drain};
 use steadfast_rotation::Anchors;
+use steadfast_rotation::event_log::EventLog;
 use steadfast_rotation::evidence::{self, KeepError};
 use steadfast_rotation::leader::{Candidate, Role};
 use steadfast_rotation::metrics::Metrics;
@@ -237,6 +238,7 @@ impl Mesh {
             },
             anchor_lifetime: DAY * 761,
             control_namespace: "steadfast".to_owned(),
+            event_log: EventLog::default(),
             name: name.to_owned(),
             metrics: Metrics::new(&mut Registry::default()),
         })

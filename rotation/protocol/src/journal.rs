@@ -60,19 +60,17 @@ pub fn handle(
     (effects, line)
 }
 
-/// Decides anew what a journal says, and tells the first difference.
-///
-/// # Errors
-/// [`ReplayError`]
-pub fn replay(journal: &str) -> Result<usize, ReplayError> {
-    for (index, text) in journal.lines().enumerate() {
+/// Decides each line of a journal again, step by step.
+pub fn steps(journal: &str) -> impl Iterator<Item = Result<Line, ReplayError>> {
+    journal.lines().enumerate().map(|(index, text)| {
         let line = index + 1;
         let then: Line = serde_json::from_str(text)
             .map_err(|error| ReplayError::Malformed { line, reason: error.to_string() })?;
-        let now = Controller::resume(then.timings, then.fence).handle(then.now, &then.seen);
-        if now != then.effects {
-            return Err(ReplayError::Otherwise { line, then: then.effects, now });
+        let now = Controller::resume(then.timings, then.fence.clone()).handle(then.now, &then.seen);
+        if now == then.effects {
+            Ok(then)
+        } else {
+            Err(ReplayError::Otherwise { line, then: then.effects, now })
         }
-    }
-    Ok(journal.lines().count())
+    })
 }
