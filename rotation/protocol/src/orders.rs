@@ -124,10 +124,17 @@ impl TrustDomainState {
         Ok(())
     }
 
-    /// No census waits for this instance any more.
+    /// No census waits for this instance any more. One that a phase was left without stays that,
+    /// however often it is exempted: only another start of its pod has left nothing behind.
     pub fn exempt(&mut self, instance: Instance, reason: String, by: String) {
-        self.exemptions.retain(|exemption| exemption.instance.pod_uid != instance.pod_uid);
-        self.exemptions.push(Exemption { instance, reason, by, relied_on: false });
+        let known = self.exemptions.iter().position(|e| e.instance.pod_uid == instance.pod_uid);
+        let known = known.map(|known| self.exemptions.remove(known));
+        let relied_on = known.is_some_and(|known| {
+            let unheard = known.instance.started_at == UnixTime::default();
+            let anew = !unheard && instance.started_at > known.instance.started_at;
+            known.relied_on && !anew
+        });
+        self.exemptions.push(Exemption { instance, reason, by, relied_on });
     }
 
     /// Every census waits for it again.
