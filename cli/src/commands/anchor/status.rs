@@ -146,11 +146,8 @@ impl StatusView {
             lines.push("paused by a person: `steadfast anchor resume` goes on".to_owned());
         }
         for exemption in &self.exemptions {
-            let Exemption { instance, reason, by, .. } = exemption;
-            // A replica of identity is no pod of the census: its name stands for it.
-            let uid = &instance.pod_uid;
-            let kind = if reason.starts_with(uid) { "" } else { "pod " };
-            lines.push(format!("exempt: {kind}{uid} ({reason}; by {by})"));
+            let (name, Exemption { reason, by, .. }) = (exemption.shown_name(), exemption);
+            lines.push(format!("exempt: {name} ({reason}; by {by})"));
         }
         lines.extend(self.trouble.iter().map(|trouble| format!("{} {trouble}", paint.red("!"))));
         lines.join("\n") + "\n"
