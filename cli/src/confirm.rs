@@ -23,6 +23,11 @@ pub(crate) struct OrderArgs {
     pub(crate) by: String,
 }
 
+/// Whether a person is there and wants to be asked.
+pub(crate) fn asks(args: &OrderArgs, output: Format) -> bool {
+    !args.yes && output == Format::Table && io::stdin().is_terminal()
+}
+
 /// Waits for a `y`; anything else is a no.
 ///
 /// # Errors
@@ -31,7 +36,7 @@ pub(crate) fn confirm(question: &str, args: &OrderArgs, output: Format) -> Resul
     if args.yes {
         return Ok(());
     }
-    if output != Format::Table || !io::stdin().is_terminal() {
+    if !asks(args, output) {
         return Err(Problem::usage(
             "this asks before it begins, and nobody is there to answer: add --yes",
         ));

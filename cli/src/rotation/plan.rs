@@ -15,6 +15,7 @@ use steadfast_rotation_protocol::trust_domain::{
 };
 
 use crate::commands::anchor::given::Given;
+use crate::controller::asked_at;
 use crate::output::{Paint, wrap};
 use crate::rotation::waiting::{Absent, halted};
 
@@ -60,6 +61,8 @@ pub(crate) struct Plan {
     pub(crate) who: &'static str,
     /// Who does not answer as it must.
     pub(crate) missing: Vec<Absent>,
+    /// How long ago all of these were asked, in seconds; `None`: never.
+    pub(crate) asked_s_ago: Option<u64>,
     /// What becomes of those.
     pub(crate) fate: &'static str,
     /// Holders that cannot ack, and what they mean for it.
@@ -107,6 +110,7 @@ impl Plan {
             changes: changes(intent, state),
             asked: tally.as_ref().map(|tally| tally.settled.len() + tally.missing.len()),
             missing: tally.iter().flat_map(|t| &t.missing).map(|m| Absent::of(m, now)).collect(),
+            asked_s_ago: round.map(|round| now.since(asked_at(round)).as_secs()),
             who: match intent {
                 Intent::Issuer { deadline: None } => "replicas of identity",
                 _ => "proxies and processes",
@@ -142,11 +146,14 @@ impl Plan {
         row(
             "asked",
             &match self.asked {
-                Some(asked) => format!(
-                    "{asked} {}; {} of them answer now",
-                    self.who,
-                    asked - self.missing.len()
-                ),
+                Some(asked) => {
+                    let answered = asked - self.missing.len();
+                    let when = match self.asked_s_ago {
+                        Some(ago) if ago > NOW_S => format!("answered {} ago", show(ago)),
+                        _ => "answer now".to_owned(),
+                    };
+                    format!("{asked} {}; {answered} of them {when}", self.who)
+                }
                 None => "unknown: nobody has been asked yet".to_owned(),
             },
         );
@@ -490,6 +497,8 @@ fn unsigned(anchor: KeyId) -> String {
 
 /// As many of its own periods is a holder given that cannot ack.
 const REFRESHES: u32 = 4;
+/// Answers that are no older are those of this moment.
+const NOW_S: u64 = 3;
 /// Making keys, loading issuers, asking everybody.
 const ROUNDS: Duration = Duration::from_secs(8);
 /// An anchor with less is no good choice.
@@ -504,6 +513,8 @@ mod tests {
     use super::*;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+    /// Of a query at that time.
+    const NONCE: u64 = NOW.as_millis() * 1000;
     const TIMINGS: Timings = Timings {
         lease: Duration::from_secs(15),
         skew: Duration::from_secs(60),
@@ -525,7 +536,7 @@ mod tests {
             name: "demo/web-0".to_owned(),
             proxy: ProxyStatus::Running,
         };
-        let round = Round { listed: vec![listed], ..Round::default() };
+        let round = Round { nonce: NONCE, listed: vec![listed], ..Round::default() };
         Plan::of(intent, state, TIMINGS, Some(&round), NOW)
     }
 
@@ -635,7 +646,17 @@ mod tests {
             replica("identity 192.0.2.1:8080", true),
             replica("identity 192.0.2.2:8080", false),
         ];
-        Round { listed: vec![listed], replicas, ..Round::default() }
+        Round { nonce: NONCE, listed: vec![listed], replicas, ..Round::default() }
+    }
+
+    #[test]
+    fn answers_of_before_are_told_as_such() {
+        let intent = Intent::Issuer { deadline: None };
+        for (later, words) in [(2, "1 of them answer now"), (9, "1 of them answered 9s ago")] {
+            let now = NOW + Duration::from_secs(later);
+            let text = flat(&Plan::of(&intent, &state(), TIMINGS, Some(&round()), now));
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
     }
 
     fn flat(plan: &Plan) -> String {
