@@ -62,7 +62,7 @@ async fn a_person_rotates_an_anchor_by_commands_and_learns_whom_it_waits_for() {
         let status = steadfast(&mesh, &["anchor", "status"]).await;
         let words = ["paused by a person", "exempt: demo/web-0 (frozen by a test"];
         let said = words.iter().all(|words| status.stdout.contains(words));
-        if said { Ok(()) } else { Err(status.text()) }
+        if said && status.code == Some(1) { Ok(()) } else { Err(status.text()) }
     })
     .await;
 

@@ -90,8 +90,8 @@ Examples:
   steadfast anchor rotate --anchor root-2027.pem  to an anchor of your own CA
   steadfast anchor rotate --emergency             the active anchor's key is in other hands
 
-Exit code 1 if --dry-run finds somebody who would be waited for or cut off, or something in the
-way, and if the rotation was undone.")]
+Exit code 1 if --dry-run finds somebody who would be waited for, cut off or left in danger, or
+something in the way, and if the rotation was undone.")]
 struct RotateArgs {
     #[command(flatten)]
     mesh: MeshArgs,
