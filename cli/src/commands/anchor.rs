@@ -487,7 +487,10 @@ async fn change(
 }
 
 /// The anchor whose id begins so.
-fn find(text: &str, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
+///
+/// # Errors
+/// There is none, or more than one.
+pub(super) fn find(text: &str, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
     let lower = text.to_ascii_lowercase();
     let ids = state.anchors.iter().map(|anchor| anchor.id);
     let found: Vec<_> = ids.filter(|id| id.to_string().starts_with(&lower)).collect();
@@ -551,6 +554,18 @@ mod tests {
     use steadfast_api::UnixTime;
 
     use super::*;
+
+    #[test]
+    fn an_anchor_is_meant_by_the_beginning_of_its_id_in_either_case_and_by_nothing_else() {
+        let (domain, now) = ("cluster.local".parse().unwrap(), UnixTime::from_secs(1_800_000_000));
+        let state = steadfast_identity::authority::found(&domain, now).unwrap().state;
+        let id = state.active_anchor().unwrap().id;
+        for text in [id.to_string(), id.short(), id.short().to_ascii_uppercase()] {
+            assert_eq!(find(&text, &state).unwrap(), id, "{text}");
+        }
+        assert!(matches!(find("", &state), Err(AnchorError::Ambiguous { .. })));
+        assert!(matches!(find("zz", &state), Err(AnchorError::NoAnchor(_))));
+    }
 
     #[test]
     fn an_order_that_was_taken_back_is_no_success_and_an_emergency_without_a_rotation_is_one() {

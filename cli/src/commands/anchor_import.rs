@@ -68,10 +68,6 @@ pub(crate) enum ImportProblem {
     KeyMode { file: PathBuf, mode: u32 },
     #[error("the key cannot be kept")]
     Keys(#[from] KeyStoreError),
-    #[error(
-        "no anchor, or more than one, has an id that begins with {0:?}; `steadfast trust status` lists them"
-    )]
-    NoSuchId(String),
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
     #[error("{}: {refused}", file.display())]
@@ -179,16 +175,6 @@ impl Imported {
             ));
         }
         text + &format!("  steadfast anchor rotate --anchor {short} --dir {dir}\n")
-    }
-}
-
-/// The anchor that a person means.
-pub(crate) fn find(state: &TrustDomainState, text: &str) -> Result<KeyId, ImportProblem> {
-    let mut found = state.anchors.iter().map(|anchor| anchor.id);
-    let mut found = found.by_ref().filter(|id| id.to_string().starts_with(text));
-    match (found.next(), found.next()) {
-        (Some(id), None) => Ok(id),
-        _ => Err(ImportProblem::NoSuchId(text.to_owned())),
     }
 }
 
