@@ -153,7 +153,7 @@ impl World {
         self.order("exempt", |state, _| {
             for missing in tally.missing {
                 let reason = "it has not answered for hours".to_owned();
-                state.exempt(missing.instance, reason, "operator".to_owned());
+                state.exempt(missing.instance, missing.name, reason, "operator".to_owned());
             }
             true
         });
@@ -205,13 +205,14 @@ impl World {
             88..94 => {
                 let index = self.rng.random_range(0..self.workloads.len());
                 let who = &self.workloads[index];
+                let name = format!("{}/{}", who.namespace, who.uid);
                 let instance = steadfast_rotation_protocol::Instance {
                     pod_uid: who.uid.clone(),
                     started_at: who.started_at,
                 };
                 if who.running {
                     self.order("exempt", |state, _| {
-                        state.exempt(instance, "a whim".to_owned(), by());
+                        state.exempt(instance, name, "a whim".to_owned(), by());
                         true
                     });
                 }

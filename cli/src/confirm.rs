@@ -23,15 +23,31 @@ pub(crate) struct OrderArgs {
     pub(crate) by: String,
 }
 
+/// Whether a person is there and wants to be asked.
+pub(crate) fn asks(args: &OrderArgs, output: Format) -> bool {
+    !args.yes && is_somebody_there(output)
+}
+
 /// Waits for a `y`; anything else is a no.
 ///
 /// # Errors
 /// The answer is no; or nobody can be asked.
 pub(crate) fn confirm(question: &str, args: &OrderArgs, output: Format) -> Result<(), Problem> {
-    if args.yes {
-        return Ok(());
+    match agrees(question, args.yes, output)? {
+        true => Ok(()),
+        false => Err(Problem::found("nothing was changed")),
     }
-    if output != Format::Table || !io::stdin().is_terminal() {
+}
+
+/// The same for a no that leaves something changed: what, is for the caller to say.
+///
+/// # Errors
+/// Nobody can be asked.
+pub(crate) fn agrees(question: &str, yes: bool, output: Format) -> Result<bool, Problem> {
+    if yes {
+        return Ok(true);
+    }
+    if !is_somebody_there(output) {
         return Err(Problem::usage(
             "this asks before it begins, and nobody is there to answer: add --yes",
         ));
@@ -39,8 +55,24 @@ pub(crate) fn confirm(question: &str, args: &OrderArgs, output: Format) -> Resul
     write!(io::stderr(), "{question} [y/N] ")?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
-    match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Problem::found("nothing was changed")),
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+/// A program that reads the answer is asked nothing.
+fn is_somebody_there(output: Format) -> bool {
+    output == Format::Table && io::stdin().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_reads_the_answer_is_never_asked() {
+        assert!(agrees("Begin?", true, Format::Json).unwrap());
+        for output in [Format::Json, Format::Yaml] {
+            let refused = agrees("Begin?", false, output).unwrap_err();
+            assert!(refused.text().contains("add --yes"), "{}", refused.text());
+        }
     }
 }

@@ -2,9 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
+use steadfast_api::UnixTime;
 use steadfast_rotation_protocol::census::Round;
 use steadfast_rotation_protocol::controller::Standing;
+use tokio::time::{Instant, sleep};
 
 use crate::admin::{self, AdminError};
 use crate::commands::identity::pods;
@@ -93,6 +96,62 @@ impl Controller {
     pub(crate) async fn round(&self) -> Result<Option<Round>, AdminError> {
         admin::json(self.admin, "/round.json").await
     }
+
+    /// What everybody has answered to a query that was asked since then; if none is in time, what
+    /// there is.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub(crate) async fn round_since(&self, since: UnixTime) -> Result<Option<Round>, AdminError> {
+        let end = Instant::now() + ROUND_WAIT;
+        loop {
+            let round = self.round().await?;
+            let is_new = round.as_ref().is_some_and(|round| asked_at(round) >= since);
+            if is_new || Instant::now() >= end {
+                return Ok(round);
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// When a round was asked for: its nonce is the time in microseconds.
+pub(crate) const fn asked_at(round: &Round) -> UnixTime {
+    UnixTime::from_millis(round.nonce / 1000)
 }
 
 const SERVICE_ACCOUNT: &str = "steadfast-rotation";
+/// The controller asks everybody every ten seconds, though no phase waits for it.
+const ROUND_WAIT: Duration = Duration::from_secs(12);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_of_before_are_not_taken_while_newer_ones_come() {
+        let since = UnixTime::from_secs(1_800_000_000);
+        let asked = [since - Duration::from_secs(8), since + Duration::from_secs(1)];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let controller = Controller { admin: listener.local_addr().unwrap() };
+        let serve = async {
+            for asked in asked {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await.unwrap();
+                let round = Round { nonce: asked.as_millis() * 1000, ..Round::default() };
+                let body = serde_json::to_string(&round).unwrap();
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
+                stream.write_all((head + &body).as_bytes()).await.unwrap();
+            }
+        };
+        let (round, ()) = tokio::join!(controller.round_since(since), serve);
+        assert_eq!(asked_at(&round.unwrap().unwrap()), asked[1]);
+    }
+}

@@ -26,7 +26,7 @@ use plan::{Plan, PlanError};
 use processes::{Death, Processes};
 use programs::Programs;
 use progress::Progress;
-use rotations::{Performed, Rotations, RotationsError, Shown};
+use rotations::{Rotations, RotationsError, Shown, counted};
 use signals::Signals;
 use start::{StartError, Starter};
 use summary::Summary;
@@ -66,7 +66,8 @@ Examples:
   steadfast demo --dir ./mesh                     keep the mesh's files: edit ./mesh/manifests
   steadfast demo --keep --dir ./mesh              and print how to attach programs of your own
 
-Exit code 1 if a request failed, was not seen with its caller's identity, or a process died.")]
+Exit code 1 if a request failed or was not seen with its caller's identity, if a process died, and
+if --rotate was interrupted or a rotation did not end as it was ordered.")]
 pub(crate) struct Args {
     /// Send load for this long (60s, 5m); without it, until Ctrl-C
     #[arg(long = "for", value_name = "DURATION", value_parser = length)]
@@ -174,12 +175,10 @@ pub(crate) async fn run_internal(args: InternalArgs) -> Result<(), Problem> {
 enum Watched {
     /// A process has.
     Died(Death),
-    /// It was meant to; what became of the rotations.
-    Enough(Result<Vec<Performed>, RotationsError>),
-}
-
-impl Watched {
-    const ENOUGH: Self = Self::Enough(Ok(Vec::new()));
+    /// It was meant to, or somebody has had enough.
+    Enough,
+    /// A rotation was not performed as it was ordered.
+    Unperformed(RotationsError),
 }
 
 /// A demo while it runs.
@@ -210,10 +209,12 @@ impl Demo {
             let controller = ControllerArg::at(plan.rotation_admin);
             Rotations::new(self.directory.path(), controller, &load, pids)
         });
+        let shown = rotations.as_ref().map(Rotations::shown);
         let watched = self.watch(&plan, &load, &mut observer, rotations).await;
-        let (death, rotations) = match watched {
-            Watched::Died(death) => (Some(death), Vec::new()),
-            Watched::Enough(rotations) => (None, rotations?),
+        let (death, unperformed) = match watched {
+            Watched::Died(death) => (Some(death), None),
+            Watched::Enough => (None, None),
+            Watched::Unperformed(error) => (None, Some(error)),
         };
         let length = load.elapsed();
         load.stop();
@@ -224,10 +225,14 @@ impl Demo {
         }
         let settling = if death.is_some() { Duration::ZERO } else { SETTLE_DEADLINE };
         let mut summary = settle(&plan, &load, &observer, length, settling).await;
-        summary.rotations = rotations;
+        summary.rotations =
+            shown.map(|shown| counted(shown.borrow().performed.clone(), &load.tally()));
         self.report(&summary)?;
         if let Some(death) = death {
             return Err(DemoError::Died(death).into());
+        }
+        if let Some(error) = unperformed {
+            return Err(DemoError::Rotations(error).into());
         }
         if self.args.keep && self.args.length.is_some() {
             self.stay().await?;
@@ -300,13 +305,13 @@ impl Demo {
             tokio::select! {
                 biased;
                 death = self.processes.death() => return Watched::Died(death),
-                () = self.signals.next() => return Watched::ENOUGH,
-                () = load.finished() => return Watched::ENOUGH,
+                () = self.signals.next() => return Watched::Enough,
+                () = load.finished() => return Watched::Enough,
                 performed = &mut perform, if rotating => {
                     if live.is_none() {
                         self.tell(&shown, &mut told);
                     }
-                    return Watched::Enough(performed);
+                    return performed.map_or_else(Watched::Unperformed, |()| Watched::Enough);
                 }
                 _ = look.tick() => {
                     let now = observer.look(plan, load, SystemClock.now()).await;
@@ -316,12 +321,12 @@ impl Demo {
                     match &mut live {
                         // A terminal that has gone asks for nothing more.
                         Some(live) => if live.draw(&now, &self.note()).is_err() {
-                            return Watched::ENOUGH;
+                            return Watched::Enough;
                         },
                         // Nor does a reader that has.
                         None => {
                             self.tell(&shown, &mut told);
-                            if self.progress.tick(&now).is_err() { return Watched::ENOUGH }
+                            if self.progress.tick(&now).is_err() { return Watched::Enough }
                         }
                     }
                     screen = Some(now);
@@ -330,10 +335,10 @@ impl Demo {
                     let (Some(live), Some(screen)) = (&mut live, &screen) else { continue };
                     match live.end_asked() {
                         Ok(false) if live.is_stale() => {
-                            if live.draw(screen, &self.note()).is_err() { return Watched::ENOUGH }
+                            if live.draw(screen, &self.note()).is_err() { return Watched::Enough }
                         }
                         Ok(false) => {}
-                        Ok(true) | Err(_) => return Watched::ENOUGH,
+                        Ok(true) | Err(_) => return Watched::Enough,
                     }
                 }
             }

@@ -68,6 +68,29 @@ fn every_rotation_is_performed_under_load_and_told_with_its_phases() {
 }
 
 #[test]
+fn a_demo_that_is_interrupted_tells_which_rotations_are_over_and_is_no_success() {
+    let scratch = scratch();
+    let dir = scratch.path().join("mesh");
+    let mesh = dir.to_str().unwrap();
+    let args = ["--rotate", "--read-lease", "3s", "--rate", "20", "--json", "--dir", mesh];
+    let demo = demo(&scratch, &args);
+    until("the second rotation is under way", || {
+        let (status, _) = texts(&steadfast(&["anchor", "status", "--dir", mesh, "-o", "json"]));
+        let status: Option<serde_json::Value> = serde_json::from_str(&status).ok();
+        status.is_some_and(|status| status["rotation"].is_object())
+    });
+    signal(demo.id(), "TERM");
+    let output = demo.wait_with_output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    let summary: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let rotations = summary["rotations"].as_array().unwrap();
+    let kinds: Vec<_> = rotations.iter().map(|rotation| &rotation["kind"]).collect();
+    assert_eq!(kinds, ["issuer"], "{summary}");
+    assert!(stderr.contains("only 1 of 4 rotations were performed"), "{stderr}");
+}
+
+#[test]
 fn nothing_is_left_of_a_demo_that_was_killed() {
     let scratch = scratch();
     let mut demo = demo(&scratch, &["--for", "60s"]);

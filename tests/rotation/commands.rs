@@ -60,9 +60,9 @@ async fn a_person_rotates_an_anchor_by_commands_and_learns_whom_it_waits_for() {
     assert!(paused.stdout.contains("anchor resume"), "{}", paused.text());
     until("it says that it is paused", PATIENCE, || async {
         let status = steadfast(&mesh, &["anchor", "status"]).await;
-        let words = ["paused by a person", "exempt: pod", "frozen by a test"];
+        let words = ["paused by a person", "exempt: demo/web-0 (frozen by a test"];
         let said = words.iter().all(|words| status.stdout.contains(words));
-        if said { Ok(()) } else { Err(status.text()) }
+        if said && status.code == Some(1) { Ok(()) } else { Err(status.text()) }
     })
     .await;
 

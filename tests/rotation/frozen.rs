@@ -29,8 +29,12 @@ async fn a_frozen_sidecar_is_named_and_waited_for_unless_exempt_and_comes_back_a
         let instance = until("the sleeper alone is named", DEADLINE, || missing_alone(mesh)).await;
         assert_eq!(phase(&mesh.trust_domain().await.0), Some(PhaseName::Staged));
         // 2. Exempted by name, it holds nothing up any more.
-        let (reason, by) = ("its node is gone".to_owned(), "a test".to_owned());
-        mesh.order(|state| state.exempt(instance.clone(), reason.clone(), by.clone())).await;
+        let order = ["demo/sleeper-0", "its node is gone", "a test"].map(str::to_owned);
+        mesh.order(|state| {
+            let [name, reason, by] = order.clone();
+            state.exempt(instance.clone(), name, reason, by);
+        })
+        .await;
         over(mesh, 1).await
     })
     .await;

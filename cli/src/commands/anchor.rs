@@ -3,6 +3,7 @@
 //! An order is written into the store and carried out by steadfast-rotation: what is shown here may
 //! be left at any moment, and the rotation goes on.
 
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use steadfast_rotation_protocol::trust_domain::{
 };
 
 use crate::commands::anchor_import::{self, ImportArgs, ImportProblem};
-use crate::confirm::{OrderArgs, confirm};
+use crate::confirm::{OrderArgs, asks, confirm};
 use crate::controller::{Controller, ControllerArg, ControllerError};
 use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
@@ -89,8 +90,8 @@ Examples:
   steadfast anchor rotate --anchor root-2027.pem  to an anchor of your own CA
   steadfast anchor rotate --emergency             the active anchor's key is in other hands
 
-Exit code 1 if --dry-run finds somebody who would be waited for or cut off, or something in the
-way, and if the rotation was undone.")]
+Exit code 1 if --dry-run finds somebody who would be waited for, cut off or left in danger, or
+something in the way, and if the rotation was undone.")]
 struct RotateArgs {
     #[command(flatten)]
     mesh: MeshArgs,
@@ -276,12 +277,8 @@ async fn order(
     no_wait: bool,
 ) -> Result<ExitCode, Problem> {
     let dir = &mesh.dir.dir;
-    let mut state = trust_domain::read(dir).await?;
-    // The plan is of the state as it would be; what is stored changes after the question.
-    if let Some(given) = intent.given() {
-        given.join(&mut state)?;
-    }
-    let plan = planned(dir, &mesh.controller, &intent, &state).await;
+    let judged = dry_run || asks(order, mesh.output);
+    let plan = planned(dir, &mesh.controller, &intent, judged).await?;
     if dry_run {
         mesh.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
         return Ok(if plan.is_clear() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -391,27 +388,43 @@ struct Ended {
     rotations: Vec<PastRotation>,
 }
 
-/// A plan with what the controller knows, or why it does not tell.
+/// A plan with what the controller knows, or why it does not tell. One that is judged, by a person
+/// or by its exit code, is made of answers to a query of now; an order that is sure waits for none.
 pub(super) async fn planned(
     dir: &Path,
     controller: &ControllerArg,
     intent: &Intent,
-    state: &TrustDomainState,
-) -> Plan {
-    let (timings, round, silent) = asked(dir, controller).await;
-    let mut plan = Plan::of(intent, state, timings, round.as_ref(), SystemClock.now());
+    judged: bool,
+) -> Result<Plan, Problem> {
+    let (timings, round, silent) = asked(dir, controller, judged).await;
+    // After the answers, so that no state is judged by those to the one before.
+    let mut state = trust_domain::read(dir).await?;
+    // The plan is of the state as it would be; what is stored changes after the question.
+    if let Some(given) = intent.given() {
+        given.join(&mut state)?;
+    }
+    let mut plan = Plan::of(intent, &state, timings, round.as_ref(), SystemClock.now());
     plan.obstacles.extend(silent.map(|error| ErrorChain(&error).to_string()));
-    plan
+    Ok(plan)
 }
 
 async fn asked(
     dir: &Path,
     arg: &ControllerArg,
+    judged: bool,
 ) -> (Timings, Option<Round>, Option<ControllerError>) {
+    let began = SystemClock.now();
     match Controller::find(dir, arg).await {
         Ok((controller, standing)) => {
             let timings = standing.timings.unwrap_or(TIMINGS_USUAL);
-            match controller.round().await {
+            if judged && io::stderr().is_terminal() {
+                eprintln!("Asking everybody …");
+            }
+            let round = match judged {
+                true => controller.round_since(began).await,
+                false => controller.round().await,
+            };
+            match round {
                 Ok(round) => (timings, round, None),
                 Err(error) => (timings, None, Some(error.into())),
             }
@@ -474,7 +487,10 @@ async fn change(
 }
 
 /// The anchor whose id begins so.
-fn find(text: &str, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
+///
+/// # Errors
+/// There is none, or more than one.
+pub(super) fn find(text: &str, state: &TrustDomainState) -> Result<KeyId, AnchorError> {
     let lower = text.to_ascii_lowercase();
     let ids = state.anchors.iter().map(|anchor| anchor.id);
     let found: Vec<_> = ids.filter(|id| id.to_string().starts_with(&lower)).collect();
@@ -538,6 +554,18 @@ mod tests {
     use steadfast_api::UnixTime;
 
     use super::*;
+
+    #[test]
+    fn an_anchor_is_meant_by_the_beginning_of_its_id_in_either_case_and_by_nothing_else() {
+        let (domain, now) = ("cluster.local".parse().unwrap(), UnixTime::from_secs(1_800_000_000));
+        let state = steadfast_identity::authority::found(&domain, now).unwrap().state;
+        let id = state.active_anchor().unwrap().id;
+        for text in [id.to_string(), id.short(), id.short().to_ascii_uppercase()] {
+            assert_eq!(find(&text, &state).unwrap(), id, "{text}");
+        }
+        assert!(matches!(find("", &state), Err(AnchorError::Ambiguous { .. })));
+        assert!(matches!(find("zz", &state), Err(AnchorError::NoAnchor(_))));
+    }
 
     #[test]
     fn an_order_that_was_taken_back_is_no_success_and_an_emergency_without_a_rotation_is_one() {

@@ -68,10 +68,6 @@ pub(crate) enum ImportProblem {
     KeyMode { file: PathBuf, mode: u32 },
     #[error("the key cannot be kept")]
     Keys(#[from] KeyStoreError),
-    #[error(
-        "no anchor, or more than one, has an id that begins with {0:?}; `steadfast trust status` lists them"
-    )]
-    NoSuchId(String),
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
     #[error("{}: {refused}", file.display())]
@@ -125,17 +121,35 @@ async fn import_files(
         let pkcs8 = import::anchor_key(anchor.id, &Zeroizing::new(read_key(key_file)?));
         let pkcs8 = pkcs8.map_err(of_file(key_file))?;
         let keys = FileKeys::open(Directory::new(dir).anchor_keys())?;
-        keys.put_new(anchor.id, pkcs8).await?;
+        let made = keep(&keys, anchor.id, pkcs8).await?;
         anchor.key_ref = keys.place_of(anchor.id);
-        kept = Some(keys);
+        kept = made.then_some(keys);
     }
-    let added =
-        change_at(dir, |state, _| state.import_anchor(anchor.clone()).map_err(refused)).await;
-    if let (Err(ImportProblem::Refused { .. }), Some(keys)) = (&added, kept) {
+    let mut named = false;
+    let added = change_at(dir, |state, _| {
+        named = state.anchor(anchor.id).is_some();
+        state.import_anchor(anchor.clone()).map_err(refused)
+    })
+    .await;
+    if let (Err(ImportProblem::Refused { .. }), Some(keys), false) = (&added, kept, named) {
         // Nothing names it. Had the store's answer been lost, the state might.
         keys.destroy(anchor.id).await?;
     }
     added.map(|_| anchor)
+}
+
+/// Keeps a key; `false`: this very key was kept already, by an import that was cut off before the
+/// state named it. Nobody else destroys what no state names.
+async fn keep(
+    keys: &FileKeys,
+    id: KeyId,
+    pkcs8: Zeroizing<Vec<u8>>,
+) -> Result<bool, KeyStoreError> {
+    match keys.put_new(id, pkcs8.clone()).await {
+        Ok(()) => Ok(true),
+        Err(KeyStoreError::Exists(_)) if keys.load(id).await? == pkcs8 => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The anchor of a file, whatever the state knows of it.
@@ -182,16 +196,6 @@ impl Imported {
     }
 }
 
-/// The anchor that a person means.
-pub(crate) fn find(state: &TrustDomainState, text: &str) -> Result<KeyId, ImportProblem> {
-    let mut found = state.anchors.iter().map(|anchor| anchor.id);
-    let mut found = found.by_ref().filter(|id| id.to_string().starts_with(text));
-    match (found.next(), found.next()) {
-        (Some(id), None) => Ok(id),
-        _ => Err(ImportProblem::NoSuchId(text.to_owned())),
-    }
-}
-
 /// A file that a person names; one that is larger than is ever read is cut, and then refused.
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>, ImportProblem> {
     let failed = |error| ImportProblem::Read(file.to_owned(), error);
@@ -210,3 +214,21 @@ fn read_key(file: &Path) -> Result<Vec<u8>, ImportProblem> {
 }
 
 const BYTES_MAX: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_that_an_import_before_has_kept_is_no_obstacle_and_another_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = FileKeys::open(dir.path().join("keys")).unwrap();
+        let id = KeyId::of_spki(b"anchor");
+        let key = |bytes: &[u8]| Zeroizing::new(bytes.to_vec());
+        assert!(keep(&keys, id, key(b"its key")).await.unwrap());
+        assert!(!keep(&keys, id, key(b"its key")).await.unwrap());
+        let error = keep(&keys, id, key(b"another")).await.unwrap_err();
+        assert!(matches!(error, KeyStoreError::Exists(_)), "{error}");
+        assert_eq!(*keys.load(id).await.unwrap(), b"its key");
+    }
+}

@@ -11,7 +11,7 @@ use steadfast_rotation_protocol::TrustDomainState;
 
 use crate::commands::anchor::{commanded, planned};
 use crate::commands::issuer_import;
-use crate::confirm::{OrderArgs, confirm};
+use crate::confirm::{OrderArgs, asks, confirm};
 use crate::controller::ControllerArg;
 use crate::output::{self, Format, Paint, table};
 use crate::problem::Problem;
@@ -105,9 +105,9 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
 async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
     let dir = &args.dir.dir;
-    let state = trust_domain::read(dir).await?;
     let intent = Intent::Issuer { deadline: args.emergency.then_some(args.deadline) };
-    let plan = planned(dir, &args.controller, &intent, &state).await;
+    let judged = args.dry_run || asks(&args.order, args.output);
+    let plan = planned(dir, &args.controller, &intent, judged).await?;
     if args.dry_run {
         args.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
         return Ok(if plan.is_clear() { ExitCode::SUCCESS } else { ExitCode::FAILURE });

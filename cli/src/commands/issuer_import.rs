@@ -17,7 +17,8 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, IssuerRequest, WantedIssuer};
 use tokio::time::Instant;
 
-use crate::commands::anchor_import::{ImportProblem, find, read};
+use crate::commands::anchor::{self, AnchorError};
+use crate::commands::anchor_import::{ImportProblem, read};
 use crate::output::{self, Format};
 use crate::problem::Problem;
 use crate::store::{self, DirArg};
@@ -73,6 +74,8 @@ pub(crate) struct ImportArgs {
 /// Why there is no request, or no issuer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IssuerProblem {
+    #[error(transparent)]
+    Anchor(#[from] AnchorError),
     #[error(transparent)]
     Import(#[from] ImportProblem),
     #[error(
@@ -175,7 +178,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
 /// only external one.
 fn which(state: &TrustDomainState, named: Option<&str>) -> Result<KeyId, IssuerProblem> {
     if let Some(text) = named {
-        return Ok(find(state, text)?);
+        return Ok(anchor::find(text, state)?);
     }
     if let [wanted] = state.wanted_external.as_slice() {
         return Ok(wanted.anchor_id);

@@ -6,7 +6,7 @@
 //! (`rotation/protocol/src/recover.rs`).
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep};
 
 use super::trust::TrustError;
 use super::trust_backup::{self, BackupError};
+use crate::confirm::agrees;
 use crate::output::Format;
 use crate::problem::Problem;
 use crate::store::{self, DirArg};
@@ -32,8 +33,9 @@ use crate::store::{self, DirArg};
 /// Heal a mesh whose certificates have all expired, or whose store was put back from a backup
 ///
 /// It shows what is wrong and what it will do, asks, and waits until everybody holds what is
-/// published again. No pod, token or identity is made anew, and no process is restarted;
-/// steadfast-rotation must run, for it does the work. A mesh that is well is left as it is.
+/// published again. With --from it asks twice: before FILE is put back, and before what follows from
+/// it and from what workloads hold. No pod, token or identity is made anew, and no process is
+/// restarted; steadfast-rotation must run, for it does the work. A mesh that is well is left as it is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -85,8 +87,6 @@ pub(crate) enum RecoverError {
         waited = duration::show(*waited)
     )]
     Unhealed { waited: Duration, awaited: String },
-    #[error("somebody asks: this is no terminal, so say --yes (or --dry-run)")]
-    Unasked,
 }
 
 /// What the command says.
@@ -124,11 +124,13 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Problem> {
             let warnings = keys_gone(dir, &state).await;
             if args.dry_run {
                 let ailment = Some(Ailment::Restored { seen_seq: seq });
-                let next = "then: as for a store that was put back".to_owned();
+                let next = "then: find out what workloads hold, show what follows, and ask again"
+                    .to_owned();
                 let steps = vec![step, next];
                 return Report::of(&state, ailment, steps, warnings).print(&args);
             }
-            confirm(&args, &text(None, std::slice::from_ref(&step), &warnings))?;
+            let plan = text(None, std::slice::from_ref(&step), &warnings);
+            confirm(&args, &plan, "nothing was changed")?;
             trust_backup::put_back(dir, &client, &state, others).await?;
             note(&step);
         }
@@ -151,10 +153,14 @@ async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
         if args.dry_run {
             return report.print(args);
         }
-        let asked_before = args.from.is_some();
-        if !asked_before {
-            confirm(args, &text(Some(ailment), &report.steps, &report.warnings))?;
-        }
+        let unchanged = match args.from {
+            Some(_) => {
+                "the backup is in the store, halted, and nothing else was changed: `steadfast trust \
+                 recover` goes on"
+            }
+            None => "nothing was changed",
+        };
+        confirm(args, &text(Some(ailment), &report.steps, &report.warnings), unchanged)?;
         let value = serde_json::to_vec(&after).map_err(TrustError::from)?.into();
         match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
             Ok(_) => break (after, ailment, report),
@@ -392,21 +398,11 @@ fn idle_text(state: &TrustDomainState, now: UnixTime) -> String {
     }
 }
 
-/// Asks, on a terminal; anywhere else somebody must have said yes before.
-fn confirm(args: &RecoverArgs, text: &str) -> Result<(), Problem> {
-    if args.yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() {
-        return Err(Problem::usage(TrustError::from(RecoverError::Unasked).to_string()));
-    }
-    let mut answer = String::new();
-    let asked = write!(io::stderr(), "{text}\nDo it? [y/N] ");
-    let read = asked.and_then(|()| io::stdin().read_line(&mut answer));
-    read.map_err(Problem::from)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Problem::found("nothing was changed")),
+/// Asks; `unchanged` is what a no leaves.
+fn confirm(args: &RecoverArgs, plan: &str, unchanged: &str) -> Result<(), Problem> {
+    match agrees(&format!("{plan}\nDo it?"), args.yes, args.output)? {
+        true => Ok(()),
+        false => Err(Problem::found(unchanged)),
     }
 }
 

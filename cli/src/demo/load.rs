@@ -65,6 +65,8 @@ pub(crate) struct Tally {
     recent: Histogram<u64>,
     /// What was due and not sent, once the load has ended.
     pub(crate) unsent: Option<Unsent>,
+    /// For each period: how many were sent in it and have no right answer (yet).
+    pub(crate) unanswered: Vec<u64>,
 }
 
 /// Requests that were due before the end and for which no connection was free until then.
@@ -117,6 +119,12 @@ impl Load {
     /// Waits until the last request is answered or has failed.
     pub(crate) async fn finished(&self) {
         self.tasks.wait().await;
+    }
+
+    /// From now on, what becomes of a request is counted for the next period, also if it comes to
+    /// nothing only after that.
+    pub(crate) fn begin_period(&self) {
+        self.shared.tally().unanswered.push(0);
     }
 
     /// How long it has been sending.
@@ -224,9 +232,9 @@ async fn send(shared: Arc<Shared>, tasks: TaskTracker) {
         }
         // A timer wakes up to a millisecond late, which is not the mesh's doing.
         let from = if late { due } else { Instant::now() };
-        shared.tally().sent += 1;
+        let period = shared.tally().send();
         let result = shared.target.ask(&mut connection, &tasks, number).await;
-        shared.tally().record(from.elapsed(), result);
+        shared.tally().record(period, from.elapsed(), result);
     }
 }
 
@@ -248,6 +256,7 @@ impl Tally {
             latency: histogram(),
             recent: histogram(),
             unsent: None,
+            unanswered: vec![0],
         }
     }
 
@@ -255,15 +264,26 @@ impl Tally {
     #[cfg(test)]
     pub(crate) fn for_test(requests: u64) -> Self {
         let mut tally = Self::new();
-        tally.sent = requests;
-        (0..requests).for_each(|_| tally.record(Duration::from_millis(2), Ok(())));
+        for _ in 0..requests {
+            let period = tally.send();
+            tally.record(period, Duration::from_millis(2), Ok(()));
+        }
         tally
     }
 
-    fn record(&mut self, took: Duration, result: Result<(), RequestError>) {
+    /// Counts one that is sent, and tells in which period.
+    fn send(&mut self) -> usize {
+        let period = self.unanswered.len() - 1;
+        self.sent += 1;
+        self.unanswered[period] += 1;
+        period
+    }
+
+    fn record(&mut self, period: usize, took: Duration, result: Result<(), RequestError>) {
         match result {
             Ok(()) => {
                 self.answered += 1;
+                self.unanswered[period] -= 1;
                 let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 self.latency.saturating_record(micros);
                 self.recent.saturating_record(micros);
@@ -438,6 +458,20 @@ mod tests {
         load.stop();
         load.finished().await;
         load.tally()
+    }
+
+    #[test]
+    fn what_fails_late_is_counted_for_the_period_in_which_it_was_sent() {
+        let mut tally = Tally::new();
+        let [early, late] = [tally.send(), tally.send()];
+        tally.unanswered.push(0);
+        let next = tally.send();
+        let failed = || Err(RequestError::Timeout(REQUEST_DEADLINE));
+        tally.record(next, Duration::ZERO, Ok(()));
+        tally.record(late, Duration::ZERO, failed());
+        assert_eq!(tally.unanswered, [2, 0], "one has failed, and one is still under way");
+        tally.record(early, Duration::ZERO, Ok(()));
+        assert_eq!((tally.unanswered, tally.failed), (vec![1, 0], 1));
     }
 
     #[tokio::test]

@@ -8,11 +8,11 @@ use serde::Serialize;
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::rotation::PhaseName;
-use steadfast_rotation_protocol::trust_domain::{AnchorState, PastRotation, Request};
+use steadfast_rotation_protocol::trust_domain::{AnchorState, Outcome, PastRotation, Request};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::load::Load;
+use super::load::{Load, Tally};
 use crate::controller::ControllerArg;
 use crate::output::Paint;
 use crate::rotation::course::{Course, PhaseTime, ending, phase_times};
@@ -36,6 +36,8 @@ pub(crate) struct Shown {
     pub(crate) done: Vec<String>,
     /// What is under way.
     pub(crate) course: Vec<String>,
+    /// What is over, whoever interrupts the rest.
+    pub(crate) performed: Vec<Performed>,
 }
 
 /// Why the rotations were not performed.
@@ -45,6 +47,8 @@ pub(crate) enum RotationsError {
     Late { what: &'static str, course: String },
     #[error("the mesh has no active anchor")]
     NoActive,
+    #[error("{what} was ordered, and {ended}")]
+    Other { what: &'static str, ended: String },
     #[error(transparent)]
     TrustDomain(#[from] TrustDomainError),
 }
@@ -77,21 +81,20 @@ impl<'a> Rotations<'a> {
         self.shown.subscribe()
     }
 
-    /// Performs all of them, one after the other.
+    /// Performs all of them, one after the other. What is over is kept in what is shown.
     ///
     /// # Errors
     /// [`RotationsError`]
-    pub(crate) async fn perform(self) -> Result<Vec<Performed>, RotationsError> {
-        Ok(vec![
-            self.issuer().await?,
-            self.anchor().await?,
-            self.aborted().await?,
-            self.emergency().await?,
-        ])
+    pub(crate) async fn perform(self) -> Result<(), RotationsError> {
+        self.issuer().await?;
+        self.anchor().await?;
+        self.aborted().await?;
+        self.emergency().await
     }
 
-    async fn issuer(&self) -> Result<Performed, RotationsError> {
-        let (failed, now) = (self.load.tally().failed, SystemClock.now());
+    async fn issuer(&self) -> Result<(), RotationsError> {
+        self.load.begin_period();
+        let now = SystemClock.now();
         let order =
             |state: &mut TrustDomainState| state.rotate_issuer(ORDERED_BY.to_owned(), None, now);
         let what = "the rotation of the issuer";
@@ -106,18 +109,19 @@ impl<'a> Rotations<'a> {
         .await?;
         let past = past.ok_or(RotationsError::Late { what, course: String::new() })?;
         self.done(ending(&past));
-        Ok(self.performed(ISSUER, phase_times(past.started, &past.steps), failed))
+        self.performed(ISSUER, what, (ISSUER, Outcome::Done), &past)
     }
 
-    async fn anchor(&self) -> Result<Performed, RotationsError> {
-        let failed = self.load.tally().failed;
+    async fn anchor(&self) -> Result<(), RotationsError> {
+        self.load.begin_period();
+        let what = "the rotation of the anchor";
         let ordered = self.request().await?;
-        let past = self.ended("the rotation of the anchor", ordered).await?;
-        Ok(self.performed("anchor", phase_times(past.started, &past.steps), failed))
+        let past = self.ended(what, ordered).await?;
+        self.performed("anchor", what, ("anchor", Outcome::Done), &past)
     }
 
-    async fn aborted(&self) -> Result<Performed, RotationsError> {
-        let failed = self.load.tally().failed;
+    async fn aborted(&self) -> Result<(), RotationsError> {
+        self.load.begin_period();
         let ordered = self.request().await?;
         self.until("the rotation that is to be undone", |state| {
             let phase = state.rotation.as_ref().map(|rotation| rotation.phase.name());
@@ -125,12 +129,14 @@ impl<'a> Rotations<'a> {
         })
         .await?;
         trust_domain::change(&self.dir, TrustDomainState::abort).await?;
-        let past = self.ended("the undoing of a rotation", ordered).await?;
-        Ok(self.performed("aborted", phase_times(past.started, &past.steps), failed))
+        let what = "the undoing of a rotation";
+        let past = self.ended(what, ordered).await?;
+        self.performed("aborted", what, ("anchor", Outcome::Aborted), &past)
     }
 
-    async fn emergency(&self) -> Result<Performed, RotationsError> {
-        let failed = self.load.tally().failed;
+    async fn emergency(&self) -> Result<(), RotationsError> {
+        self.load.begin_period();
+        let what = "an emergency";
         let state = trust_domain::read(&self.dir).await?;
         let active = state.active_anchor().ok_or(RotationsError::NoActive)?.id;
         trust_domain::change(&self.dir, |state| {
@@ -138,8 +144,8 @@ impl<'a> Rotations<'a> {
         })
         .await?;
         let ordered = Ordered::Emergency { after: state.rotations };
-        let past = self.ended("the emergency", ordered).await?;
-        Ok(self.performed("emergency", phase_times(past.started, &past.steps), failed))
+        let past = self.ended(what, ordered).await?;
+        self.performed("emergency", what, ("emergency", Outcome::Done), &past)
     }
 
     /// Orders a rotation to the standby.
@@ -209,12 +215,43 @@ impl<'a> Rotations<'a> {
         self.shown.send_modify(|shown| shown.done.push(line));
     }
 
-    fn performed(&self, kind: &'static str, phases: Vec<PhaseTime>, failed: u64) -> Performed {
-        let failed_requests = self.load.tally().failed - failed;
+    /// Keeps what is over, if it is what was ordered.
+    fn performed(
+        &self,
+        kind: &'static str,
+        what: &'static str,
+        wanted: (&str, Outcome),
+        past: &PastRotation,
+    ) -> Result<(), RotationsError> {
+        check(what, wanted, past)?;
+        let phases = phase_times(past.started, &past.steps);
         let same = |(pid, at): &&(u32, Option<u64>)| at.is_some() && started(*pid) == *at;
         let restarts = self.processes.len() - self.processes.iter().filter(same).count();
-        Performed { kind, phases, failed_requests, restarts }
+        // What was sent meanwhile may still fail: it is counted at the end.
+        let performed = Performed { kind, phases, failed_requests: 0, restarts };
+        self.shown.send_modify(|shown| shown.performed.push(performed));
+        Ok(())
     }
+}
+
+/// Whether a rotation has ended as it was ordered: of this kind, and so.
+fn check(
+    what: &'static str,
+    (kind, outcome): (&str, Outcome),
+    past: &PastRotation,
+) -> Result<(), RotationsError> {
+    match past.kind == kind && past.outcome == outcome {
+        true => Ok(()),
+        false => Err(RotationsError::Other { what, ended: ending(past) }),
+    }
+}
+
+/// With the requests that failed, each counted for the rotation in which it was sent.
+pub(crate) fn counted(performed: Vec<Performed>, tally: &Tally) -> Vec<Performed> {
+    // The first period is that before all rotations.
+    let failed = tally.unanswered.iter().skip(1);
+    let counted = performed.into_iter().zip(failed);
+    counted.map(|(performed, failed)| Performed { failed_requests: *failed, ..performed }).collect()
 }
 
 /// When a process was started, in the kernel's ticks since boot; `None`: there is none.
@@ -225,6 +262,8 @@ fn started(pid: u32) -> Option<u64> {
     after_name.split_whitespace().nth(START_TIME_FIELD)?.parse().ok()
 }
 
+/// How many are performed, if nobody interrupts them.
+pub(crate) const ROTATIONS: usize = 4;
 const ORDERED_BY: &str = "the demo";
 const DEADLINE: Duration = Duration::from_secs(120);
 /// A rotation takes four read leases, and one that is undone twice as long.
@@ -232,3 +271,41 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// proc(5): the 22nd field, counted from the third.
 const START_TIME_FIELD: usize = 19;
+
+#[cfg(test)]
+mod tests {
+    use steadfast_api::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn what_ended_otherwise_than_it_was_ordered_was_not_performed() {
+        let past = |kind: &str, outcome| PastRotation {
+            number: 7,
+            kind: kind.to_owned(),
+            by: ORDERED_BY.to_owned(),
+            started: UnixTime::default(),
+            ended: UnixTime::default(),
+            outcome,
+            steps: Vec::new(),
+        };
+        let wanted = ("anchor", Outcome::Aborted);
+        assert!(check("the undoing", wanted, &past("anchor", Outcome::Aborted)).is_ok());
+        for other in [past("anchor", Outcome::Done), past("standby", Outcome::Aborted)] {
+            let error = check("the undoing", wanted, &other).unwrap_err().to_string();
+            assert!(error.starts_with("the undoing was ordered, and rotation 7 ("), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_failed_request_is_that_of_the_rotation_in_which_it_was_sent() {
+        let performed =
+            |kind| Performed { kind, phases: Vec::new(), failed_requests: 0, restarts: 0 };
+        let mut tally = Tally::for_test(0);
+        // Before all, in the first, in the second, and in one that somebody has interrupted.
+        tally.unanswered = vec![1, 0, 2, 3];
+        let counted = counted(vec![performed(ISSUER), performed("anchor")], &tally);
+        let failed: Vec<_> = counted.iter().map(|counted| counted.failed_requests).collect();
+        assert_eq!(failed, [0, 2]);
+    }
+}

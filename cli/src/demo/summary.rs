@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::load::{Tally, Unsent, quantile};
 use super::observe::Edge;
-use super::rotations::Performed;
+use super::rotations::{Performed, ROTATIONS};
 use crate::output::Paint;
 
 /// The numbers of a whole demo. A rate of no request at all is none.
@@ -22,8 +22,9 @@ pub(crate) struct Summary {
     pub(crate) p50_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
     pub(crate) duration_s: f64,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) rotations: Vec<Performed>,
+    /// Those that are over; `None`: none was wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rotations: Option<Vec<Performed>>,
     #[serde(skip)]
     edges: Vec<Edge>,
     #[serde(skip)]
@@ -55,17 +56,25 @@ impl Summary {
             p50_ms: millis(0.5),
             p99_ms: millis(0.99),
             duration_s: (length.as_secs_f64() * 100.0).round() / 100.0,
-            rotations: Vec::new(),
+            rotations: None,
             edges: edges.to_vec(),
             failures,
             unsent: tally.unsent,
         }
     }
 
-    /// Whether no request failed, and each was seen with its caller's identity on its whole way.
+    /// Whether no request failed, each was seen with its caller's identity on its whole way, and
+    /// every rotation that was wanted is over.
     pub(crate) fn is_well(&self) -> bool {
-        let restarted = self.rotations.iter().any(|rotation| rotation.restarts > 0);
-        self.failed == 0 && !restarted && (self.requests == 0 || self.mtls_rate == Some(1.0))
+        let restarted = self.rotations.iter().flatten().any(|rotation| rotation.restarts > 0);
+        self.failed == 0
+            && !restarted
+            && !self.is_cut_short()
+            && (self.requests == 0 || self.mtls_rate == Some(1.0))
+    }
+
+    fn is_cut_short(&self) -> bool {
+        self.rotations.as_ref().is_some_and(|performed| performed.len() < ROTATIONS)
     }
 
     /// For people.
@@ -94,7 +103,7 @@ impl Summary {
         let ms = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |ms| format!("{ms} ms"));
         row("latency", format!("p50 {}, p99 {}", ms(self.p50_ms), ms(self.p99_ms)));
         row("renewals", format!("{} SVIDs renewed while requests flowed", self.svid_renewals));
-        for rotation in &self.rotations {
+        for rotation in self.rotations.iter().flatten() {
             let Performed { kind, phases, failed_requests, restarts } = rotation;
             let seconds: f64 = phases.iter().map(|phase| phase.seconds).sum();
             let phases: Vec<_> =
@@ -125,6 +134,10 @@ impl Summary {
                 "  {} → {}: its sidecar counted {} requests of {} by mutual TLS, and {} were sent",
                 edge.from, edge.to, edge.verified, edge.from_id, self.requests
             );
+        }
+        if self.is_cut_short() {
+            let performed = self.rotations.iter().flatten().count();
+            let _ = writeln!(text, "  only {performed} of {ROTATIONS} rotations were performed");
         }
         text
     }
@@ -223,6 +236,25 @@ mod tests {
         tally.sent = 4;
         let summary = Summary::of(&tally, &[edge(4)], 2, Duration::ZERO);
         assert_eq!((summary.failed, summary.is_well()), (1, false));
+    }
+
+    #[test]
+    fn rotations_that_were_interrupted_are_told_and_are_no_success() {
+        let mut summary = Summary::of(&Tally::for_test(3), &[edge(3)], 0, Duration::from_secs(1));
+        let performed =
+            Performed { kind: "issuer", phases: Vec::new(), failed_requests: 0, restarts: 0 };
+        for (performed, well) in [(Vec::new(), false), (vec![performed.clone()], false)]
+            .into_iter()
+            .chain([(vec![performed; ROTATIONS], true)])
+        {
+            let count = performed.len();
+            summary.rotations = Some(performed);
+            assert_eq!(summary.is_well(), well, "{count}");
+            let json = serde_json::to_value(&summary).unwrap();
+            assert_eq!(json["rotations"].as_array().unwrap().len(), count);
+            let told = format!("only {count} of {ROTATIONS} rotations were performed");
+            assert_eq!(summary.table(Paint::plain()).contains(&told), !well);
+        }
     }
 
     #[test]

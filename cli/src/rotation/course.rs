@@ -6,7 +6,7 @@ use steadfast_api::{KeyId, UnixTime};
 use steadfast_process::duration;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::Wait;
-use steadfast_rotation_protocol::issuer::IssuerRotation;
+use steadfast_rotation_protocol::issuer::{IssuerPhase, IssuerRotation};
 use steadfast_rotation_protocol::rotation::{Goal, Next, Phase, PhaseName, Rotation, Step};
 use steadfast_rotation_protocol::trust_domain::{AnchorState, Outcome, PastRotation};
 
@@ -66,7 +66,9 @@ impl Course {
             phases: phase_times(rotation.started, &rotation.steps),
             phase: name(phase),
             phase_s: seconds(rotation.since, now),
-            waiting: wait.map(|wait| Waiting::of(wait, state, now)).unwrap_or_default(),
+            waiting: wait
+                .map(|wait| Waiting::of(wait, state, rotation.deadline, now))
+                .unwrap_or_default(),
             to_come: to_come(rotation),
         })
     }
@@ -78,6 +80,10 @@ impl Course {
         now: UnixTime,
     ) -> Option<Self> {
         let rotation = state.issuer_rotation.as_ref()?;
+        let deadline = match rotation.phase {
+            IssuerPhase::Draining(draining) => Some(draining.deadline),
+            IssuerPhase::Activated(_) | IssuerPhase::Denied(_) | IssuerPhase::Preparing(_) => None,
+        };
         Some(Self {
             kind: ISSUER,
             number: Some(rotation.number).filter(|number| *number > 0),
@@ -87,7 +93,7 @@ impl Course {
             phases: phase_times(rotation.started, &rotation.steps),
             phase: name(rotation.phase.name()),
             phase_s: seconds(rotation.since, now),
-            waiting: wait.map(|wait| Waiting::of(wait, state, now)).unwrap_or_default(),
+            waiting: wait.map(|wait| Waiting::of(wait, state, deadline, now)).unwrap_or_default(),
             to_come: issuer_to_come(rotation),
         })
     }

@@ -155,22 +155,29 @@ impl Followed {
             Self::Anchor(_) => Course::of_anchor(state, look.wait(state), now),
             Self::Issuer(_) => Course::of_issuer(state, look.issuer_wait(state, now).as_ref(), now),
         };
-        let stolen = state.anchors.iter().any(|anchor| anchor.taint.is_some());
-        let before = match (self, &course, look.wait(state)) {
-            (Self::Anchor(_), None, Some(wait)) if state.requested.is_some() || stolen => {
-                before_it_begins(&Waiting::of(wait, state, now))
-            }
-            _ => None,
+        let before = match self {
+            Self::Anchor(_) => before_it_begins(state, look, now).map(|(what, _)| what),
+            Self::Issuer(_) => None,
         };
         (course, look.trouble(state).or(before))
     }
 }
 
-fn before_it_begins(waiting: &Waiting) -> Option<String> {
+/// What a rotation of an anchor waits for that is ordered, or that a stolen key demands, and has not
+/// begun; and whether that lasts until somebody does something.
+pub(crate) fn before_it_begins(
+    state: &TrustDomainState,
+    look: &Look,
+    now: UnixTime,
+) -> Option<(String, bool)> {
+    let stolen = state.anchors.iter().any(|anchor| anchor.taint.is_some());
+    let awaited = state.rotation.is_none() && (state.requested.is_some() || stolen);
+    let wait = look.wait(state).filter(|_| awaited)?;
+    let waiting = Waiting::of(wait, state, None, now);
     let names = waiting.missing.iter().map(|m| format!("{}: {}", m.name, m.reason));
     let what =
         format!("before it begins: {} {}", waiting.guard, names.collect::<Vec<_>>().join("; "));
-    (!waiting.guard.is_empty()).then(|| what.trim_end().to_owned())
+    (!waiting.guard.is_empty()).then(|| (what.trim_end().to_owned(), waiting.stalled))
 }
 
 /// What is on the screen already; nothing ever, where a program reads.

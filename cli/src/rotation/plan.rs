@@ -10,9 +10,12 @@ use steadfast_process::duration;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Bounds, Demand, Round, tally};
 use steadfast_rotation_protocol::controller::Timings;
-use steadfast_rotation_protocol::trust_domain::{AnchorState, CanaryPlan, IssuerRecord, Selector};
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorState, CanaryPlan, IssuerRecord, Promise, Selector,
+};
 
 use crate::commands::anchor::given::Given;
+use crate::controller::asked_at;
 use crate::output::{Paint, wrap};
 use crate::rotation::waiting::{Absent, halted};
 
@@ -58,6 +61,8 @@ pub(crate) struct Plan {
     pub(crate) who: &'static str,
     /// Who does not answer as it must.
     pub(crate) missing: Vec<Absent>,
+    /// How long ago all of these were asked, in seconds; `None`: never.
+    pub(crate) asked_s_ago: Option<u64>,
     /// What becomes of those.
     pub(crate) fate: &'static str,
     /// Holders that cannot ack, and what they mean for it.
@@ -105,15 +110,16 @@ impl Plan {
             changes: changes(intent, state),
             asked: tally.as_ref().map(|tally| tally.settled.len() + tally.missing.len()),
             missing: tally.iter().flat_map(|t| &t.missing).map(|m| Absent::of(m, now)).collect(),
+            asked_s_ago: round.map(|round| now.since(asked_at(round)).as_secs()),
             who: match intent {
                 Intent::Issuer { deadline: None } => "replicas of identity",
                 _ => "proxies and processes",
             },
             fate: fate(intent),
-            cannot_ack: cannot_ack(intent, state),
+            cannot_ack: cannot_ack(intent, state, now),
             expected_s: expected(intent, state, timings).as_secs(),
-            slow_path_s: (!matches!(intent, Intent::Issuer { .. })).then_some(slow_path),
-            warnings: warnings(intent, state),
+            slow_path_s: matches!(intent, Intent::Rotate { .. }).then_some(slow_path),
+            warnings: warnings(intent, state, now),
             obstacles: obstacles(intent, state, now),
             undo: undo(intent),
         }
@@ -140,11 +146,14 @@ impl Plan {
         row(
             "asked",
             &match self.asked {
-                Some(asked) => format!(
-                    "{asked} {}; {} of them answer now",
-                    self.who,
-                    asked - self.missing.len()
-                ),
+                Some(asked) => {
+                    let answered = asked - self.missing.len();
+                    let when = match self.asked_s_ago {
+                        Some(ago) if ago > NOW_S => format!("answered {} ago", show(ago)),
+                        _ => "answer now".to_owned(),
+                    };
+                    format!("{asked} {}; {answered} of them {when}", self.who)
+                }
                 None => "unknown: nobody has been asked yet".to_owned(),
             },
         );
@@ -286,34 +295,74 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
     changes
 }
 
-fn cannot_ack(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
+/// Holders that cannot ack and hold nothing up for ever: what is done for them.
+fn cannot_ack(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<String> {
     if matches!(intent, Intent::Issuer { .. }) {
         // The bundle's anchors stay: nothing is to be read anew.
         return Vec::new();
     }
-    let consumers = state.consumers.iter().map(|consumer| match consumer.refresh {
-        Some(refresh) => format!(
-            "{} reads the bundle every {}: it is given {}",
-            consumer.name,
-            duration::show(refresh),
-            duration::show(refresh * REFRESHES)
-        ),
-        None => format!(
-            "{} reads the bundle once and for all: it holds the rotation up until it has been \
-             given the new one and is removed (`steadfast consumer remove {}`)",
-            consumer.name, consumer.name
-        ),
+    let consumers = state.consumers.iter().filter_map(|consumer| {
+        let (name, refresh) = (&consumer.name, consumer.refresh?);
+        let fate = match intent.urgent() {
+            true => "until it does, it trusts the stolen key".to_owned(),
+            false => format!("it is given {}", duration::show(refresh * REFRESHES)),
+        };
+        Some(format!("{name} reads the bundle every {}: {fate}", duration::show(refresh)))
     });
-    let promised = state.promised.iter().map(|promise| {
+    let outlived = promised(intent, state).filter(|promise| !is_cut_off(intent, promise, now));
+    let outlived = outlived.map(|promise| {
         format!("{} holds SVIDs until {}: they are outlived", promise.holder, promise.not_after)
     });
-    consumers.chain(promised).collect()
+    consumers.chain(outlived).collect()
+}
+
+/// What holders that cannot ack have under the anchor that goes.
+fn promised<'a>(
+    intent: &Intent,
+    state: &'a TrustDomainState,
+) -> impl Iterator<Item = &'a Promise> + use<'a> {
+    let goes = match intent {
+        Intent::Emergency { anchor, .. } => Some(*anchor),
+        Intent::Issuer { .. } | Intent::Replace { .. } => None,
+        Intent::Rotate { .. } => one(state, AnchorState::Active),
+    };
+    state.promised.iter().filter(move |promise| Some(promise.anchor_id) == goes)
+}
+
+/// Past an emergency's deadline nobody waits for an SVID to end.
+fn is_cut_off(intent: &Intent, promise: &Promise, now: UnixTime) -> bool {
+    matches!(intent, Intent::Emergency { deadline, .. } if promise.not_after > now + *deadline)
+}
+
+fn warnings(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<String> {
+    match intent {
+        Intent::Emergency { .. } => {
+            let fixed = fixed(state).map(|name| {
+                format!(
+                    "{name} has read the bundle once and for all, and nobody waits for it: it \
+                     trusts the stolen key until it is given the new bundle, and the next standby \
+                     waits until it is removed (`steadfast consumer remove {name}`)"
+                )
+            });
+            let cut_off = promised(intent, state).filter(|p| is_cut_off(intent, p, now));
+            let cut_off = cut_off.map(|Promise { holder, not_after, .. }| {
+                format!(
+                    "{holder} cannot ack, and holds SVIDs until {not_after}: they are refused from \
+                     the deadline on"
+                )
+            });
+            fixed.chain(cut_off).collect()
+        }
+        Intent::Issuer { deadline: Some(_) } => undeniable(state),
+        Intent::Issuer { deadline: None } | Intent::Replace { .. } | Intent::Rotate { .. } => {
+            Vec::new()
+        }
+    }
 }
 
 /// A consumer holds anchors and knows of no denied issuer. A bundle in a form that is SPIFFE's or PEM
 /// has no room for one.
-fn warnings(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
-    let Intent::Issuer { deadline: Some(_) } = intent else { return Vec::new() };
+fn undeniable(state: &TrustDomainState) -> Vec<String> {
     if state.consumers.is_empty() {
         return Vec::new();
     }
@@ -326,6 +375,12 @@ fn warnings(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
         names.join(", "),
         ends.unwrap_or_default()
     )]
+}
+
+/// The consumers that never read the bundle again by themselves.
+fn fixed(state: &TrustDomainState) -> impl Iterator<Item = &str> {
+    let fixed = state.consumers.iter().filter(|consumer| consumer.refresh.is_none());
+    fixed.map(|consumer| consumer.name.as_str())
 }
 
 /// The fences, the making of keys, and the window in which renewals are spread.
@@ -369,6 +424,14 @@ fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<St
     }
     if state.paused && !urgent {
         obstacles.push("rotations are paused: `steadfast anchor resume` first".to_owned());
+    }
+    if !urgent {
+        obstacles.extend(fixed(state).map(|name| {
+            format!(
+                "{name} reads the bundle once and for all: it holds the rotation up until it has \
+                 been given the new one and is removed (`steadfast consumer remove {name}`)"
+            )
+        }));
     }
     let next = match intent {
         Intent::Rotate { .. } => {
@@ -434,6 +497,8 @@ fn unsigned(anchor: KeyId) -> String {
 
 /// As many of its own periods is a holder given that cannot ack.
 const REFRESHES: u32 = 4;
+/// Answers that are no older are those of this moment.
+const NOW_S: u64 = 3;
 /// Making keys, loading issuers, asking everybody.
 const ROUNDS: Duration = Duration::from_secs(8);
 /// An anchor with less is no good choice.
@@ -448,6 +513,8 @@ mod tests {
     use super::*;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+    /// Of a query at that time.
+    const NONCE: u64 = NOW.as_millis() * 1000;
     const TIMINGS: Timings = Timings {
         lease: Duration::from_secs(15),
         skew: Duration::from_secs(60),
@@ -469,7 +536,7 @@ mod tests {
             name: "demo/web-0".to_owned(),
             proxy: ProxyStatus::Running,
         };
-        let round = Round { listed: vec![listed], ..Round::default() };
+        let round = Round { nonce: NONCE, listed: vec![listed], ..Round::default() };
         Plan::of(intent, state, TIMINGS, Some(&round), NOW)
     }
 
@@ -507,6 +574,53 @@ mod tests {
     }
 
     #[test]
+    fn an_emergency_says_which_holders_that_cannot_ack_are_cut_off() {
+        let mut state = state();
+        let active = state.active_anchor().unwrap().id;
+        for (name, refresh) in [("vault", Some(Duration::from_secs(300))), ("old", None)] {
+            state.add_consumer(Consumer { name: name.to_owned(), refresh });
+        }
+        for (holder, anchor_id, secs) in [
+            ("brief", active, 60),
+            ("linkerd", active, 3600),
+            ("of another", KeyId::of_spki(b"other"), 3600),
+        ] {
+            let not_after = NOW + Duration::from_secs(secs);
+            state.promised.push(Promise { anchor_id, holder: holder.to_owned(), not_after });
+        }
+        let emergency = Intent::Emergency { anchor: active, deadline: Duration::from_secs(600) };
+        let plan = Plan::of(&emergency, &state, TIMINGS, None, NOW);
+        assert!(!plan.is_clear());
+        let (text, warnings) = (flat(&plan), plan.warnings.join("\n"));
+        for words in
+            ["old has read the bundle once and for all, and nobody waits", "linkerd cannot"]
+        {
+            assert!(warnings.contains(words), "{words:?} is not in {warnings}");
+        }
+        for words in
+            ["brief holds SVIDs until", "vault reads the bundle every 5m00s: until it does"]
+        {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+        for words in ["of another", "holds the rotation up", "once the next anchor is active"] {
+            assert!(!text.contains(words), "{words:?} is in {text}");
+        }
+    }
+
+    #[test]
+    fn a_holder_that_never_reads_again_is_in_the_way_and_one_that_does_is_not() {
+        let mut state = state();
+        let rotate = Intent::Rotate { next: None, canary: None };
+        let clear =
+            |state: &TrustDomainState| Plan::of(&rotate, state, TIMINGS, None, NOW).is_clear();
+        let refresh = Some(Duration::from_secs(300));
+        state.add_consumer(Consumer { name: "vault".to_owned(), refresh });
+        assert!(clear(&state));
+        state.add_consumer(Consumer { name: "legacy".to_owned(), refresh: None });
+        assert!(!clear(&state), "it is waited for until somebody removes it");
+    }
+
+    #[test]
     fn what_is_in_the_way_is_named() {
         let mut state = state();
         state.pause(true);
@@ -532,7 +646,17 @@ mod tests {
             replica("identity 192.0.2.1:8080", true),
             replica("identity 192.0.2.2:8080", false),
         ];
-        Round { listed: vec![listed], replicas, ..Round::default() }
+        Round { nonce: NONCE, listed: vec![listed], replicas, ..Round::default() }
+    }
+
+    #[test]
+    fn answers_of_before_are_told_as_such() {
+        let intent = Intent::Issuer { deadline: None };
+        for (later, words) in [(2, "1 of them answer now"), (9, "1 of them answered 9s ago")] {
+            let now = NOW + Duration::from_secs(later);
+            let text = flat(&Plan::of(&intent, &state(), TIMINGS, Some(&round()), now));
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
     }
 
     fn flat(plan: &Plan) -> String {

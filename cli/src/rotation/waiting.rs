@@ -22,6 +22,8 @@ pub(crate) struct Waiting {
     pub(crate) missing: Vec<Absent>,
     /// How long the guard itself still needs, where that is known, in seconds.
     pub(crate) left_s: Option<u64>,
+    /// Whether it lasts until somebody does something.
+    pub(crate) stalled: bool,
 }
 
 /// Somebody who is waited for.
@@ -36,8 +38,18 @@ pub(crate) struct Absent {
 }
 
 impl Waiting {
-    /// What this wait is, at this time.
-    pub(crate) fn of(wait: &Wait, state: &TrustDomainState, now: UnixTime) -> Self {
+    /// What this wait is, at this time. At the deadline, if there is one, nobody is waited for.
+    pub(crate) fn of(
+        wait: &Wait,
+        state: &TrustDomainState,
+        deadline: Option<UnixTime>,
+        now: UnixTime,
+    ) -> Self {
+        let ends = deadline.is_some_and(|deadline| now < deadline);
+        Self { stalled: is_stalled(wait, &state.consumers, ends), ..Self::shown(wait, state, now) }
+    }
+
+    fn shown(wait: &Wait, state: &TrustDomainState, now: UnixTime) -> Self {
         let guard = |guard: String| Self { guard, ..Self::default() };
         match wait {
             Wait::Canary(standing) => Self::canary(standing, now),
@@ -139,9 +151,39 @@ impl Waiting {
                 .to_owned(),
             acked: Some((settled, settled + missing)),
             missing: tally.missing.iter().map(|missing| Absent::of(missing, now)).collect(),
-            left_s: None,
+            ..Self::default()
         }
     }
+}
+
+/// Whether this lasts until somebody does something. Whoever is connected answers in the end, and
+/// what is of time passes.
+fn is_stalled(wait: &Wait, consumers: &[Consumer], ends: bool) -> bool {
+    let is_fixed = |name: &String| {
+        consumers.iter().any(|consumer| consumer.name == *name && consumer.refresh.is_none())
+    };
+    match wait {
+        Wait::Canary(standing) => standing.canaries == 0 || !standing.failures.is_empty(),
+        Wait::Census(tally) => !ends && tally.missing.iter().any(|m| is_away(&m.reason)),
+        Wait::Clock { .. } | Wait::Halted(_) | Wait::Paused | Wait::Signature { .. } => true,
+        Wait::Consumers(names) => !ends && names.iter().any(is_fixed),
+        Wait::Fence { .. }
+        | Wait::Issuer(_)
+        | Wait::Key
+        | Wait::Mirrors
+        | Wait::Nothing
+        | Wait::Promised { .. }
+        | Wait::Round
+        | Wait::Until(_) => false,
+    }
+}
+
+/// Nobody hears of it, or its node is to be mended.
+const fn is_away(reason: &Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ClockOff { .. } | Reason::NotConnected { .. } | Reason::Vanished { .. }
+    )
 }
 
 impl Absent {

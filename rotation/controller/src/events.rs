@@ -178,14 +178,15 @@ impl fmt::Display for Event {
                 write!(f, "the key of anchor {} is, or may be, in other hands", id.short())
             }
             Self::CutOff(exemption) => {
-                write!(f, "pod {} is cut off: {}", exemption.instance.pod_uid, exemption.reason)
+                write!(f, "{} is cut off: it {}", exemption.shown_name(), exemption.reason)
             }
             Self::IssuerActivated(id) => write!(f, "issuer {} signs from now on", id.short()),
-            Self::ExemptionBegun(Exemption { instance, reason, by, .. }) => {
-                write!(f, "nobody waits for pod {} any more, by {by}: {reason}", instance.pod_uid)
+            Self::ExemptionBegun(exemption) => {
+                let (name, Exemption { reason, by, .. }) = (exemption.shown_name(), exemption);
+                write!(f, "nobody waits for {name} any more, by {by}: {reason}")
             }
             Self::ExemptionEnded(exemption) => {
-                write!(f, "pod {} counts again", exemption.instance.pod_uid)
+                write!(f, "{} counts again", exemption.shown_name())
             }
             Self::Halted(Halt::Restored { seen_seq }) => write!(
                 f,
@@ -254,12 +255,13 @@ mod tests {
         after.rotate_issuer("a person".to_owned(), None, UnixTime::default()).unwrap();
         after.pause(true);
         let instance = Instance { pod_uid: "u".to_owned(), started_at: UnixTime::default() };
-        after.exempt(instance, "away".to_owned(), "a person".to_owned());
+        let [name, reason, by] = ["demo/web-0", "away", "a person"].map(str::to_owned);
+        after.exempt(instance, name, reason, by);
         let told = names(&before, &after);
         assert_eq!(told, ["rotation_started", "exemption_begun", "paused"]);
         assert_eq!(names(&after, &before), ["exemption_ended", "resumed"]);
         let line = between(&before, &after)[1].to_string();
-        assert_eq!(line, "nobody waits for pod u any more, by a person: away");
+        assert_eq!(line, "nobody waits for demo/web-0 any more, by a person: away");
     }
 
     #[test]

@@ -293,7 +293,8 @@ mod tests {
         members[1].issuers.push(IssuerUse { issuer: id(10), failed: failed.clone(), ..used(0, 0) });
         members.push(member("api/c", 10, IssuerUse { failed, ..used(0, 0) }));
         let mut state = state();
-        state.exempt(members[2].instance.clone(), String::new(), String::new());
+        let instance = members[2].instance.clone();
+        state.exempt(instance, String::new(), String::new(), String::new());
         let round = round(members);
         assert!(judge(&state, &canary(), &round, SINCE, SINCE + WINDOW).is_ok());
     }

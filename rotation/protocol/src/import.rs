@@ -10,7 +10,7 @@ use steadfast_api::KeyId;
 
 use crate::orders::OrderRefused;
 use crate::trust_domain::{
-    AnchorRecord, AnchorState, IssuerRecord, TrustDomainState, WantedIssuer,
+    AnchorRecord, AnchorState, Condemned, IssuerRecord, TrustDomainState, WantedIssuer,
 };
 
 /// Why an anchor or issuer is not taken: what is in the way, and what would help.
@@ -37,6 +37,12 @@ pub enum ImportRefused {
          a new key for the new anchor"
     )]
     OldKey(String),
+    /// It was forgotten a moment ago.
+    #[error(
+        "the key of the anchor {0} is being destroyed by steadfast-rotation, since the anchor was \
+         forgotten: try again when that is done"
+    )]
+    Condemned(String),
     /// It would be its own issuer.
     #[error(
         "the key of this anchor, {0}, is that of an issuer of this trust domain: an anchor has a \
@@ -103,6 +109,10 @@ impl TrustDomainState {
         }
         if self.issuer(id).is_some() || self.denies(id) {
             return Err(ImportRefused::IssuersKey(id.to_string()));
+        }
+        // Whoever destroys it would take the new one's key for the old one's.
+        if self.condemned.contains(&Condemned::Anchor(id)) {
+            return Err(ImportRefused::Condemned(id.to_string()));
         }
         if self.in_state(AnchorState::Generated).count() >= ANCHORS_WAITING_MAX {
             return Err(ImportRefused::TooMany);

@@ -124,10 +124,17 @@ impl TrustDomainState {
         Ok(())
     }
 
-    /// No census waits for this instance any more.
-    pub fn exempt(&mut self, instance: Instance, reason: String, by: String) {
-        self.exemptions.retain(|exemption| exemption.instance.pod_uid != instance.pod_uid);
-        self.exemptions.push(Exemption { instance, reason, by, relied_on: false });
+    /// No census waits for this instance any more. One that a phase was left without stays that,
+    /// however often it is exempted: only another start of its pod has left nothing behind.
+    pub fn exempt(&mut self, instance: Instance, name: String, reason: String, by: String) {
+        let known = self.exemptions.iter().position(|e| e.instance.pod_uid == instance.pod_uid);
+        let known = known.map(|known| self.exemptions.remove(known));
+        let relied_on = known.is_some_and(|known| {
+            let unheard = known.instance.started_at == UnixTime::default();
+            let anew = !unheard && instance.started_at > known.instance.started_at;
+            known.relied_on && !anew
+        });
+        self.exemptions.push(Exemption { instance, name, reason, by, relied_on });
     }
 
     /// Every census waits for it again.
@@ -138,7 +145,7 @@ impl TrustDomainState {
         let found = self.exemptions.iter().position(|e| e.instance.pod_uid == pod_uid);
         let found = found.ok_or_else(|| OrderRefused::NotExempt(pod_uid.to_owned()))?;
         if self.exemptions[found].relied_on {
-            return Err(OrderRefused::ReliedOn(pod_uid.to_owned()));
+            return Err(OrderRefused::ReliedOn(self.exemptions[found].shown_name().to_owned()));
         }
         self.exemptions.remove(found);
         Ok(())

@@ -200,6 +200,9 @@ pub enum Selector {
 pub struct Exemption {
     /// Which start of which pod.
     pub instance: Instance,
+    /// The pod's name, or the replica's; empty where it was exempted by a version that kept none.
+    #[serde(default)]
+    pub name: String,
     /// Why.
     pub reason: String,
     /// Who said so.
@@ -338,6 +341,11 @@ impl Outcome {
 }
 
 impl Exemption {
+    /// By what people know it.
+    pub fn shown_name(&self) -> &str {
+        if self.name.is_empty() { &self.instance.pod_uid } else { &self.name }
+    }
+
     /// Whether it is of somebody who had not answered at the deadline of an emergency.
     pub fn is_cut_off(&self) -> bool {
         self.by == DEADLINE

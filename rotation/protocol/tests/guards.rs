@@ -13,6 +13,7 @@ use steadfast_rotation_protocol::census::{
 use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Signed, Timings, Wait,
 };
+use steadfast_rotation_protocol::orders::OrderRefused;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::schedule::{Schedule, Window};
 use steadfast_rotation_protocol::trust_domain::{
@@ -324,7 +325,8 @@ fn what_a_holder_was_promised_holds_the_drain_up_until_it_ends() {
 fn an_exemption_of_somebody_unheard_is_of_the_first_start_that_is_heard_of() {
     let mut mesh = Mesh::in_phase(PhaseName::Staged);
     let unheard = Instance { pod_uid: "pod".to_owned(), started_at: UnixTime::default() };
-    mesh.state.exempt(unheard, "it is asleep".to_owned(), "a person".to_owned());
+    let [name, reason, by] = ["demo/web-0", "it is asleep", "a person"].map(str::to_owned);
+    mesh.state.exempt(unheard, name, reason, by);
     // It is heard of, and does not hold what is published: it stays exempt, by its start.
     mesh.bend = |member| ack(member).seq = 1;
     for _ in 0..20 {
@@ -341,6 +343,31 @@ fn an_exemption_of_somebody_unheard_is_of_the_first_start_that_is_heard_of() {
         mesh.look();
     }
     assert_eq!(mesh.state.exemptions, []);
+}
+
+#[test]
+fn whom_a_phase_was_left_without_is_waited_for_again_by_no_order() {
+    let mut mesh = Mesh::in_phase(PhaseName::Staged);
+    let started = |started_at| Instance { pod_uid: "pod".to_owned(), started_at };
+    let exempt = |mesh: &mut Mesh, instance| {
+        let [name, reason, by] = ["demo/web-0", "it is asleep", "a person"].map(str::to_owned);
+        mesh.state.exempt(instance, name, reason, by);
+    };
+    exempt(&mut mesh, started(BEGUN));
+    mesh.bend = |member| ack(member).seq = 1;
+    for _ in 0..40 {
+        mesh.look();
+    }
+    assert_ne!(mesh.phase(), Some(PhaseName::Staged));
+    // Said again, also of a start that nobody can name now.
+    for instance in [started(BEGUN), started(UnixTime::default()), started(BEGUN)] {
+        exempt(&mut mesh, instance);
+        let refused = mesh.state.unexempt("pod").unwrap_err();
+        assert_eq!(refused, OrderRefused::ReliedOn("demo/web-0".to_owned()));
+    }
+    // Of the next start, nothing was relied on.
+    exempt(&mut mesh, started(BEGUN + HOUR));
+    mesh.state.unexempt("pod").unwrap();
 }
 
 #[test]

@@ -53,15 +53,15 @@ pub(super) struct UnexemptArgs {
 pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
     let (controller, _) = Controller::find(&args.mesh.dir.dir, &args.mesh.controller).await?;
     let round = controller.round().await?.ok_or(AnchorError::Unasked)?;
-    let instance = instance(&args.workload, &round)?;
+    let (instance, name) = find(&args.workload, &round)?;
     let question = format!(
         "Rotations go on without {}: until it answers again, others may refuse it. Exempt it?",
         args.workload
     );
     confirm(&question, &args.order, args.mesh.output)?;
-    let (reason, by) = (format!("{}: {}", args.workload, args.reason), args.order.by.clone());
+    let (reason, by) = (&args.reason, &args.order.by);
     change(&args.mesh, |state| {
-        state.exempt(instance.clone(), reason.clone(), by.clone());
+        state.exempt(instance.clone(), name.clone(), reason.clone(), by.clone());
         Ok(())
     })
     .await?;
@@ -72,20 +72,23 @@ pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
     said(args.mesh.output, &format!("{} is exempt until {until}", args.workload))
 }
 
-/// The newest instance of a pod that anybody knows; one that nobody has heard of is exempted as
-/// such, until it starts. A replica of identity is counted by its name.
-fn instance(name: &str, round: &Round) -> Result<Instance, AnchorError> {
+/// The newest instance of a pod that anybody knows, and its name; one that nobody has heard of is
+/// exempted as such, until it starts. A replica of identity is counted by its name.
+fn find(text: &str, round: &Round) -> Result<(Instance, String), AnchorError> {
     let members = round.replicas.iter().flat_map(|replica| &replica.members);
-    let known = members.filter(|m| m.name == name || m.instance.pod_uid == name);
-    let newest = known.map(|member| member.instance.clone()).max_by_key(|i| i.started_at);
-    let vanished = round.vanished.iter().find(|gone| gone.name == name);
-    let listed = round.listed.iter().find(|listed| listed.name == name);
-    let replica = round.replicas.iter().find(|replica| replica.name == name);
+    let known = members.filter(|m| m.name == text || m.instance.pod_uid == text);
+    let newest = known.max_by_key(|member| member.instance.started_at);
+    let newest = newest.map(|member| (member.instance.clone(), member.name.clone()));
+    let vanished = round.vanished.iter().find(|gone| gone.name == text);
+    let listed = round.listed.iter().find(|listed| listed.name == text);
+    let replica = round.replicas.iter().find(|replica| replica.name == text);
     let unheard = listed.map(|l| &l.pod_uid).or_else(|| replica.map(|r| &r.name));
-    let unheard =
-        unheard.map(|uid| Instance { pod_uid: uid.clone(), started_at: UnixTime::default() });
-    let found = newest.or_else(|| vanished.map(|gone| gone.instance.clone())).or(unheard);
-    found.ok_or_else(|| unknown(name, round))
+    let unheard = unheard.map(|uid| {
+        let instance = Instance { pod_uid: uid.clone(), started_at: UnixTime::default() };
+        (instance, text.to_owned())
+    });
+    let vanished = vanished.map(|gone| (gone.instance.clone(), gone.name.clone()));
+    newest.or(vanished).or(unheard).ok_or_else(|| unknown(text, round))
 }
 
 /// Nobody of this name is asked: who is, with those first that do not answer.
@@ -120,18 +123,19 @@ fn unknown(name: &str, round: &Round) -> AnchorError {
 
 pub(super) async fn unexempt(args: UnexemptArgs) -> Result<(), Problem> {
     let state = trust_domain::read(&args.mesh.dir.dir).await?;
-    // The reason begins with the name that it was exempted by.
-    let is_it = |exemption: &&Exemption| {
-        exemption.instance.pod_uid == args.workload
-            || exemption.reason.split_once(": ").is_some_and(|(name, _)| name == args.workload)
-    };
-    let Some(exemption) = state.exemptions.iter().find(is_it) else {
-        let exempt = state.exemptions.iter().map(|e| e.reason.clone()).collect();
-        let workload = args.workload;
-        return Err(AnchorError::NotExempt { workload, exempt }.into());
-    };
+    let exemption = exempted(&args.workload, &state.exemptions)?;
     change(&args.mesh, |state| state.unexempt(&exemption.instance.pod_uid)).await?;
     said(args.mesh.output, &format!("{} is waited for again", args.workload))
+}
+
+/// The exemption of this pod, of several of one name first one that can still be taken back.
+fn exempted<'a>(text: &str, exemptions: &'a [Exemption]) -> Result<&'a Exemption, AnchorError> {
+    let is_it = |e: &&Exemption| e.instance.pod_uid == text || e.name == text;
+    let found = exemptions.iter().filter(is_it).min_by_key(|exemption| exemption.relied_on);
+    found.ok_or_else(|| {
+        let exempt = exemptions.iter().map(|exemption| exemption.shown_name().to_owned());
+        AnchorError::NotExempt { workload: text.to_owned(), exempt: exempt.collect() }
+    })
 }
 
 /// More names than this do not help in an error.
@@ -185,7 +189,8 @@ mod tests {
 
     #[test]
     fn a_replica_of_identity_is_exempted_by_the_name_that_is_shown() {
-        let found = instance("identity 192.0.2.2:8080", &round()).unwrap();
+        let (found, name) = find("identity 192.0.2.2:8080", &round()).unwrap();
+        assert_eq!(name, "identity 192.0.2.2:8080");
         // What a census asks for: see `tally`.
         let counted = Instance {
             pod_uid: "identity 192.0.2.2:8080".to_owned(),
@@ -196,14 +201,36 @@ mod tests {
 
     #[test]
     fn a_pod_is_exempted_as_the_start_that_was_heard_of_or_as_unheard() {
-        let started = |name| instance(name, &round()).unwrap().started_at;
-        assert_eq!(started("demo/api-0"), UnixTime::from_secs(7));
-        assert_eq!(started("demo/web-0"), UnixTime::default());
+        for (text, name, started_at) in [
+            ("demo/api-0", "demo/api-0", UnixTime::from_secs(7)),
+            ("uid of demo/api-0", "demo/api-0", UnixTime::from_secs(7)),
+            ("demo/web-0", "demo/web-0", UnixTime::default()),
+        ] {
+            let (found, known_as) = find(text, &round()).unwrap();
+            assert_eq!((found.started_at, known_as.as_str()), (started_at, name));
+        }
+    }
+
+    #[test]
+    fn whoever_was_cut_off_is_found_by_name_and_by_uid() {
+        let exemption = |uid: &str, relied_on| Exemption {
+            instance: Instance { pod_uid: uid.to_owned(), started_at: UnixTime::from_secs(7) },
+            name: "demo/web-0".to_owned(),
+            reason: "had not answered at the deadline".to_owned(),
+            by: "deadline".to_owned(),
+            relied_on,
+        };
+        let exempt = [exemption("old", true), exemption("new", false)];
+        for (text, uid) in [("demo/web-0", "new"), ("old", "old")] {
+            assert_eq!(exempted(text, &exempt).unwrap().instance.pod_uid, uid);
+        }
+        let error = exempted("demo/api-0", &exempt[..1]).unwrap_err().to_string();
+        assert!(error.ends_with("exempt are: demo/web-0"), "{error}");
     }
 
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest_and_with_who_is_missing() {
-        let error = instance("identity 192.0.2.3:8080", &round()).unwrap_err().to_string();
+        let error = find("identity 192.0.2.3:8080", &round()).unwrap_err().to_string();
         for words in
             ["did you mean \"identity 192.0.2.", "\"demo/web-0\", \"identity 192.0.2.2:8080\""]
         {

@@ -7,12 +7,13 @@ use serde::Serialize;
 use steadfast_api::UnixTime;
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::trust_domain::{Exemption, Outcome, PastRotation, Request};
 
 use crate::output::{Format, Paint};
 use crate::problem::Problem;
 use crate::rotation::course::{Course, ending};
-use crate::rotation::follow::{Followed, Show, follow};
+use crate::rotation::follow::{Followed, Show, before_it_begins, follow};
 use crate::rotation::look::Look;
 use crate::rotation::ordered::Ordered;
 use crate::trust_domain;
@@ -27,8 +28,10 @@ Examples:
   steadfast anchor status --watch             the same until it is over
   steadfast anchor status --watch -o json     a line of JSON whenever something has changed
 
-Exit code 1 if something is in the way that does not pass by itself, and if the rotation that was
-watched was undone.")]
+Exit code 1 if something is in the way that does not pass by itself: trouble of steadfast-rotation,
+a pause while a rotation waits, somebody who is not connected or has vanished (but for an emergency,
+which has a deadline), a clock that is off, a consumer that reads once and for all, an issuer that
+an external CA has not signed, canaries that fail. And if the rotation that was watched was undone.")]
 pub(super) struct StatusArgs {
     #[command(flatten)]
     mesh: MeshArgs,
@@ -47,6 +50,9 @@ struct StatusView {
     exemptions: Vec<Exemption>,
     last: Option<PastRotation>,
     trouble: Option<String>,
+    /// Something is in the way that does not pass by itself.
+    #[serde(skip)]
+    stalled: bool,
 }
 
 pub(super) async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
@@ -72,7 +78,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
         true => Lines { output: mesh.output, last: String::new() }.tell(&view)?,
         false => mesh.output.print(&view, |view| view.text(Paint::stdout()))?,
     }
-    Ok(if view.trouble.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if view.stalled { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// For a program that watches: a line for each change. That time goes by is none.
@@ -110,11 +116,22 @@ impl Show for Lines {
 
 impl StatusView {
     fn of(state: &TrustDomainState, look: &Look, now: UnixTime) -> Self {
-        let issuer_wait = look.issuer_wait(state, now);
+        let (wait, issuer_wait) = (look.wait(state), look.issuer_wait(state, now));
+        let rotation = Course::of_anchor(state, wait, now);
+        let issuer_rotation = Course::of_issuer(state, issuer_wait.as_ref(), now);
+        let before = before_it_begins(state, look, now);
+        let before = before.and_then(|(what, stalled)| stalled.then_some(what));
+        let trouble = look.trouble(state).or(before);
+        // One that the schedule wants is neither under way nor ordered.
+        let waits = rotation.is_some() || state.requested.is_some() || wait == Some(&Wait::Paused);
+        let mut courses = rotation.iter().chain(&issuer_rotation);
         Self {
-            rotation: Course::of_anchor(state, look.wait(state), now),
-            issuer_rotation: Course::of_issuer(state, issuer_wait.as_ref(), now),
-            trouble: look.trouble(state),
+            stalled: trouble.is_some()
+                || state.paused && waits
+                || courses.any(|course| course.waiting.stalled),
+            rotation,
+            issuer_rotation,
+            trouble,
             requested: state.requested.clone(),
             paused: state.paused,
             exemptions: state.exemptions.clone(),
@@ -146,13 +163,99 @@ impl StatusView {
             lines.push("paused by a person: `steadfast anchor resume` goes on".to_owned());
         }
         for exemption in &self.exemptions {
-            let Exemption { instance, reason, by, .. } = exemption;
-            // A replica of identity is no pod of the census: its name stands for it.
-            let uid = &instance.pod_uid;
-            let kind = if reason.starts_with(uid) { "" } else { "pod " };
-            lines.push(format!("exempt: {kind}{uid} ({reason}; by {by})"));
+            let (name, Exemption { reason, by, .. }) = (exemption.shown_name(), exemption);
+            lines.push(format!("exempt: {name} ({reason}; by {by})"));
         }
         lines.extend(self.trouble.iter().map(|trouble| format!("{} {trouble}", paint.red("!"))));
         lines.join("\n") + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use steadfast_api::KeyId;
+    use steadfast_rotation_protocol::Instance;
+    use steadfast_rotation_protocol::canary::CanaryStanding;
+    use steadfast_rotation_protocol::census::{Missing, Reason, Tally};
+    use steadfast_rotation_protocol::controller::Standing;
+    use steadfast_rotation_protocol::trust_domain::Consumer;
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    fn founded() -> TrustDomainState {
+        let domain = "cluster.local".parse().unwrap();
+        steadfast_identity::authority::found(&domain, NOW).unwrap().state
+    }
+
+    /// A rotation is ordered, and two hold the bundle that cannot ack.
+    fn ordered() -> TrustDomainState {
+        let mut state = founded();
+        let by = "ann".to_owned();
+        let request = Request { by, at: NOW, anchor: None, canary: None, replaces: None };
+        state.request(request).unwrap();
+        for (name, refresh) in [("legacy", None), ("vault", Some(Duration::from_secs(300)))] {
+            state.add_consumer(Consumer { name: name.to_owned(), refresh });
+        }
+        state
+    }
+
+    fn view(state: &TrustDomainState, wait: Wait) -> StatusView {
+        let (state_seen, waiting) = (Some(state.clone()), Some(wait));
+        let standing = Standing { state: state_seen, waiting, ..Standing::default() };
+        StatusView::of(state, &Look::for_test(standing), NOW)
+    }
+
+    fn misses(reason: Reason) -> Wait {
+        let instance = Instance { pod_uid: "u".to_owned(), started_at: NOW };
+        let missing = vec![Missing { name: "demo/web-0".to_owned(), instance, reason }];
+        Wait::Census(Tally { missing, ..Tally::default() })
+    }
+
+    #[test]
+    fn what_lasts_until_somebody_does_something_is_stalled_and_named() {
+        let state = ordered();
+        for (wait, words) in [
+            (misses(Reason::NotConnected { since: None }), "demo/web-0: has never connected"),
+            (misses(Reason::Vanished { until: NOW }), "vanished without a word"),
+            (misses(Reason::ClockOff { offset_ms: 90_000 }), "mend the clock"),
+            (Wait::Consumers(vec!["legacy".to_owned()]), "consumer remove legacy"),
+            (Wait::Signature { anchor: KeyId::of_spki(b"a") }, "steadfast issuer request"),
+            (Wait::Canary(CanaryStanding::default()), "selects no workload"),
+            (Wait::Clock { offset_ms: 90_000 }, "the clock of steadfast-rotation"),
+        ] {
+            let view = view(&state, wait);
+            assert!(view.stalled, "{words}");
+            let text = view.text(Paint::plain());
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_not_stalled() {
+        let state = ordered();
+        for wait in [
+            misses(Reason::Unanswered),
+            Wait::Consumers(vec!["vault".to_owned()]),
+            Wait::Fence { left: Duration::from_secs(3) },
+            Wait::Nothing,
+        ] {
+            let view = view(&state, wait.clone());
+            assert!(!view.stalled && view.trouble.is_none(), "{wait:?}: {:?}", view.trouble);
+        }
+    }
+
+    #[test]
+    fn a_pause_stalls_what_waits_and_nothing_else() {
+        let mut state = founded();
+        state.pause(true);
+        assert!(!view(&state, Wait::Nothing).stalled);
+        assert!(view(&state, Wait::Paused).stalled, "the schedule wants one");
+        let mut state = ordered();
+        state.pause(true);
+        assert!(view(&state, Wait::Paused).stalled);
     }
 }

@@ -80,7 +80,8 @@ impl Controller {
                     state.exemptions.retain(|exemption| exemption.instance.pod_uid != *pod);
                     state.exemptions.push(Exemption {
                         instance: missing.instance,
-                        reason: format!("{} had not answered at the deadline", missing.name),
+                        name: missing.name,
+                        reason: "had not answered at the deadline".to_owned(),
                         by: DEADLINE.to_owned(),
                         relied_on: true,
                     });

@@ -6,7 +6,7 @@ use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::import::{ANCHORS_WAITING_MAX, ImportRefused};
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, EXTERNAL, IssuerRecord, Request, WantedIssuer,
+    AnchorRecord, AnchorState, Condemned, EXTERNAL, IssuerRecord, Request, WantedIssuer,
 };
 
 use crate::scenarios::Told;
@@ -178,6 +178,9 @@ fn what_is_there_or_was_withdrawn_is_refused_by_name() {
     state.tombstones.push(key(77));
     let error = import(&mut state, AnchorRecord { id: key(77), ..there.clone() });
     assert!(matches!(error, ImportRefused::Tombstoned(_)), "{error}");
+    state.condemned.push(Condemned::Anchor(key(78)));
+    let error = import(&mut state, AnchorRecord { id: key(78), ..there.clone() });
+    assert!(matches!(error, ImportRefused::Condemned(_)), "{error}");
     let issuer = state.active_issuer;
     let error = import(&mut state, AnchorRecord { id: issuer, ..there.clone() });
     assert!(matches!(error, ImportRefused::IssuersKey(_)), "{error}");

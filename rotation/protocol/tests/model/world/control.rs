@@ -221,7 +221,7 @@ impl World {
                     .position(|node| node.proxy.as_ref().is_some_and(|proxy| !proxy.connected))?;
                 let started_at = started(self.nodes[missing].proxy.as_ref()?.started);
                 let instance = Instance { pod_uid: uid(missing), started_at };
-                state.exempt(instance, String::new(), String::new());
+                state.exempt(instance, String::new(), String::new(), String::new());
                 Ok(())
             }
             Order::Rotate => state.request(request(None)),
