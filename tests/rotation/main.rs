@@ -5,6 +5,7 @@
 mod aborted;
 mod anchors;
 mod commands;
+mod controllers;
 mod emptied;
 mod expired;
 mod frozen;

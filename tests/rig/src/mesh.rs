@@ -327,6 +327,14 @@ impl Mesh {
         (serde_json::from_slice(&entry.value).expect("its state"), entry.revision)
     }
 
+    /// A second controller beside the first, and where its admin port is.
+    pub fn another_controller(&self) -> (Process, SocketAddr) {
+        let first = self.rotation.as_ref().expect("a controller");
+        let admin = SocketAddr::from((self.config.ip, free_port()));
+        let from = self.rotation_admin.to_string();
+        (first.twin("steadfast-rotation-2", &from, &admin.to_string()), admin)
+    }
+
     /// Changes the state of the trust domain, as its controller would: by compare-and-swap.
     /// Returns what was written.
     pub async fn change_trust(

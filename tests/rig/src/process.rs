@@ -51,6 +51,15 @@ impl Process {
         self.child = spawn(&self.command, &self.env, &self.log);
     }
 
+    /// Another one beside it, with the same command but for this argument, which was `from`.
+    pub fn twin(&self, name: &str, from: &str, to: &str) -> Self {
+        let other = |word: &String| if word == from { to.to_owned() } else { word.clone() };
+        let command: Vec<_> = self.command.iter().map(other).collect();
+        let log = self.log.with_file_name(format!("{name}.log"));
+        let child = spawn(&command, &self.env, &log);
+        Self { name: name.to_owned(), child, log, command, env: self.env.clone() }
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         // It may have ended by itself: both then fail, and it is gone.
