@@ -506,7 +506,9 @@ impl World {
         let unnamed = self.workloads.iter().enumerate().find(|(index, who)| {
             let seq = who.trust.map(|class| self.trusts.of(class).sequence());
             let asked = who.running && who.began < rotation.since && seq != Some(state.seq);
-            asked && !self.is_exempt(*index) && !named.contains(who.uid.as_str())
+            // Whose pod is gone is waited for as long as its SVID can live.
+            let over = who.lost && who.svid.is_none_or(|svid| svid.not_after <= self.now);
+            asked && !over && !self.is_exempt(*index) && !named.contains(who.uid.as_str())
         });
         let unnamed = unnamed.map(|(_, who)| who.uid.clone());
         self.check("L2", unnamed.is_none(), |_| {

@@ -106,7 +106,12 @@ impl World {
     /// As `steadfast trust recover` does, by what the controller has found out.
     fn recover(&mut self) {
         let Some(entry) = self.store.get(FINDINGS_KEY) else { return };
-        let Ok(found) = serde_json::from_slice::<Findings>(&entry.value) else { return };
+        let Ok(mut found) = serde_json::from_slice::<Findings>(&entry.value) else { return };
+        // Ids are drawn by the machine and not by the seed.
+        found.anchors.sort_by_key(|held| {
+            let name = self.name(held.id);
+            (name.len(), name)
+        });
         self.faults.restored_at = None;
         self.order("recover", |state, now| {
             state.recover(&found, "operator".to_owned(), now);
