@@ -193,6 +193,9 @@ async fn a_display_outlives_a_restart_of_the_store_and_says_that_all_is_halted()
     let text = shown.text();
     assert_eq!(text.matches("no store answers").count(), 1, "{text}");
     assert!(text.contains("rotation 1 (anchor) is done"), "{text}");
+    // It has closed connections, and nobody is taken for one that is away because of that.
+    let planned = steadfast(&mesh, &["anchor", "rotate", "--dry-run"]).await;
+    assert!(!planned.stdout.contains("has never connected"), "{}", planned.text());
 
     // In a store that was put back nothing moves, and an emergency says what must come first.
     mesh.store.kill();

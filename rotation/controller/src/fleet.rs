@@ -65,7 +65,17 @@ impl Network {
         let Connected { client, members, told } = connected;
         // Most of them have answered by then: a report for nothing is work.
         let answers = ANSWER.saturating_mul(*members).min(ANSWERS_MAX);
-        let asked = self.try_ask(at, client, nonce, &name, answers);
+        let asked = async {
+            // That identity has closed a connection shows only when it is used: whoever has been
+            // idle for long enough would take a replica that is well for one that is away.
+            if client.is_some()
+                && let Ok(replica) = self.try_ask(at, client, nonce, &name, answers).await
+            {
+                return Ok(replica);
+            }
+            *client = None;
+            self.try_ask(at, client, nonce, &name, answers).await
+        };
         match tokio::time::timeout(ASK_TIMEOUT, asked).await.unwrap_or(Err(AskError::Silent)) {
             Ok(replica) => {
                 *members = u32::try_from(replica.members.len()).unwrap_or(u32::MAX);

@@ -2,7 +2,7 @@
 
 use steadfast_api::UnixTime;
 use steadfast_rotation_protocol::Instance;
-use steadfast_rotation_protocol::census::Round;
+use steadfast_rotation_protocol::census::{Member, ProxyStatus, Round};
 use steadfast_rotation_protocol::trust_domain::Exemption;
 
 use crate::confirm::{OrderArgs, confirm};
@@ -65,30 +65,43 @@ pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
         Ok(())
     })
     .await?;
-    let until = match instance.pod_uid == args.workload {
+    let until = match round.replicas.iter().any(|replica| replica.name == instance.pod_uid) {
         true => "it serves what is published",
         false => "it answers or starts anew",
     };
     said(args.mesh.output, &format!("{} is exempt until {until}", args.workload))
 }
 
-/// The newest instance of a pod that anybody knows, and its name; one that nobody has heard of is
-/// exempted as such, until it starts. A replica of identity is counted by its name.
+/// Whom a person means by a name or a UID: of several pods of one name first one that does not answer,
+/// then the newest start. One that nobody has heard of is exempted as such, until it starts. A
+/// replica of identity is counted by its name.
 fn find(text: &str, round: &Round) -> Result<(Instance, String), AnchorError> {
+    let is_meant = |uid: &str, name: &str| uid == text || name == text;
     let members = round.replicas.iter().flat_map(|replica| &replica.members);
-    let known = members.filter(|m| m.name == text || m.instance.pod_uid == text);
-    let newest = known.max_by_key(|member| member.instance.started_at);
-    let newest = newest.map(|member| (member.instance.clone(), member.name.clone()));
-    let vanished = round.vanished.iter().find(|gone| gone.name == text);
-    let listed = round.listed.iter().find(|listed| listed.name == text);
-    let replica = round.replicas.iter().find(|replica| replica.name == text);
-    let unheard = listed.map(|l| &l.pod_uid).or_else(|| replica.map(|r| &r.name));
-    let unheard = unheard.map(|uid| {
-        let instance = Instance { pod_uid: uid.clone(), started_at: UnixTime::default() };
-        (instance, text.to_owned())
+    let members = members.filter(|member| is_meant(&member.instance.pod_uid, &member.name));
+    let members: Vec<_> = members.collect();
+    let answers = |uid: &str| {
+        let answers = |m: &&Member| m.open && m.answered >= round.nonce;
+        members.iter().copied().filter(answers).any(|m| m.instance.pod_uid == uid)
+    };
+    let known = members.iter().map(|member| (&member.instance, &member.name));
+    let vanished = round.vanished.iter().map(|gone| (&gone.instance, &gone.name));
+    let heard = known.chain(vanished).map(|(instance, name)| (instance.clone(), name));
+    let listed = round.listed.iter().filter(|listed| {
+        let is_known = members.iter().any(|member| member.instance.pod_uid == listed.pod_uid);
+        listed.proxy != ProxyStatus::Ended && !is_known
     });
-    let vanished = vanished.map(|gone| (gone.instance.clone(), gone.name.clone()));
-    newest.or(vanished).or(unheard).ok_or_else(|| unknown(text, round))
+    let listed = listed.map(|listed| (unheard(&listed.pod_uid), &listed.name));
+    let replicas = round.replicas.iter().map(|replica| (unheard(&replica.name), &replica.name));
+    let all = heard.chain(listed).chain(replicas);
+    let meant = all.filter(|(instance, name)| is_meant(&instance.pod_uid, name));
+    let meant =
+        meant.max_by_key(|(instance, _)| (!answers(&instance.pod_uid), instance.started_at));
+    meant.map(|(instance, name)| (instance, name.clone())).ok_or_else(|| unknown(text, round))
+}
+
+fn unheard(uid: &str) -> Instance {
+    Instance { pod_uid: uid.to_owned(), started_at: UnixTime::default() }
 }
 
 /// Nobody of this name is asked: who is, with those first that do not answer.
@@ -143,7 +156,7 @@ const NAMED_MAX: usize = 10;
 
 #[cfg(test)]
 mod tests {
-    use steadfast_rotation_protocol::census::{Listed, Member, ProxyStatus, Replica};
+    use steadfast_rotation_protocol::census::{Listed, Replica};
 
     use super::*;
 
@@ -209,6 +222,18 @@ mod tests {
             let (found, known_as) = find(text, &round()).unwrap();
             assert_eq!((found.started_at, known_as.as_str()), (started_at, name));
         }
+    }
+
+    #[test]
+    fn of_two_pods_of_one_name_the_one_that_is_missed_is_meant() {
+        let mut round = round();
+        let pod_uid = "another uid".to_owned();
+        let name = "demo/api-0".to_owned();
+        round.listed.push(Listed { pod_uid, name, proxy: ProxyStatus::Running });
+        let (found, _) = find("demo/api-0", &round).unwrap();
+        assert_eq!(found, unheard("another uid"));
+        let (found, _) = find("uid of demo/api-0", &round).unwrap();
+        assert_eq!(found.started_at, UnixTime::from_secs(7));
     }
 
     #[test]

@@ -119,7 +119,8 @@ impl StatusView {
         let (wait, issuer_wait) = (look.wait(state), look.issuer_wait(state, now));
         let rotation = Course::of_anchor(state, wait, now);
         let issuer_rotation = Course::of_issuer(state, issuer_wait.as_ref(), now);
-        let before = before_it_begins(state, look, now);
+        // A pause has a line of its own.
+        let before = before_it_begins(state, look, now).filter(|_| !state.paused);
         let before = before.and_then(|(what, stalled)| stalled.then_some(what));
         let trouble = look.trouble(state).or(before);
         // One that the schedule wants is neither under way nor ordered.
@@ -256,6 +257,8 @@ mod tests {
         assert!(view(&state, Wait::Paused).stalled, "the schedule wants one");
         let mut state = ordered();
         state.pause(true);
-        assert!(view(&state, Wait::Paused).stalled);
+        let view = view(&state, Wait::Paused);
+        assert!(view.stalled);
+        assert_eq!(view.text(Paint::plain()).matches("paused by a person").count(), 1);
     }
 }
