@@ -16,7 +16,6 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::Round;
 use steadfast_rotation_protocol::controller::Timings;
 use steadfast_rotation_protocol::orders::OrderRefused;
-use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, Outcome, PastRotation, Request, Selector,
 };
@@ -28,7 +27,7 @@ use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
 use crate::rotation::follow::{Followed, Shown, follow};
 use crate::rotation::ordered::Ordered;
-use crate::rotation::plan::{Intent, Plan};
+use crate::rotation::plan::{Intent, Plan, TIMINGS_USUAL};
 use crate::store::DirArg;
 use crate::trust_domain::{self, TrustDomainError, change_at};
 
@@ -536,16 +535,6 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     if time < Duration::from_secs(1) { Err("must be at least 1s".to_owned()) } else { Ok(time) }
 }
 
-/// As steadfast-rotation has them unless told otherwise: for a plan while none answers.
-const TIMINGS_USUAL: Timings = Timings {
-    lease: Duration::from_secs(15),
-    skew: Duration::from_secs(60),
-    renew_window: Duration::from_secs(600),
-    renew_window_urgent: Duration::from_secs(60),
-    issuer_life: Duration::from_secs(30 * 86_400),
-    issuer_left_min: Duration::from_secs(10 * 86_400),
-    schedule: Schedule { anchor_period: Duration::from_secs(365 * 86_400), window: None },
-};
 /// As a shell tells of a program that SIGINT has ended.
 pub(super) const EXIT_INTERRUPTED: u8 = 130;
 

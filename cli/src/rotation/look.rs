@@ -142,23 +142,14 @@ mod tests {
     use steadfast_rotation_protocol::census::{
         Ack, HeldSvid, Listed, Member, ProxyStatus, Replica,
     };
-    use steadfast_rotation_protocol::schedule::Schedule;
     use steadfast_rotation_protocol::trust_domain::{Halt, Request};
 
     use super::*;
     use crate::output::Paint;
     use crate::rotation::course::Course;
+    use crate::rotation::plan::TIMINGS_USUAL;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
-    const TIMINGS: Timings = Timings {
-        lease: Duration::from_secs(15),
-        skew: Duration::from_secs(60),
-        renew_window: Duration::from_secs(600),
-        renew_window_urgent: Duration::from_secs(60),
-        issuer_life: Duration::from_secs(30 * 86_400),
-        issuer_left_min: Duration::from_secs(10 * 86_400),
-        schedule: Schedule { anchor_period: Duration::from_secs(365 * 86_400), window: None },
-    };
 
     /// An emergency rotation of the issuer, in its first phase, and a rotation of the anchor that is
     /// ordered: what the controller tells is of that.
@@ -176,7 +167,7 @@ mod tests {
         let standing = Standing {
             state: Some(state.clone()),
             waiting: Some(Wait::Key),
-            timings: Some(TIMINGS),
+            timings: Some(TIMINGS_USUAL),
             ..Standing::default()
         };
         Look { standing: Ok(standing), round }

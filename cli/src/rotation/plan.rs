@@ -10,6 +10,7 @@ use steadfast_process::duration;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Bounds, Demand, Round, tally};
 use steadfast_rotation_protocol::controller::Timings;
+use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, IssuerRecord, Promise, Selector,
 };
@@ -504,10 +505,20 @@ const ROUNDS: Duration = Duration::from_secs(8);
 /// An anchor with less is no good choice.
 const LITTLE: Duration = Duration::from_secs(90 * 86_400);
 
+/// As steadfast-rotation has them unless told otherwise: for a plan while none answers.
+pub(crate) const TIMINGS_USUAL: Timings = Timings {
+    lease: Duration::from_secs(15),
+    skew: Duration::from_secs(60),
+    renew_window: Duration::from_secs(600),
+    renew_window_urgent: Duration::from_secs(60),
+    issuer_life: Duration::from_secs(30 * 86_400),
+    issuer_left_min: Duration::from_secs(10 * 86_400),
+    schedule: Schedule { anchor_period: Duration::from_secs(365 * 86_400), window: None },
+};
+
 #[cfg(test)]
 mod tests {
     use steadfast_rotation_protocol::census::{Listed, ProxyStatus, Replica};
-    use steadfast_rotation_protocol::schedule::Schedule;
     use steadfast_rotation_protocol::trust_domain::{Consumer, EXTERNAL};
 
     use super::*;
@@ -515,15 +526,6 @@ mod tests {
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
     /// Of a query at that time.
     const NONCE: u64 = NOW.as_millis() * 1000;
-    const TIMINGS: Timings = Timings {
-        lease: Duration::from_secs(15),
-        skew: Duration::from_secs(60),
-        renew_window: Duration::from_secs(600),
-        renew_window_urgent: Duration::from_secs(60),
-        issuer_life: Duration::from_secs(30 * 86_400),
-        issuer_left_min: Duration::from_secs(10 * 86_400),
-        schedule: Schedule { anchor_period: Duration::from_secs(365 * 86_400), window: None },
-    };
 
     fn state() -> TrustDomainState {
         let domain = "cluster.local".parse().unwrap();
@@ -537,7 +539,7 @@ mod tests {
             proxy: ProxyStatus::Running,
         };
         let round = Round { nonce: NONCE, listed: vec![listed], ..Round::default() };
-        Plan::of(intent, state, TIMINGS, Some(&round), NOW)
+        Plan::of(intent, state, TIMINGS_USUAL, Some(&round), NOW)
     }
 
     #[test]
@@ -589,7 +591,7 @@ mod tests {
             state.promised.push(Promise { anchor_id, holder: holder.to_owned(), not_after });
         }
         let emergency = Intent::Emergency { anchor: active, deadline: Duration::from_secs(600) };
-        let plan = Plan::of(&emergency, &state, TIMINGS, None, NOW);
+        let plan = Plan::of(&emergency, &state, TIMINGS_USUAL, None, NOW);
         assert!(!plan.is_clear());
         let (text, warnings) = (flat(&plan), plan.warnings.join("\n"));
         for words in
@@ -611,8 +613,9 @@ mod tests {
     fn a_holder_that_never_reads_again_is_in_the_way_and_one_that_does_is_not() {
         let mut state = state();
         let rotate = Intent::Rotate { next: None, canary: None };
-        let clear =
-            |state: &TrustDomainState| Plan::of(&rotate, state, TIMINGS, None, NOW).is_clear();
+        let clear = |state: &TrustDomainState| {
+            Plan::of(&rotate, state, TIMINGS_USUAL, None, NOW).is_clear()
+        };
         let refresh = Some(Duration::from_secs(300));
         state.add_consumer(Consumer { name: "vault".to_owned(), refresh });
         assert!(clear(&state));
@@ -654,7 +657,7 @@ mod tests {
         let intent = Intent::Issuer { deadline: None };
         for (later, words) in [(2, "1 of them answer now"), (9, "1 of them answered 9s ago")] {
             let now = NOW + Duration::from_secs(later);
-            let text = flat(&Plan::of(&intent, &state(), TIMINGS, Some(&round()), now));
+            let text = flat(&Plan::of(&intent, &state(), TIMINGS_USUAL, Some(&round()), now));
             assert!(text.contains(words), "{words:?} is not in {text}");
         }
     }
@@ -668,7 +671,7 @@ mod tests {
         let mut state = state();
         state.add_consumer(Consumer { name: "vault".to_owned(), refresh: None });
         let intent = Intent::Issuer { deadline: None };
-        let plan = Plan::of(&intent, &state, TIMINGS, Some(&round()), NOW);
+        let plan = Plan::of(&intent, &state, TIMINGS_USUAL, Some(&round()), NOW);
         let text = flat(&plan);
         for words in [
             "Replace the issuer of cluster.local",
@@ -690,7 +693,7 @@ mod tests {
             state.add_consumer(Consumer { name: name.to_owned(), refresh: None });
         }
         let intent = Intent::Issuer { deadline: Some(Duration::from_secs(600)) };
-        let plan = Plan::of(&intent, &state, TIMINGS, None, NOW);
+        let plan = Plan::of(&intent, &state, TIMINGS_USUAL, None, NOW);
         assert!(!plan.is_clear());
         let text = flat(&plan);
         for words in [
@@ -703,7 +706,7 @@ mod tests {
             assert!(text.contains(words), "{words:?} is not in\n{text}");
         }
         state.consumers.clear();
-        assert!(Plan::of(&intent, &state, TIMINGS, None, NOW).is_clear());
+        assert!(Plan::of(&intent, &state, TIMINGS_USUAL, None, NOW).is_clear());
     }
 
     #[test]
@@ -712,7 +715,7 @@ mod tests {
         let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
         let rotate = Intent::Rotate { next: None, canary: None };
         let obstacles = |state: &TrustDomainState| {
-            Plan::of(&rotate, state, TIMINGS, None, NOW).obstacles.join("\n")
+            Plan::of(&rotate, state, TIMINGS_USUAL, None, NOW).obstacles.join("\n")
         };
         assert_eq!(obstacles(&state), "");
         for anchor in &mut state.anchors {
@@ -726,7 +729,7 @@ mod tests {
         state.issuers.push(IssuerRecord { id, anchor_id: standby, ..issuer });
         assert_eq!(obstacles(&state), "");
         let issuer = Intent::Issuer { deadline: Some(Duration::from_secs(600)) };
-        let text = Plan::of(&issuer, &state, TIMINGS, None, NOW).obstacles.join("\n");
+        let text = Plan::of(&issuer, &state, TIMINGS_USUAL, None, NOW).obstacles.join("\n");
         for words in ["no other issuer under it is signed", "steadfast anchor rotate --emergency"] {
             assert!(text.contains(words), "{words:?} is not in {text}");
         }
