@@ -133,6 +133,17 @@ impl Body {
         Self { inner: Inner::Source(Box::new(source)), interim: None }
     }
 
+    /// With these frames, which were taken from it, in front again.
+    #[must_use]
+    pub fn after(mut self, taken: Vec<Frame>) -> Self {
+        if taken.is_empty() {
+            return self;
+        }
+        let interim = self.interim.take();
+        let again = Again { taken: taken.into_iter(), rest: self };
+        Self { inner: Inner::Source(Box::new(again)), interim }
+    }
+
     /// Has its 1xx heads sent by this handle.
     #[must_use]
     pub fn with_interim(mut self, interim: Rc<dyn Interim>) -> Self {
@@ -196,6 +207,36 @@ impl Body {
             Inner::Full(_) => false,
             Inner::Source(source) => source.is_end(),
         }
+    }
+}
+
+/// A body that was taken in part, whole again.
+struct Again {
+    taken: std::vec::IntoIter<Frame>,
+    rest: Body,
+}
+
+impl Source for Again {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        match self.taken.next() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.rest.poll_frame(cx),
+        }
+    }
+
+    fn length(&self) -> Length {
+        let taken = self.taken.as_slice().iter().map(|frame| match frame {
+            Frame::Data(data) => data.len() as u64,
+            Frame::Trailers(_) => 0,
+        });
+        match self.rest.length() {
+            Length::Exact(rest) => Length::Exact(rest + taken.sum::<u64>()),
+            Length::Unknown => Length::Unknown,
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        self.taken.as_slice().is_empty() && self.rest.is_end()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::pending;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
@@ -342,7 +343,7 @@ fn an_application_gets_no_ping() {
         let (_client, driver) = http2::connect(client, &worker, Peer::Application).await.unwrap();
         let driven = go(driver);
         let mut sent = Vec::new();
-        let hour = std::time::Duration::from_secs(3600);
+        let hour = Duration::from_secs(3600);
         assert!(tokio::time::timeout(hour, peer.read_to_end(&mut sent)).await.is_err());
         let mut frames = &sent[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len()..];
         while let [a, b, c, kind, ..] = frames {
@@ -432,5 +433,105 @@ fn a_request_without_an_authority_has_none_at_the_other_end() {
         let request = Request::builder().uri("http://web/a?b").body(Body::full(Bytes::new()));
         let response = client.send(request.unwrap()).await.unwrap();
         assert_eq!(text(response.into_body()).await, "http://web/a?b");
+    });
+}
+
+#[test]
+fn a_small_request_that_was_sent_and_not_processed_is_whole_again() {
+    on_worker(async |worker| {
+        for (bytes, whole) in [(5, true), (60_000, true), (70_000, false)] {
+            let (client, mut server) = duplex(256 * 1024);
+            go(async move {
+                server.write_all(&SETTINGS).await.unwrap();
+                let mut seen = Vec::new();
+                while seen.iter().filter(|byte| **byte == b'x').count() < bytes {
+                    server.read_buf(&mut seen).await.unwrap();
+                }
+                // It has taken no stream at all.
+                server.write_all(&GO_AWAY).await.unwrap();
+                server.read_to_end(&mut seen).await.unwrap();
+            });
+            let (client, driver) = http2::connect(client, &worker, Peer::Mesh).await.unwrap();
+            go(driver);
+            let content = "x".repeat(bytes);
+            let error = client.send(post(Body::full(content.clone()))).await.unwrap_err();
+            assert!(matches!(error.kind, SendErrorKind::NotProcessed(_)), "{:?}", error.kind);
+            let again = error.request.map(|request| request.into_body());
+            assert_eq!(again.is_some(), whole, "{bytes} bytes");
+            if let Some(body) = again {
+                assert_eq!(text(body).await, content);
+            }
+        }
+    });
+}
+
+/// A SETTINGS frame that lets windows be as large as they can, and one that lets the connection send.
+const SETTINGS: [u8; 28] = [
+    0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff, // SETTINGS_INITIAL_WINDOW_SIZE
+    0, 0, 4, 8, 0, 0, 0, 0, 0, 0x7f, 0xff, 0, 0, // WINDOW_UPDATE
+];
+/// Its last stream is 0, its reason NO_ERROR.
+const GO_AWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// A sender that goes to another connection where one takes no more requests, as a pool does.
+async fn send_on(
+    client: &RefCell<Option<Client>>,
+    worker: &Worker,
+    to: std::net::SocketAddr,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, SendError> {
+    loop {
+        let current = client.borrow().clone().filter(|client| !client.is_closed());
+        let current = match current {
+            Some(current) => current,
+            None => {
+                let io = tokio::net::TcpStream::connect(to).await.unwrap();
+                let (fresh, driver) = http2::connect(io, worker, Peer::Mesh).await.unwrap();
+                go(driver);
+                client.replace(Some(fresh.clone()));
+                fresh
+            }
+        };
+        match current.send(request).await {
+            Err(error) if may_retry(&error) => request = *error.request.unwrap(),
+            result => return result,
+        }
+    }
+}
+
+#[test]
+fn a_server_that_tells_its_clients_to_go_at_any_moment_loses_no_request() {
+    on_worker(async |worker| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (server, served) = (worker.clone(), Rc::new(Cell::new(0_u64)));
+        let count = served.clone();
+        go(async move {
+            loop {
+                let (io, _) = listener.accept().await.unwrap();
+                let (worker, number) = (server.clone(), count.replace(count.get() + 1));
+                // Each at another moment of its life.
+                let close = tokio::time::sleep(Duration::from_micros(number * 61 % 4000));
+                go(async move {
+                    http2::serve(io, &By(echo), &worker, Peer::Mesh, close).await.unwrap();
+                });
+            }
+        });
+        let client = Rc::new(RefCell::new(None));
+        let senders = (0..8).map(|sender| {
+            let (client, worker) = (client.clone(), worker.clone());
+            go(async move {
+                for number in 0..150 {
+                    let text_sent = format!("{sender}: {number}");
+                    let request = post(Body::full(text_sent.clone()));
+                    let answer = send_on(&client, &worker, addr, request).await.unwrap();
+                    assert_eq!(text(answer.into_body()).await, text_sent);
+                }
+            })
+        });
+        for sender in senders.collect::<Vec<_>>() {
+            sender.await.unwrap();
+        }
+        assert!(served.get() > 20, "{} connections", served.get());
     });
 }

@@ -215,8 +215,13 @@ impl Sender {
         };
         let response = response.map_err(|error| format!("send: {error:?}"))?;
         let status = response.status();
+        let said = response.headers().get("l5d-proxy-error").cloned();
         let body = response.into_body().collect().await.map_err(|e| format!("body: {e:?}"))?;
-        Ok((status, body.to_bytes()))
+        let body = body.to_bytes();
+        // Why a proxy has answered in the place of the application.
+        let said =
+            said.filter(|_| body.is_empty()).map(|said| Bytes::copy_from_slice(said.as_bytes()));
+        Ok((status, said.unwrap_or(body)))
     }
 }
 

@@ -215,9 +215,12 @@ impl Client {
         let mut exchange = Running { answer, sending: None, over: end, interim };
         exchange.start(body, stream);
         match poll_fn(|cx| exchange.poll(cx)).await {
-            Ok(response) => Ok(self.answered(response, exchange, open)),
+            Ok(response) => {
+                exchange.sending.iter_mut().for_each(Sending::keep_nothing);
+                Ok(self.answered(response, exchange, open))
+            }
             Err(kind) => {
-                let body = exchange.sending.filter(|s| !s.taken).map(Sending::into_body);
+                let body = exchange.sending.and_then(Sending::into_body);
                 let request = body.map(|body| Box::new(head.map(|()| body)));
                 Err(SendError { kind, request })
             }

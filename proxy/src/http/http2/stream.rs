@@ -103,8 +103,9 @@ pub(super) struct Sending {
     stream: SendStream<Bytes>,
     /// Taken from the body; waits for the window.
     waiting: Bytes,
-    /// A frame was taken from the body: it cannot be sent again.
-    pub(super) taken: bool,
+    /// What was taken from the body, as long as that is little: where the peer has processed none
+    /// of it, it is sent again. `None`: it was too much.
+    taken: Option<Vec<Frame>>,
 }
 
 /// Why content was not sent to its end.
@@ -118,11 +119,29 @@ pub(super) enum Unsent {
 
 impl Sending {
     pub(super) fn new(body: Body, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, waiting: Bytes::new(), taken: false }
+        Self { body, stream, waiting: Bytes::new(), taken: Some(Vec::new()) }
     }
 
-    pub(super) fn into_body(self) -> Body {
-        self.body
+    /// The body as it was before anything was taken from it; `None`: that was too much to keep.
+    pub(super) fn into_body(self) -> Option<Body> {
+        Some(self.body.after(self.taken?))
+    }
+
+    /// The answer has begun: it will not be sent again.
+    pub(super) fn keep_nothing(&mut self) {
+        self.taken = None;
+    }
+
+    fn keep(&mut self, frame: &Frame) {
+        let Some(taken) = &mut self.taken else { return };
+        taken.push(frame.clone());
+        let size = |frame: &Frame| match frame {
+            Frame::Data(data) => data.len(),
+            Frame::Trailers(_) => 0,
+        };
+        if taken.iter().map(size).sum::<usize>() > KEPT_BYTES_MAX || taken.len() > KEPT_FRAMES_MAX {
+            self.taken = None;
+        }
     }
 
     /// Sends what the window allows.
@@ -134,16 +153,18 @@ impl Sending {
                 }
                 continue;
             }
-            match self.body.poll_frame(cx) {
+            let polled = self.body.poll_frame(cx);
+            if let Poll::Ready(Some(Ok(frame))) = &polled {
+                self.keep(frame);
+            }
+            match polled {
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => {
-                    self.taken = true;
                     if data.is_empty() && self.body.is_end() {
                         return Poll::Ready(self.send(Bytes::new(), true));
                     }
                     self.waiting = data;
                 }
                 Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
-                    self.taken = true;
                     return Poll::Ready(refused(self.stream.send_trailers(trailers)));
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -202,3 +223,8 @@ pub(super) fn body_error(error: h2::Error) -> BodyError {
         _ => error.into_io().map_or(BodyError::Closed, BodyError::Io),
     }
 }
+
+/// Of a request, until its answer begins: most are smaller, and a stream that lasts is none to be
+/// sent again.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+const KEPT_FRAMES_MAX: usize = 64;
