@@ -127,7 +127,7 @@ fn an_anchor_that_nobody_was_asked_about_is_found() {
 
 #[test]
 fn a_replica_that_acts_on_what_nobody_confirmed_is_found() {
-    assert_eq!(found(Mutant::NoLease, 47..50).map(|f| f.1), Some("S7"));
+    assert_eq!(found(Mutant::NoLease, 53..55).map(|f| f.1), Some("S7"));
 }
 
 #[test]

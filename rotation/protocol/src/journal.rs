@@ -36,7 +36,7 @@ pub enum ReplayError {
         reason: String,
     },
     /// This version decides otherwise.
-    #[error("line {line} of the journal: then {then:?}, now {now:?}")]
+    #[error("line {line} of the journal: this version decides otherwise")]
     Otherwise {
         /// From 1.
         line: usize,

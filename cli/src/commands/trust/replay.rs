@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use steadfast_rotation_protocol::controller::{Change, Effect};
-use steadfast_rotation_protocol::journal::{self, Line};
+use steadfast_rotation_protocol::journal::{self, Line, ReplayError};
 
 use crate::output::{Format, table};
 use crate::problem::Problem;
@@ -49,7 +49,14 @@ pub(super) fn run(args: &Args) -> Result<(), Problem> {
         match step {
             Ok(line) => steps.push(Step::of(&line)),
             Err(error) => {
-                trouble = Some(error.to_string());
+                trouble = Some(match &error {
+                    ReplayError::Otherwise { line, then, now } => format!(
+                        "line {line}: then it was decided to {}; this version decides to {}",
+                        in_words(then),
+                        in_words(now)
+                    ),
+                    ReplayError::Malformed { .. } => error.to_string(),
+                });
                 break;
             }
         }
@@ -70,27 +77,32 @@ impl Step {
             revision: line.seen.revision,
             seq: state.seq,
             phase: phase.unwrap_or("idle").to_owned(),
-            decided: line.effects.iter().filter_map(decided).collect(),
+            decided: line.effects.iter().map(decided).collect(),
         }
     }
 }
 
-/// In words; to ask everybody again is nothing.
-fn decided(effect: &Effect) -> Option<String> {
-    Some(match effect {
+fn in_words(effects: &[Effect]) -> String {
+    let words: Vec<_> = effects.iter().map(decided).collect();
+    if words.is_empty() { "do nothing".to_owned() } else { words.join("; ") }
+}
+
+fn decided(effect: &Effect) -> String {
+    match effect {
         Effect::Destroy(condemned) => format!("destroy {} keys", condemned.len()),
         Effect::Generate(label) => format!("make a key for rotation {}", label.rotation),
         Effect::Persist(persist) => {
             format!("write seq {} ({})", persist.state.seq, changed(&persist.change))
         }
-        Effect::Query(_) => return None,
+        Effect::Query(_) => "ask everybody".to_owned(),
         Effect::Sign(wanted) => format!("sign an issuer under {}", wanted.anchor_id.short()),
-    })
+    }
 }
 
 fn changed(change: &Change) -> String {
     match change {
         Change::Left(phase) => format!("{} is left", phase.label()),
+        Change::IssuerStored => "an issuer is stored or wished for".to_owned(),
         other => format!("{other:?}").to_lowercase(),
     }
 }
