@@ -47,9 +47,6 @@ pub(crate) struct Seen {
 impl World {
     /// Starts the n-th controller, or a new one in its place.
     pub(crate) fn start_controller(&mut self, index: usize) {
-        if self.plan.wanted.mutant == Some(Mutant::NoController) && index < self.controllers.len() {
-            return;
-        }
         let clock = match self.controllers.get(index) {
             Some(host) => host.clock.clone(),
             None => MachineClock::new(&self.time),
@@ -57,14 +54,6 @@ impl World {
         let life = self.controllers.get(index).map_or(0, |host| host.life + 1);
         let port = Port::default();
         let off = clock.clone();
-        let timings = match self.plan.wanted.mutant {
-            Some(Mutant::NoSchedule) => {
-                let mut timings = self.plan.timings;
-                timings.schedule.anchor_period = self.plan.anchor_life * 10;
-                timings
-            }
-            _ => self.plan.timings,
-        };
         let told_time = match self.plan.wanted.mutant {
             Some(Mutant::NoFence) => clock.clone().hasty(),
             _ => clock.clone(),
@@ -75,7 +64,7 @@ impl World {
             store: Arc::new(port.clone()),
             clock: Arc::new(told_time),
             clock_offset_ms: Box::new(move || Some(off.off_ms())),
-            timings,
+            timings: self.plan.timings,
             anchor_lifetime: self.plan.anchor_life,
             control_namespace: "steadfast".to_owned(),
             held: Box::new(|| None),

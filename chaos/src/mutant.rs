@@ -3,8 +3,6 @@
 //! Each is a shortcut that was, or could have been, taken. None is in the code of the product: it is
 //! what the world hides from it, or does in its place.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::rotation::PhaseName;
@@ -27,8 +25,6 @@ pub enum Mutant {
     ListOfStreams,
     /// Whoever has vanished is forgotten.
     NoLedger,
-    /// The watermark of the slow path has no margin for lives.
-    ShortLives,
     /// A workload takes whatever bundle comes.
     AnyBundle,
     /// A workload believes a bundle that nobody published.
@@ -45,10 +41,6 @@ pub enum Mutant {
     EagerIssuer,
     /// Two anchors change places in one write.
     Swap,
-    /// Rotations never begin by themselves.
-    NoSchedule,
-    /// The controller dies of a fault and is not started again.
-    NoController,
 }
 
 impl World {
@@ -57,11 +49,7 @@ impl World {
         let Some(mutant) = self.plan.wanted.mutant else { return value };
         let bend = matches!(
             mutant,
-            Mutant::EagerIssuer
-                | Mutant::EmptyBundle
-                | Mutant::HastyDestruction
-                | Mutant::ShortLives
-                | Mutant::Swap
+            Mutant::EagerIssuer | Mutant::EmptyBundle | Mutant::HastyDestruction | Mutant::Swap
         );
         if !bend {
             return value;
@@ -85,11 +73,6 @@ impl World {
                 let withdrawn = state.in_state(AnchorState::Withdrawn).map(|anchor| anchor.id);
                 let withdrawn: Vec<_> = withdrawn.map(Condemned::Anchor).collect();
                 state.condemned.extend(withdrawn);
-            }
-            Mutant::ShortLives => {
-                for anchor in &mut state.anchors {
-                    anchor.svid_life_max = Duration::from_secs(1);
-                }
             }
             Mutant::Swap if phase == Some(PhaseName::Staged) => {
                 let standby = state.anchors.iter_mut().find(|a| a.state == AnchorState::Standby);

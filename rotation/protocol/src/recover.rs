@@ -318,7 +318,7 @@ impl TrustDomainState {
                 rotation.since = now;
                 rotation.restart_deadline(now);
             }
-            _ => self.settle_after_recovery(&found.keyless, by, now),
+            _ => self.settle_after_recovery(found, by, now),
         }
     }
 
@@ -336,17 +336,25 @@ impl TrustDomainState {
         }
     }
 
-    fn settle_after_recovery(&mut self, keyless: &[KeyId], by: String, now: UnixTime) {
+    fn settle_after_recovery(&mut self, found: &Findings, by: String, now: UnixTime) {
         let (goal, phase) = match self.active_anchor() {
             Some(_) if self.in_state(AnchorState::Retiring).next().is_some() => {
                 (Goal::Removal, Phase::Activated(Activated))
             }
             Some(_) => (Goal::Removal, Phase::Withdrawn(Withdrawn)),
             None => {
-                // One that everybody holds: the standby, else one that was active meanwhile.
-                let signs = |a: &&AnchorRecord| a.taint.is_none() && !keyless.contains(&a.id);
-                let good = |state| self.in_state(state).find(signs);
-                let to = good(AnchorState::Standby).or_else(|| good(AnchorState::Retiring));
+                // One that everybody holds: the standby, else the one that most tell of.
+                let signs = |a: &&AnchorRecord| a.taint.is_none() && !found.keyless.contains(&a.id);
+                let told = |anchor: &&AnchorRecord| {
+                    let held = found.anchors.iter().find(|held| held.id == anchor.id);
+                    held.map_or(0, |held| held.by)
+                };
+                let mut retiring: Vec<_> =
+                    self.in_state(AnchorState::Retiring).filter(signs).collect();
+                // Of those that as many tell of, the first.
+                retiring.sort_by_key(|anchor| std::cmp::Reverse(told(anchor)));
+                let standby = self.in_state(AnchorState::Standby).find(signs);
+                let to = standby.or_else(|| retiring.first().copied());
                 self.toward(to.map(|anchor| anchor.id))
             }
         };

@@ -405,6 +405,20 @@ fn an_emergency_goes_to_no_anchor_that_only_a_recovery_has_put_back() {
 }
 
 #[test]
+fn where_all_that_was_stored_is_withdrawn_the_anchor_that_most_hold_becomes_active() {
+    let (mut state, mut found) = put_back(&[id(3), id(4), id(5)]);
+    for (held, by) in found.anchors.iter_mut().zip([1, 9, 0]) {
+        let record = anchor(0, AnchorState::Generated, NOW + DAY * 761);
+        (held.by, held.record) = (by, Some(AnchorRecord { id: held.id, ..record }));
+    }
+    let most = found.anchors[1].id;
+    found.tombstones = [id(1), id(2)].map(|id| Held { id, by: 9 }).to_vec();
+    state.recover(&found, "a person".into(), NOW);
+    let rotation = state.rotation.as_ref().unwrap();
+    assert!(matches!(rotation.phase, Phase::Preparing(to) if to.to == most), "{rotation:?}");
+}
+
+#[test]
 fn a_recovery_promises_again_what_holders_that_cannot_ack_may_hold_under_any_anchor() {
     let (mut state, found) = put_back(&[id(1), id(2)]);
     let holder = "linkerd".to_owned();
