@@ -1,5 +1,5 @@
-//! How long a connection goes on: until the process drains, an SVID of the pair nears its end, or
-//! the trust bundle no longer holds what an end of it stands on.
+//! How long a connection goes on: until the process drains, an SVID of the pair nears its end, the
+//! trust bundle no longer holds what an end of it stands on, or we have an SVID of another issuer.
 //!
 //! Wall clocks jump and laptops sleep: a timer only says when to look at the clock again.
 

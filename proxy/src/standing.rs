@@ -115,8 +115,8 @@ impl Standings {
             return;
         }
         let all: Vec<_> = self.0.held.borrow().values().filter_map(Weak::upgrade).collect();
-        for held in all {
-            held.superseded.set(self.0.supersedes(&held.footing));
+        for held in all.iter().filter(|held| self.0.supersedes(&held.footing)) {
+            held.superseded.set(true);
             held.wake();
         }
     }

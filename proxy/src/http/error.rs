@@ -86,8 +86,9 @@ pub struct SendError {
     /// What happened.
     #[source]
     pub kind: SendErrorKind,
-    /// The request, if not a byte of its content was taken: it can be sent again on another
-    /// connection if the kind, or its method, says that this is safe.
+    /// The request, if it is whole: nothing of its content was taken, or so little that it was kept.
+    /// It can be sent again on another connection if the kind, or its method, says that this is
+    /// safe.
     pub request: Option<Box<Request<Body>>>,
 }
 

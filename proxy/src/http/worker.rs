@@ -23,10 +23,12 @@ pub struct Worker {
     scratch: Rc<RefCell<Box<[u8]>>>,
     tasks: Tasks,
     budget: Budget,
+    kept: Budget,
 }
 
-/// How many bytes all peers together may have sent that nobody has read yet: the sum of the
-/// windows granted to them. All clones are one.
+/// How many bytes there is room for: those that all peers together may have sent and nobody has read
+/// yet, which is the sum of the windows granted to them; or those kept to be sent again. All clones
+/// are one.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<AtomicU64>);
 
@@ -42,7 +44,8 @@ impl Worker {
     /// already begun runs on, and the owner of the tasks must wait for it on drain.
     pub fn new(tasks: Tasks, budget: Budget) -> Self {
         let scratch = vec![0; SCRATCH_BYTES].into_boxed_slice();
-        Self { scratch: Rc::new(RefCell::new(scratch)), tasks, budget }
+        let kept = Budget::new(KEPT_BYTES);
+        Self { scratch: Rc::new(RefCell::new(scratch)), tasks, budget, kept }
     }
 
     /// The owner of this worker's tasks.
@@ -53,6 +56,11 @@ impl Worker {
     /// The process's budget of unread bytes.
     pub fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// This worker's budget of content that is kept until its answer begins.
+    pub fn kept(&self) -> &Budget {
+        &self.kept
     }
 
     /// Reads once through the worker's buffer and appends what came to `into`, which grows by just
@@ -108,6 +116,8 @@ impl Drop for Reservation {
 const SCRATCH_BYTES: usize = 32 * 1024;
 /// Full windows for 64 connections; beyond them connections get reduced windows.
 pub const BUDGET_BYTES: u64 = 64 * 1024 * 1024;
+/// 256 requests of the largest size that is kept wait for their answer, or many more small ones.
+const KEPT_BYTES: u64 = 16 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@ use steadfast_proxy::http::{
     ServeError, Shape, Worker, abort,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::support::{
@@ -438,7 +438,8 @@ fn a_request_without_an_authority_has_none_at_the_other_end() {
 
 #[test]
 fn a_small_request_that_was_sent_and_not_processed_is_whole_again() {
-    on_worker(async |worker| {
+    // Also where other connections have taken all that windows may be.
+    on_worker_with(Budget::new(0), async |worker| {
         for (bytes, whole) in [(5, true), (60_000, true), (70_000, false)] {
             let (client, mut server) = duplex(256 * 1024);
             go(async move {
@@ -462,6 +463,43 @@ fn a_small_request_that_was_sent_and_not_processed_is_whole_again() {
                 assert_eq!(text(body).await, content);
             }
         }
+    });
+}
+
+#[test]
+fn content_is_kept_within_the_budget_until_its_answer_begins_and_never_of_an_answer() {
+    on_worker(async |worker| {
+        let (events, watched) = channel();
+        let (kept, watched) = (Rc::new(Cell::new(0)), Cell::new(Some(watched)));
+        let budget = worker.kept().clone();
+        let (client, ..) = start(&worker, {
+            let (kept, budget) = (kept.clone(), budget.clone());
+            async move |request: Request<Body>| {
+                text(request.into_body()).await;
+                kept.set(budget.left());
+                Response::new(watched.take().unwrap())
+            }
+        })
+        .await;
+        let left = budget.left();
+        let response = client.send(post(Body::full("x".repeat(1000)))).await.unwrap();
+        assert_eq!(kept.get(), left - 1000, "nobody has answered yet");
+        // A watch: its stream stays open, and nothing of it is ever sent again.
+        let mut answer = response.into_body();
+        events.send(Ok(data("an event"))).unwrap();
+        answer.frame().await.unwrap().unwrap();
+        assert_eq!(budget.left(), left);
+    });
+}
+
+#[test]
+fn content_that_there_is_no_room_to_keep_is_sent_and_not_kept() {
+    on_worker(async |worker| {
+        let (client, ..) = start(&worker, echo).await;
+        let hold = worker.kept().reserve(worker.kept().left() - 10).unwrap();
+        let response = client.send(post(Body::full("x".repeat(1000)))).await.unwrap();
+        assert_eq!(text(response.into_body()).await.len(), 1000);
+        drop(hold);
     });
 }
 
@@ -510,10 +548,18 @@ fn a_server_that_tells_its_clients_to_go_at_any_moment_loses_no_request() {
             loop {
                 let (io, _) = listener.accept().await.unwrap();
                 let (worker, number) = (server.clone(), count.replace(count.get() + 1));
-                // Each at another moment of its life.
-                let close = tokio::time::sleep(Duration::from_micros(number * 61 % 4000));
                 go(async move {
-                    http2::serve(io, &By(echo), &worker, Peer::Mesh, close).await.unwrap();
+                    // Each after another number of requests.
+                    let (left, over) = (Cell::new(1 + number * 7 % 23), Notify::new());
+                    let answer = async |request: Request<Body>| {
+                        left.set(left.get().saturating_sub(1));
+                        if left.get() == 0 {
+                            over.notify_one();
+                        }
+                        echo(request).await
+                    };
+                    let close = over.notified();
+                    http2::serve(io, &By(answer), &worker, Peer::Mesh, close).await.unwrap();
                 });
             }
         });

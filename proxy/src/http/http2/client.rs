@@ -13,7 +13,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use h2::SendStream;
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use http::header::HOST;
 use http::{Request, Response, Version};
@@ -213,14 +212,17 @@ impl Client {
             Err(error) => return Err(unsent(not_processed(&error), head.map(|()| body))),
         };
         let mut exchange = Running { answer, sending: None, over: end, interim };
-        exchange.start(body, stream);
+        exchange.sending = Some(Sending::again(body, stream, self.worker.kept().clone()));
         match poll_fn(|cx| exchange.poll(cx)).await {
             Ok(response) => {
                 exchange.sending.iter_mut().for_each(Sending::keep_nothing);
                 Ok(self.answered(response, exchange, open))
             }
             Err(kind) => {
-                let body = exchange.sending.and_then(Sending::into_body);
+                // Content that broke is not whole again.
+                let broke = matches!(kind, SendErrorKind::Body(_));
+                let sending = exchange.sending.filter(|_| !broke);
+                let body = sending.and_then(Sending::into_body);
                 let request = body.map(|body| Box::new(head.map(|()| body)));
                 Err(SendError { kind, request })
             }
@@ -259,10 +261,6 @@ struct Running {
 }
 
 impl Running {
-    fn start(&mut self, body: Body, stream: SendStream<Bytes>) {
-        self.sending = Some(Sending::new(body, stream));
-    }
-
     fn poll(
         &mut self,
         cx: &mut Context<'_>,

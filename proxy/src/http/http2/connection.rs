@@ -180,7 +180,7 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
 const REDUCED_STREAM_WINDOW_BYTES: u32 = 16 * 1024;
 const REDUCED_CONNECTION_WINDOW_BYTES: u32 = 4 * REDUCED_STREAM_WINDOW_BYTES;
 /// High, since a client may hold one stream for each of its watches; what streams may cost is
-/// bounded by the connection's window.
+/// bounded by the connection's window, and what is kept of them by a budget.
 pub(super) const STREAMS_MAX: u32 = 4096;
 /// As in HTTP/1.
 pub(super) const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;

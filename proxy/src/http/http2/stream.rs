@@ -10,6 +10,7 @@ use http::header::CONTENT_LENGTH;
 use tokio::task::AbortHandle;
 
 use crate::http::body::{Body, BodyError, Frame, Length, Reset, Source};
+use crate::http::worker::{Budget, Reservation};
 
 /// Content that a peer sends. Its window opens as frames are taken.
 pub(super) struct Received<G> {
@@ -103,9 +104,15 @@ pub(super) struct Sending {
     stream: SendStream<Bytes>,
     /// Taken from the body; waits for the window.
     waiting: Bytes,
-    /// What was taken from the body, as long as that is little: where the peer has processed none
-    /// of it, it is sent again. `None`: it was too much.
-    taken: Option<Vec<Frame>>,
+    /// What was taken from the body, where that may have to be sent again.
+    taken: Option<Taken>,
+}
+
+/// What was taken from a body, as long as that is little and there is room for it.
+struct Taken {
+    frames: Vec<(Frame, Option<Reservation>)>,
+    bytes: usize,
+    budget: Budget,
 }
 
 /// Why content was not sent to its end.
@@ -117,31 +124,49 @@ pub(super) enum Unsent {
     Refused,
 }
 
+impl Taken {
+    /// With this frame; `None`: it is too much.
+    fn and(mut self, frame: &Frame) -> Option<Self> {
+        let kept = match frame {
+            Frame::Data(data) => {
+                let reserved = self.budget.reserve(data.len() as u64)?;
+                self.bytes += data.len();
+                // A small part would hold on to all that was read with it.
+                let data = match data.len() < COPIED_BELOW_BYTES {
+                    true => Bytes::copy_from_slice(data),
+                    false => data.clone(),
+                };
+                (Frame::Data(data), Some(reserved))
+            }
+            Frame::Trailers(_) => (frame.clone(), None),
+        };
+        self.frames.push(kept);
+        (self.bytes <= KEPT_BYTES_MAX && self.frames.len() <= KEPT_FRAMES_MAX).then_some(self)
+    }
+}
+
 impl Sending {
+    /// Content that is sent once.
     pub(super) fn new(body: Body, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, waiting: Bytes::new(), taken: Some(Vec::new()) }
+        Self { body, stream, waiting: Bytes::new(), taken: None }
+    }
+
+    /// Content that is sent again, on another connection, where the peer has processed none of it: as
+    /// much as this budget lets be kept.
+    pub(super) fn again(body: Body, stream: SendStream<Bytes>, budget: Budget) -> Self {
+        let taken = Taken { frames: Vec::new(), bytes: 0, budget };
+        Self { taken: Some(taken), ..Self::new(body, stream) }
     }
 
     /// The body as it was before anything was taken from it; `None`: that was too much to keep.
     pub(super) fn into_body(self) -> Option<Body> {
-        Some(self.body.after(self.taken?))
+        let frames = self.taken?.frames.into_iter().map(|(frame, _)| frame);
+        Some(self.body.after(frames.collect()))
     }
 
     /// The answer has begun: it will not be sent again.
     pub(super) fn keep_nothing(&mut self) {
         self.taken = None;
-    }
-
-    fn keep(&mut self, frame: &Frame) {
-        let Some(taken) = &mut self.taken else { return };
-        taken.push(frame.clone());
-        let size = |frame: &Frame| match frame {
-            Frame::Data(data) => data.len(),
-            Frame::Trailers(_) => 0,
-        };
-        if taken.iter().map(size).sum::<usize>() > KEPT_BYTES_MAX || taken.len() > KEPT_FRAMES_MAX {
-            self.taken = None;
-        }
     }
 
     /// Sends what the window allows.
@@ -155,7 +180,7 @@ impl Sending {
             }
             let polled = self.body.poll_frame(cx);
             if let Poll::Ready(Some(Ok(frame))) = &polled {
-                self.keep(frame);
+                self.taken = self.taken.take().and_then(|taken| taken.and(frame));
             }
             match polled {
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => {
@@ -228,3 +253,4 @@ pub(super) fn body_error(error: h2::Error) -> BodyError {
 /// sent again.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 const KEPT_FRAMES_MAX: usize = 64;
+const COPIED_BELOW_BYTES: usize = 4096;
