@@ -11,6 +11,7 @@ use steadfast_api::{KeyId, TrustAnchor, TrustBundle, UnixTime};
 use steadfast_identity::authority::{SKEW, make_anchor};
 use steadfast_identity_client::Trust;
 use steadfast_platform::Revision;
+use steadfast_rotation_protocol::census::Member;
 use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{AnchorState, Exemption};
@@ -58,10 +59,9 @@ pub(crate) struct Truth {
     /// What each controller read last.
     read: BTreeMap<usize, Revision>,
     /// Whoever was exempt when the store was put back, which does not know it any more.
-    cut_off: Vec<Instance>,
-    /// When each pod was last exempted. Nobody may have heard of its newest start then, so that an
-    /// older one is named.
-    exempted_at: BTreeMap<String, UnixTime>,
+    cut_off: Vec<Exemption>,
+    /// The newest start of each pod that a controller was told of.
+    heard: BTreeMap<String, UnixTime>,
     /// The next write is a recovery, which puts together what is stored and what is held, and begins
     /// a rotation about it.
     pub(crate) recovers: bool,
@@ -107,8 +107,7 @@ impl Truth {
     ) {
         // What was done in time may have been forgotten.
         self.hindered_until = now + HINDERED;
-        let forgotten = before.exemptions.iter().map(|exemption| exemption.instance.clone());
-        self.cut_off.extend(forgotten);
+        self.cut_off.extend_from_slice(&before.exemptions);
         for anchor in state.published() {
             self.done.remove(&anchor.id);
         }
@@ -164,6 +163,19 @@ impl World {
         }
     }
 
+    /// A controller is told of them.
+    pub(crate) fn told_of(&mut self, members: &[Member]) {
+        let mut newer = BTreeSet::new();
+        for Instance { pod_uid, started_at } in members.iter().map(|member| &member.instance) {
+            let known = self.truth.heard.entry(pod_uid.clone()).or_default();
+            if started_at > known {
+                *known = *started_at;
+                newer.insert(pod_uid.as_str());
+            }
+        }
+        self.recount(&newer);
+    }
+
     fn recount(&mut self, uids: &BTreeSet<&str>) {
         let indexes = uids.iter().filter_map(|uid| self.by_uid.get(*uid).copied());
         for index in indexes.collect::<Vec<_>>() {
@@ -178,14 +190,15 @@ impl World {
         }
     }
 
-    /// Whether nobody waits for this start of it.
+    /// Whether nobody waits for this start of it: what is exempt stays so until somebody is told that
+    /// it has started anew.
     pub(crate) fn is_exempt(&self, index: usize) -> bool {
         let who = &self.workloads[index];
-        let exempt = self.state.exemptions.iter().map(|exemption| &exemption.instance);
-        exempt.chain(&self.truth.cut_off).filter(|exempt| exempt.pod_uid == who.uid).any(|exempt| {
-            let at = self.truth.exempted_at.get(&who.uid);
-            exempt.started_at == who.started_at
-                || exempt.started_at < who.started_at && at.is_some_and(|at| who.began <= *at)
+        let exempt = self.state.exemptions.iter().chain(&self.truth.cut_off);
+        exempt.filter(|exempt| exempt.instance.pod_uid == who.uid).any(|exempt| {
+            exempt.instance.started_at == who.started_at
+                || who.began <= exempt.at + self.plan.timings.skew
+                || self.truth.heard.get(&who.uid).is_none_or(|heard| *heard < who.started_at)
         })
     }
 
@@ -234,11 +247,6 @@ impl World {
     pub(crate) fn after_write(&mut self, before: &TrustDomainState) {
         let after = std::sync::Arc::clone(&self.state);
         if before.exemptions != after.exemptions {
-            for Exemption { instance, .. } in &after.exemptions {
-                if !before.exemptions.iter().any(|e| e.instance.pod_uid == instance.pod_uid) {
-                    self.truth.exempted_at.insert(instance.pod_uid.clone(), self.now);
-                }
-            }
             let both = before.exemptions.iter().chain(&after.exemptions);
             let uids: BTreeSet<_> = both.map(|e| e.instance.pod_uid.as_str()).collect();
             self.recount(&uids);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::Rng as _;
 use steadfast_api::UnixTime;
 use steadfast_identity::authority::{SKEW, make_anchor};
-use steadfast_platform::store::FINDINGS_KEY;
+use steadfast_platform::store::{FINDINGS_KEY, TRUST_DOMAIN_KEY};
 use steadfast_rotation_protocol::controller::Wait;
 use steadfast_rotation_protocol::recover::{Ailment, Findings};
 use steadfast_rotation_protocol::rotation::PhaseName;
@@ -107,6 +107,10 @@ impl World {
     fn recover(&mut self) {
         let Some(entry) = self.store.get(FINDINGS_KEY) else { return };
         let Ok(mut found) = serde_json::from_slice::<Findings>(&entry.value) else { return };
+        let state = self.store.get(TRUST_DOMAIN_KEY);
+        if state.is_none_or(|state| state.revision.0 != found.revision) {
+            return;
+        }
         // Ids are drawn by the machine and not by the seed.
         found.anchors.sort_by_key(|held| {
             let name = self.name(held.id);
@@ -155,10 +159,11 @@ impl World {
             let missing = tally.missing.iter().map(|who| (&who.name, who.instance.started_at));
             format!("a person exempts {:?}", missing.collect::<Vec<_>>())
         });
-        self.order("exempt", |state, _| {
+        self.order("exempt", |state, now| {
             for missing in tally.missing {
                 let reason = "it has not answered for hours".to_owned();
-                state.exempt(missing.instance, missing.name, reason, "operator".to_owned());
+                let by = "operator".to_owned();
+                state.exempt(missing.instance, missing.name, reason, by, now);
             }
             true
         });
@@ -216,8 +221,8 @@ impl World {
                     started_at: who.started_at,
                 };
                 if who.running {
-                    self.order("exempt", |state, _| {
-                        state.exempt(instance, name, "a whim".to_owned(), by());
+                    self.order("exempt", |state, now| {
+                        state.exempt(instance, name, "a whim".to_owned(), by(), now);
                         true
                     });
                 }

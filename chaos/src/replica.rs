@@ -12,6 +12,7 @@ use std::time::Duration;
 use rand::Rng as _;
 use steadfast_api::trust::v1;
 use steadfast_api::{KeyId, UnixTime};
+use steadfast_identity::authority::SKEW;
 use steadfast_identity::certify::{renewal_of, still_signs};
 use steadfast_identity::issuer_keys::IssuerKeys;
 use steadfast_identity::member;
@@ -246,7 +247,9 @@ impl World {
         let leased = host.confirmed;
         let sent = host.clock.since_boot();
         let outcome = self.answer_read(replica, sent, entry);
-        self.replicas[replica].confirmed = outcome.is_ok();
+        let host = &mut self.replicas[replica];
+        host.confirmed = outcome.is_ok();
+        host.members.tidy(host.clock.now() - (self.plan.svid_life + SKEW));
         if let Err(refusal) = outcome
             && leased
         {
@@ -392,8 +395,9 @@ impl World {
             pod_uid: said.pod_uid.clone(),
             started_at: said.started_at.map(UnixTime::from).unwrap_or_default(),
         };
-        let now = host.clock.now();
-        host.members.acked(&instance, stream, member::Ack::new(ack, now));
+        let (now, view) = (host.clock.now(), host.real.newest());
+        let ack = member::Ack::new(ack, now, view.as_deref().map(|view| &view.state));
+        host.members.acked(&instance, stream, ack);
         self.counts.acks += 1;
     }
 
@@ -557,6 +561,9 @@ impl World {
         let members = host.members.after(None, usize::MAX).into_iter();
         let members = members.map(steadfast_identity::fleet::member);
         let members = members.filter_map(|wire| steadfast_rotation::fleet::member(&wire));
+        let members: Vec<_> = members.collect();
+        self.told_of(&members);
+        let host = &self.replicas[replica];
         census::Replica {
             name,
             reached: taken,
@@ -572,7 +579,7 @@ impl World {
                 clock_offset_ms: 0,
                 held: None,
             }),
-            members: members.collect(),
+            members,
         }
     }
 }

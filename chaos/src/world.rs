@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use steadfast_api::{KeyId, TrustDomain, UnixTime};
@@ -209,8 +210,8 @@ pub(crate) struct Taken {
 #[derive(Default)]
 pub(crate) struct Trusts {
     all: Vec<Arc<Trust>>,
-    /// What comes of a bundle, by what was held before and the revision it was published in.
-    next: BTreeMap<(Option<usize>, u64), Taken>,
+    /// What comes of a bundle, by what was held before and what was sent.
+    next: BTreeMap<(Option<usize>, Bytes), Taken>,
 }
 
 impl Trusts {
@@ -225,7 +226,7 @@ impl Trusts {
         view: &View,
         trust_domain: &TrustDomain,
     ) -> Taken {
-        let key = (held, view.revision.0);
+        let key = (held, view.encoded.clone());
         if let Some(known) = self.next.get(&key) {
             return *known;
         }
@@ -242,11 +243,6 @@ impl Trusts {
         let taken = Taken { next, refused, differs };
         self.next.insert(key, taken);
         taken
-    }
-
-    /// Revisions have fallen: the next ones stand for something else.
-    pub(crate) fn forget_what_was_sent(&mut self) {
-        self.next.clear();
     }
 
     pub(crate) fn class(&mut self, trust: Trust) -> usize {

@@ -96,7 +96,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Print the environment of each process, to attach more, and keep the mesh running until
-    /// Ctrl-C, even after --for is over
+    /// Ctrl-C, even after --for or --rotate is over
     #[arg(long)]
     keep: bool,
 }
@@ -175,10 +175,19 @@ pub(crate) async fn run_internal(args: InternalArgs) -> Result<(), Problem> {
 enum Watched {
     /// A process has.
     Died(Death),
-    /// It was meant to, or somebody has had enough.
+    /// Somebody has had enough.
     Enough,
+    /// The load, or the last rotation, is over.
+    Over,
     /// A rotation was not performed as it was ordered.
     Unperformed(RotationsError),
+}
+
+impl Watched {
+    /// Whether a mesh that is to be kept goes on running until somebody has had enough.
+    const fn stays(&self, keep: bool) -> bool {
+        keep && matches!(self, Self::Over)
+    }
 }
 
 /// A demo while it runs.
@@ -211,9 +220,10 @@ impl Demo {
         });
         let shown = rotations.as_ref().map(Rotations::shown);
         let watched = self.watch(&plan, &load, &mut observer, rotations).await;
+        let stays = watched.stays(self.args.keep);
         let (death, unperformed) = match watched {
             Watched::Died(death) => (Some(death), None),
-            Watched::Enough => (None, None),
+            Watched::Enough | Watched::Over => (None, None),
             Watched::Unperformed(error) => (None, Some(error)),
         };
         let length = load.elapsed();
@@ -234,7 +244,7 @@ impl Demo {
         if let Some(error) = unperformed {
             return Err(DemoError::Rotations(error).into());
         }
-        if self.args.keep && self.args.length.is_some() {
+        if stays {
             self.stay().await?;
         }
         Ok(if summary.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -306,12 +316,12 @@ impl Demo {
                 biased;
                 death = self.processes.death() => return Watched::Died(death),
                 () = self.signals.next() => return Watched::Enough,
-                () = load.finished() => return Watched::Enough,
+                () = load.finished() => return Watched::Over,
                 performed = &mut perform, if rotating => {
                     if live.is_none() {
                         self.tell(&shown, &mut told);
                     }
-                    return performed.map_or_else(Watched::Unperformed, |()| Watched::Enough);
+                    return performed.map_or_else(Watched::Unperformed, |()| Watched::Over);
                 }
                 _ = look.tick() => {
                     let now = observer.look(plan, load, SystemClock.now()).await;
@@ -477,6 +487,13 @@ const SETTLE_POLL: Duration = Duration::from_millis(50);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mesh_that_is_kept_outlives_what_was_to_be_shown_and_nobody_s_patience() {
+        assert!(Watched::Over.stays(true), "be it the load or the rotations");
+        assert!(!Watched::Over.stays(false));
+        assert!(!Watched::Enough.stays(true), "one Ctrl-C stops it all");
+    }
 
     #[test]
     fn lengths_and_lives_that_make_no_sense_are_refused_with_a_reason() {

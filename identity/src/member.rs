@@ -4,6 +4,7 @@ use serde::Serialize;
 use steadfast_api::trust::v1;
 use steadfast_api::{KeyId, SpiffeId, UnixTime};
 use steadfast_platform::ReviewedToken;
+use steadfast_rotation_protocol::TrustDomainState;
 
 /// One start of one workload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -199,8 +200,9 @@ impl IssuerUse {
 }
 
 impl Ack {
-    /// From the wire: ids that are none are as if they were not there.
-    pub fn new(ack: &v1::Ack, at: UnixTime) -> Self {
+    /// From the wire: ids that are none are as if they were not there. Of what it holds, what is
+    /// stored here too says nothing new.
+    pub fn new(ack: &v1::Ack, at: UnixTime, stored: Option<&TrustDomainState>) -> Self {
         let handshakes = ack.handshakes.iter().take(ANCHORS_MAX);
         Self {
             at,
@@ -217,20 +219,27 @@ impl Ack {
             issuers: (ack.issuers.iter().take(ISSUERS_MAX))
                 .filter_map(|used| IssuerUse::new(used, at))
                 .collect(),
-            held: ack.held.as_ref().map(bounded),
+            held: ack.held.as_ref().map(|held| bounded(held, stored)),
         }
     }
 }
 
-/// As much of it as is believed: ids, and not too many.
-fn bounded(held: &v1::Held) -> v1::Held {
+/// As much of it as is believed: ids, and not too many. Of those that it knows to be withdrawn, the
+/// ones that are published come first: nobody who holds the others misses them.
+fn bounded(held: &v1::Held, stored: Option<&TrustDomainState>) -> v1::Held {
     let ids = |ids: &[Vec<u8>]| {
-        let ids = ids.iter().filter(|id| KeyId::from_slice(id).is_some());
-        ids.take(HELD_MAX).cloned().collect()
+        let ids = ids.iter().filter_map(|id| KeyId::from_slice(id));
+        ids.map(|id| id.as_bytes().to_vec()).take(HELD_MAX).collect()
     };
+    let published = |id: KeyId| stored.is_some_and(|s| s.published().any(|anchor| anchor.id == id));
+    let known = |id: KeyId| stored.is_some_and(|stored| stored.tombstones.contains(&id));
+    let tombstones = held.tombstones.iter().filter_map(|id| KeyId::from_slice(id));
+    let mut tombstones: Vec<_> = tombstones.filter(|id| !known(*id)).collect();
+    tombstones.sort_by_key(|id| !published(*id));
+    let tombstones = tombstones.iter().map(|id| id.as_bytes().to_vec());
     v1::Held {
         anchors: ids(&held.anchors),
-        tombstones: ids(&held.tombstones),
+        tombstones: tombstones.take(HELD_MAX).collect(),
         denied_issuers: ids(&held.denied_issuers),
     }
 }
@@ -251,13 +260,14 @@ const FAILURE_CHARS_MAX: usize = 32;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authority::found;
 
     fn ack(nonce: u64, counts: &[(u8, u64)]) -> Ack {
         let handshakes = counts
             .iter()
             .map(|(id, count)| v1::AnchorUse { anchor_id: vec![*id; 32], count: *count });
         let wire = v1::Ack { nonce, handshakes: handshakes.collect(), ..Default::default() };
-        Ack::new(&wire, UnixTime::from_secs(1))
+        Ack::new(&wire, UnixTime::from_secs(1), None)
     }
 
     fn member() -> Member {
@@ -332,7 +342,7 @@ mod tests {
                 ..Default::default()
             };
             let wire = v1::Ack { issuers: vec![used], ..Default::default() };
-            Ack::new(&wire, UnixTime::from_secs(secs))
+            Ack::new(&wire, UnixTime::from_secs(secs), None)
         };
         member.acked(told(1, 2, 0, ""));
         member.acked(told(2, 1, 3, "expired"));
@@ -350,8 +360,22 @@ mod tests {
             clock_offset: Some(prost_types::Duration { seconds: i64::MAX, nanos: i32::MAX }),
             ..Default::default()
         };
-        let ack = Ack::new(&wire, UnixTime::from_secs(1));
+        let ack = Ack::new(&wire, UnixTime::from_secs(1), None);
         assert_eq!(ack.digest, None);
         assert_eq!(ack.clock_offset_ms, i64::MAX);
+    }
+
+    #[test]
+    fn an_anchor_that_is_published_and_known_to_be_withdrawn_is_told_before_all_others() {
+        let tombstones: Vec<_> = (0..=HELD_MAX).map(|n| KeyId::of_spki(&n.to_be_bytes())).collect();
+        let domain = "cluster.local".parse().unwrap();
+        let mut stored = found(&domain, UnixTime::from_secs(1)).unwrap().state;
+        stored.anchors[0].id = tombstones[HELD_MAX];
+        stored.tombstones = tombstones[..2].to_vec();
+        let ids = |ids: &[KeyId]| ids.iter().map(|id| id.as_bytes().to_vec()).collect::<Vec<_>>();
+        let held = v1::Held { tombstones: ids(&tombstones), ..Default::default() };
+        let told = bounded(&held, Some(&stored)).tombstones;
+        assert_eq!(told[0], tombstones[HELD_MAX].as_bytes());
+        assert_eq!(told[1..], ids(&tombstones[2..HELD_MAX]));
     }
 }

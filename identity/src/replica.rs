@@ -321,7 +321,7 @@ impl Replica {
 
     /// A store that was put back shows an older revision, or an older seq. What it says is taken if
     /// it is halted, since nothing is issued by it and its bundle is refused by whoever holds a
-    /// newer one; and if a person has recovered it, whose seq is above every one that was seen.
+    /// newer one; and if a person has recovered it since.
     /// Else it is made to say that it is halted, as nobody but us may have seen it.
     async fn check_not_back(
         &self,
@@ -331,8 +331,8 @@ impl Replica {
         sources: &Sources,
     ) -> Result<(), String> {
         let (known, seq, revision) = (held.revision, held.state.seq, entry.revision);
-        let recovered = state.seq > seq;
-        if state.halted.is_some() || recovered || (revision > known && state.seq == seq) {
+        let recovered = state.recovered_at > held.state.recovered_at;
+        if state.halted.is_some() || recovered || (revision > known && state.seq >= seq) {
             return Ok(());
         }
         // As it is stored, not as it was parsed: a newer version may have put more into it.

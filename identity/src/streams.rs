@@ -192,7 +192,8 @@ impl Streams {
         if said.pod_uid != instance.pod_uid || started_at != instance.started_at {
             return Err(foreign(&said.pod_uid, &instance.pod_uid));
         }
-        let ack = Ack::new(&ack, now);
+        let view = self.certifier.replica.newest();
+        let ack = Ack::new(&ack, now, view.as_deref().map(|view| &view.state));
         let not_after = ack.svid_not_after;
         if self.lock().acked(instance, id, ack)
             && let Some(not_after) = not_after

@@ -111,6 +111,9 @@ async fn a_store_that_went_back_is_halted_and_believed_once_it_is_recovered() {
             mesh.store.restore(TRUST_DOMAIN_KEY, old.clone(), before);
         }
     }
+    // Nobody has recovered it: what has become of it meanwhile is another history.
+    mesh.store.restore(TRUST_DOMAIN_KEY, serde_json::to_vec(&at(9)).unwrap(), before);
+    mesh.not_ready("issuer", "SFT-ID-026").await;
 }
 
 #[tokio::test]

@@ -29,6 +29,13 @@ async fn a_second_controller_goes_on_where_the_first_was_frozen_and_follows_when
         leads(mesh.rotation_admin, true).await;
         let (second, second_admin) = mesh.another_controller();
         leads(second_admin, false).await;
+        until("every proxy has told its version", DEADLINE, || async {
+            let (_, text) = get(mesh.rotation_admin, "/round.json").await?;
+            let told = text.matches(concat!("\"version\": \"", env!("CARGO_PKG_VERSION"))).count();
+            // Both sidecars, control and either controller, a start each of one pod.
+            if told == 5 { Ok(()) } else { Err(text) }
+        })
+        .await;
         rotate(mesh).await;
         in_phase(mesh, PhaseName::Staged).await;
         // 2. It stops in the middle, and the second ends what it began.

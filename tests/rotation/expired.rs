@@ -15,7 +15,7 @@ use steadfast_test_rig::load::Sender;
 use steadfast_test_rig::mesh::{QUICK_LEASE, TRUST_DOMAIN};
 use steadfast_test_rig::{MeshConfig, Process, until};
 
-use crate::support::{DEADLINE, Field, assert_idle, in_state};
+use crate::support::{DEADLINE, Field, assert_idle, in_state, now};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_in_which_everything_has_expired_is_healed_by_one_command() {
@@ -147,11 +147,6 @@ async fn hello(field: &Field) -> Result<(), String> {
     let request = request.body(http_body_util::Full::default()).map_err(|e| e.to_string())?;
     let (status, body) = sender.exchange(request).await?;
     (status == StatusCode::OK).then_some(()).ok_or_else(|| format!("{status} {body:?}"))
-}
-
-fn now() -> UnixTime {
-    #[allow(clippy::disallowed_methods)] // What really expires at a real time.
-    std::time::SystemTime::now().into()
 }
 
 /// An SVID ends two minutes before its anchor: for the start there is most of another one.

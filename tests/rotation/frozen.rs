@@ -9,7 +9,7 @@ use steadfast_test_rig::metrics::get;
 use steadfast_test_rig::{MeshConfig, PodSpec, until};
 
 use crate::support::{
-    DEADLINE, Field, assert_outcome, in_phase, in_state, over, page, phase, rotate,
+    DEADLINE, Field, assert_outcome, in_phase, in_state, now, over, page, phase, rotate,
     without_a_failed_request,
 };
 
@@ -32,7 +32,7 @@ async fn a_frozen_sidecar_is_named_and_waited_for_unless_exempt_and_comes_back_a
         let order = ["demo/sleeper-0", "its node is gone", "a test"].map(str::to_owned);
         mesh.order(|state| {
             let [name, reason, by] = order.clone();
-            state.exempt(instance.clone(), name, reason, by);
+            state.exempt(instance.clone(), name, reason, by, now());
         })
         .await;
         over(mesh, 1).await

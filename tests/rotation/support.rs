@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
-use steadfast_api::KeyId;
+use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{
@@ -171,3 +171,9 @@ pub(crate) fn assert_outcome(past: &PastRotation, outcome: Outcome) {
 
 /// For whatever has to happen: all of these tests run at once, on two cores.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The time on this machine's clock, which the mesh under test goes by.
+pub(crate) fn now() -> UnixTime {
+    #[allow(clippy::disallowed_methods)] // What really expires at a real time.
+    std::time::SystemTime::now().into()
+}

@@ -13,8 +13,6 @@ use serde::Serialize;
 use steadfast_api::KeyId;
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::census::Round;
-use steadfast_rotation_protocol::controller::Timings;
 use steadfast_rotation_protocol::orders::OrderRefused;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, Outcome, PastRotation, Request, Selector,
@@ -27,7 +25,7 @@ use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
 use crate::rotation::follow::{Followed, Shown, follow};
 use crate::rotation::ordered::Ordered;
-use crate::rotation::plan::{Intent, Plan, TIMINGS_USUAL};
+use crate::rotation::plan::{Intent, Plan, Told};
 use crate::store::DirArg;
 use crate::trust_domain::{self, TrustDomainError, change_at};
 
@@ -103,7 +101,8 @@ struct RotateArgs {
     /// How long nothing may go wrong for the canaries
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = time, requires = "canary")]
     canary_for: Duration,
-    /// The active anchor's key is in other hands: the standby becomes active at once
+    /// The active anchor's key is in other hands: another that everybody holds, the standby as a
+    /// rule, becomes active at once; without one a fresh anchor does, as soon as everybody holds it
     #[arg(long, conflicts_with_all = ["canary", "anchor"])]
     emergency: bool,
     /// In an emergency: who has not answered so long after the change is cut off
@@ -158,7 +157,8 @@ struct WithdrawArgs {
 struct TaintArgs {
     /// Its id, or the beginning of it
     id: String,
-    /// Who has not answered so long after a change of the active anchor is cut off
+    /// Who has not answered so long after a change of the active anchor is cut off; a standby goes
+    /// without one
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     deadline: Duration,
     #[command(flatten)]
@@ -395,27 +395,22 @@ pub(super) async fn planned(
     intent: &Intent,
     judged: bool,
 ) -> Result<Plan, Problem> {
-    let (timings, round, silent) = asked(dir, controller, judged).await;
+    let (told, silent) = asked(dir, controller, judged).await;
     // After the answers, so that no state is judged by those to the one before.
     let mut state = trust_domain::read(dir).await?;
     // The plan is of the state as it would be; what is stored changes after the question.
     if let Some(given) = intent.given() {
         given.join(&mut state)?;
     }
-    let mut plan = Plan::of(intent, &state, timings, round.as_ref(), SystemClock.now());
+    let mut plan = Plan::of(intent, &state, &told, SystemClock.now());
     plan.obstacles.extend(silent.map(|error| ErrorChain(&error).to_string()));
     Ok(plan)
 }
 
-async fn asked(
-    dir: &Path,
-    arg: &ControllerArg,
-    judged: bool,
-) -> (Timings, Option<Round>, Option<ControllerError>) {
+async fn asked(dir: &Path, arg: &ControllerArg, judged: bool) -> (Told, Option<ControllerError>) {
     let began = SystemClock.now();
     match Controller::find(dir, arg).await {
         Ok((controller, standing)) => {
-            let timings = standing.timings.unwrap_or(TIMINGS_USUAL);
             if judged && io::stderr().is_terminal() {
                 eprintln!("Asking everybody …");
             }
@@ -424,11 +419,11 @@ async fn asked(
                 false => controller.round().await,
             };
             match round {
-                Ok(round) => (timings, round, None),
-                Err(error) => (timings, None, Some(error.into())),
+                Ok(round) => (Told::of(standing, round), None),
+                Err(error) => (Told::of(standing, None), Some(error.into())),
             }
         }
-        Err(error) => (TIMINGS_USUAL, None, Some(error)),
+        Err(error) => (Told::default(), Some(error)),
     }
 }
 

@@ -167,9 +167,9 @@ struct IssuerView {
 async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
     let dir = &args.dir.dir;
     let (state, now) = (trust_domain::read(dir).await?, SystemClock.now());
-    let look = Look::at(dir, &args.controller, &state).await;
+    let look = Look::at(dir, &args.controller).await;
     let trouble = look.trouble(&state);
-    let rotation = Course::of_issuer(&state, look.issuer_wait(&state, now).as_ref(), now);
+    let rotation = Course::of_issuer(&state, look.issuer_wait(&state), now);
     let issuers = state.issuers.iter().map(|issuer| IssuerView {
         id: issuer.id,
         role: role(&state, issuer.id),

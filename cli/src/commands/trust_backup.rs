@@ -259,7 +259,6 @@ const FORMAT_BEFORE: &str = "steadfast trust backup 1";
 
 #[cfg(test)]
 mod tests {
-    use steadfast_platform::Revision;
     use steadfast_rotation_protocol::evidence::PIECE_BYTES_MAX;
 
     use super::*;
@@ -288,7 +287,11 @@ mod tests {
     }
 
     fn entry(key: &str, value: impl Into<Bytes>) -> Entry {
-        Entry { key: key.to_owned(), value: value.into(), revision: Revision(1) }
+        Entry {
+            key: key.to_owned(),
+            value: value.into(),
+            revision: steadfast_platform::Revision(1),
+        }
     }
 
     fn domain() -> Entry {

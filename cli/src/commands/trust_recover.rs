@@ -16,7 +16,7 @@ use steadfast_identity::authority::SKEW;
 use steadfast_platform::keys::{FileKeys, KeyStore as _};
 use steadfast_platform::standalone::{Client, Directory};
 use steadfast_platform::store::{FINDINGS_KEY, TRUST_DOMAIN_KEY};
-use steadfast_platform::{Revision, Store as _, StoreError};
+use steadfast_platform::{Revision, Store, StoreError};
 use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::recover::{Ailment, Findings, RecoverRefused};
@@ -52,8 +52,10 @@ pub(super) struct RecoverArgs {
     #[arg(short, long)]
     yes: bool,
     /// Put this backup (of `steadfast trust backup`) into the store first, which must be empty. A
-    /// store that has lost its pods, too, makes them anew: identity issues again at once, and the
-    /// end waits until the workloads have been restarted
+    /// store that has lost its pods, too, makes them anew, each with another UID: identity issues
+    /// again at once, but the end waits until the workloads have been restarted, and then for the
+    /// pods from before, until no SVID of theirs can be valid: as long as an SVID may live, a day as
+    /// a rule. `steadfast anchor exempt` of each of those, by its UID, spares that
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     /// How long to wait until the mesh has healed; it goes on healing after that
@@ -126,19 +128,21 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Problem> {
                 let ailment = Some(Ailment::Restored { seen_seq: seq });
                 let next = "then: find out what workloads hold, show what follows, and ask again"
                     .to_owned();
-                let steps = vec![step, next];
+                let steps = vec![step, next, aftermath(&state)];
                 return Report::of(&state, ailment, steps, warnings).print(&args);
             }
             let plan = text(None, std::slice::from_ref(&step), &warnings);
             confirm(&args, &plan, "nothing was changed")?;
             trust_backup::put_back(dir, &client, &state, others).await?;
             note(&step);
+            return recover(&args, &client).await;
         }
         (Some(_), None) => {}
     }
     recover(&args, &client).await
 }
 
+/// Recovers what is stored.
 async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
     let dir = &args.dir.dir;
     // A second time, if somebody else has changed the state meanwhile.
@@ -148,7 +152,9 @@ async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
             let steps = vec![idle_text(&before, SystemClock.now())];
             return Report::of(&before, None, steps, Vec::new()).print(args);
         };
-        let (after, steps, warnings) = plan(dir, client, &before, ailment).await?;
+        let (recovered, mut steps, warnings) =
+            plan(dir, client, &before, ailment, revision).await?;
+        steps.extend(args.from.is_some().then(|| aftermath(&before)));
         let report = Report::of(&before, Some(ailment), steps, warnings);
         if args.dry_run {
             return report.print(args);
@@ -161,9 +167,9 @@ async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
             None => "nothing was changed",
         };
         confirm(args, &text(Some(ailment), &report.steps, &report.warnings), unchanged)?;
-        let value = serde_json::to_vec(&after).map_err(TrustError::from)?.into();
+        let value = serde_json::to_vec(&recovered).map_err(TrustError::from)?.into();
         match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
-            Ok(_) => break (after, ailment, report),
+            Ok(_) => break (recovered, ailment, report),
             Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(TrustError::from(store::explain(dir, error)).into()),
         }
@@ -183,6 +189,7 @@ async fn plan(
     client: &Client,
     before: &TrustDomainState,
     ailment: Ailment,
+    revision: Revision,
 ) -> Result<(TrustDomainState, Vec<String>, Vec<String>), Problem> {
     let (mut after, now) = (before.clone(), SystemClock.now());
     let by = "trust recover".to_owned();
@@ -203,7 +210,7 @@ async fn plan(
             );
         }
         Ailment::Restored { .. } => {
-            let found = findings(dir, client).await?;
+            let found = findings(dir, client, revision).await?;
             after.recover(&found, by, now);
             steps = recovered(before, &after);
             warnings.extend(doubts(before, &found));
@@ -212,15 +219,17 @@ async fn plan(
     Ok((after, steps, warnings))
 }
 
-/// What the controller has found out, asked after the state was halted.
-async fn findings(dir: &Path, client: &Client) -> Result<Findings, Problem> {
+/// What the controller has found out of the state of this revision: of another, and so of another
+/// halt, it may say too little.
+async fn findings(dir: &Path, store: &dyn Store, revision: Revision) -> Result<Findings, Problem> {
     let started = Instant::now();
     let mut last: Option<Findings> = None;
     loop {
-        let entry = client.get(FINDINGS_KEY).await;
+        let entry = store.get(FINDINGS_KEY).await;
         let entry = entry.map_err(|error| TrustError::from(store::explain(dir, error)))?;
-        if let Some(entry) = entry {
-            let found: Findings = serde_json::from_slice(&entry.value).map_err(TrustError::from)?;
+        let found = entry.map(|entry| serde_json::from_slice::<Findings>(&entry.value));
+        let found = found.transpose().map_err(TrustError::from)?;
+        if let Some(found) = found.filter(|found| found.revision == revision.0) {
             if found.silent.is_empty() && found.told > 0 {
                 return Ok(found);
             }
@@ -266,6 +275,17 @@ fn recovered(before: &TrustDomainState, after: &TrustDomainState) -> Vec<String>
     }
     steps.push("issue again, and wait until everybody holds what is published".to_owned());
     steps
+}
+
+/// When it ends if the store has lost the pods together with the trust domain.
+fn aftermath(state: &TrustDomainState) -> String {
+    let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max);
+    format!(
+        "if the store has made its pods anew, restart the workloads; those that ran before are \
+         waited for until no SVID of theirs can be valid, up to {} later, or until each is exempted \
+         by its UID (`steadfast anchor exempt`)",
+        duration::show(lives.max().unwrap_or_default() + SKEW)
+    )
 }
 
 /// What the findings leave open.
@@ -426,7 +446,7 @@ fn text(ailment: Option<Ailment>, steps: &[String], warnings: &[String]) -> Stri
         Some(Ailment::Restored { seen_seq }) => {
             let _ = writeln!(
                 text,
-                "The store was put back: workloads have seen seq {seen_seq}, and nothing is issued"
+                "The store was put back: seq {seen_seq} was published before, and nothing is issued"
             );
         }
         None => {}
@@ -476,3 +496,47 @@ impl Report {
 /// The controller asks every few seconds; who has not told by then is named.
 const FINDINGS_WAIT: Duration = Duration::from_secs(45);
 const POLL: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use steadfast_platform::standalone::Engine;
+    use steadfast_process::Drain;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_found_out_of_another_state_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let drain = Drain::new();
+        let (engine, writer) = Engine::open(&Directory::new(dir.path()), drain).unwrap();
+        let write = async |told, revision, expected| {
+            let found = Findings { told, revision, ..Findings::default() };
+            let value = serde_json::to_vec(&found).unwrap().into();
+            engine.compare_and_swap(FINDINGS_KEY, expected, Some(value)).await.unwrap()
+        };
+        let told = async {
+            let before = write(7, 8, None).await;
+            let found = findings(dir.path(), &engine, Revision(9));
+            tokio::join!(found, write(2, 9, Some(before))).0.unwrap().told
+        };
+        tokio::select! {
+            told = told => assert_eq!(told, 2),
+            ended = writer => panic!("{ended:?}"),
+        }
+    }
+
+    #[test]
+    fn a_backup_s_own_seq_is_not_told_as_what_workloads_have_seen() {
+        let ailment = Some(Ailment::Restored { seen_seq: 4 });
+        let text = text(ailment, &[aftermath(&founded())], &[]);
+        assert!(text.contains("seq 4 was published before"), "{text}");
+        for words in ["restart the workloads", "until no SVID of theirs can be valid, up to 1d"] {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+
+    fn founded() -> TrustDomainState {
+        let now = UnixTime::from_secs(1_800_000_000);
+        steadfast_identity::authority::found(&"m".parse().unwrap(), now).unwrap().state
+    }
+}

@@ -203,11 +203,10 @@ impl<'a> Rotations<'a> {
     }
 
     async fn course(&self, state: &TrustDomainState) -> Vec<String> {
-        let look = Look::at(&self.dir, &self.controller, state).await;
+        let look = Look::at(&self.dir, &self.controller).await;
         let now = SystemClock.now();
         let course = Course::of_anchor(state, look.wait(state), now);
-        let course =
-            course.or_else(|| Course::of_issuer(state, look.issuer_wait(state, now).as_ref(), now));
+        let course = course.or_else(|| Course::of_issuer(state, look.issuer_wait(state), now));
         course.map(|course| course.lines(Paint::when(false))).unwrap_or_default()
     }
 

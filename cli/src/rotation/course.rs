@@ -370,6 +370,17 @@ mod tests {
     }
 
     #[test]
+    fn a_mounted_file_that_stays_old_is_named_and_stalls() {
+        let wait = Wait::Mirrors(vec!["demo/web-0".to_owned()]);
+        let at = |now| Course::of_anchor(&staged(), Some(&wait), now).unwrap();
+        assert!(!at(NOW).waiting.stalled, "it is read again once a minute");
+        let late = at(NOW + Duration::from_secs(300));
+        assert!(late.waiting.stalled);
+        let text = late.lines(Paint::plain()).join("\n");
+        assert!(text.contains("missing demo/web-0  its mounted bundle file"), "{text}");
+    }
+
+    #[test]
     fn of_many_missing_the_first_are_named_and_the_others_counted() {
         let wait = Wait::Census(tally(NAMED_MAX + 7));
         let course = Course::of_anchor(&staged(), Some(&wait), NOW).unwrap();

@@ -70,7 +70,7 @@ pub(crate) async fn follow(
             match trust_domain::read(dir).await {
                 Ok(state) => {
                     outage = Outage::default();
-                    let look = Look::at(dir, arg, &state).await;
+                    let look = Look::at(dir, arg).await;
                     shown.show(&state, &look, followed, SystemClock.now())?;
                     if followed.is_over(&state) {
                         return Ok::<_, Problem>(state);
@@ -153,7 +153,7 @@ impl Followed {
     ) -> (Option<Course>, Option<String>) {
         let course = match self {
             Self::Anchor(_) => Course::of_anchor(state, look.wait(state), now),
-            Self::Issuer(_) => Course::of_issuer(state, look.issuer_wait(state, now).as_ref(), now),
+            Self::Issuer(_) => Course::of_issuer(state, look.issuer_wait(state), now),
         };
         let before = match self {
             Self::Anchor(_) => before_it_begins(state, look, now).map(|(what, _)| what),
@@ -163,20 +163,21 @@ impl Followed {
     }
 }
 
-/// What a rotation of an anchor waits for that is ordered, or that a stolen key demands, and has not
-/// begun; and whether that lasts until somebody does something.
+/// What a rotation of an anchor waits for that there is reason for, be it an order, the schedule or
+/// a key that is lost, and that has not begun; and whether that lasts until somebody does something.
 pub(crate) fn before_it_begins(
     state: &TrustDomainState,
     look: &Look,
     now: UnixTime,
 ) -> Option<(String, bool)> {
-    let stolen = state.anchors.iter().any(|anchor| anchor.taint.is_some());
-    let awaited = state.rotation.is_none() && (state.requested.is_some() || stolen);
-    let wait = look.wait(state).filter(|_| awaited)?;
+    let wait = look.wait(state).filter(|_| state.rotation.is_none())?;
     let waiting = Waiting::of(wait, state, None, now);
     let names = waiting.missing.iter().map(|m| format!("{}: {}", m.name, m.reason));
-    let what =
-        format!("before it begins: {} {}", waiting.guard, names.collect::<Vec<_>>().join("; "));
+    let what = format!(
+        "the next rotation waits: {} {}",
+        waiting.guard,
+        names.collect::<Vec<_>>().join("; ")
+    );
     (!waiting.guard.is_empty()).then(|| (what.trim_end().to_owned(), waiting.stalled))
 }
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 use serde::Serialize;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_process::duration;
-use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Bounds, Demand, Round, tally};
-use steadfast_rotation_protocol::controller::Timings;
+use steadfast_rotation_protocol::controller::{Remedy, Standing, Timings};
 use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorState, CanaryPlan, IssuerRecord, Promise, Selector,
+    AnchorRecord, AnchorState, CanaryPlan, Exemption, IssuerRecord, Promise, Selector,
 };
+use steadfast_rotation_protocol::{Controller, TrustDomainState};
 
 use crate::commands::anchor::given::Given;
 use crate::controller::asked_at;
@@ -45,6 +45,31 @@ impl Intent {
     /// Whether a key is in other hands.
     fn urgent(&self) -> bool {
         matches!(self, Self::Emergency { .. } | Self::Issuer { deadline: Some(_) })
+    }
+}
+
+/// What a plan is made of beside the stored state.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    timings: Timings,
+    /// The anchors whose key is gone.
+    keyless: Vec<KeyId>,
+    /// What everybody has answered; `None`: nobody can tell.
+    round: Option<Round>,
+}
+
+impl Told {
+    /// By the controller.
+    pub(crate) fn of(standing: Standing, round: Option<Round>) -> Self {
+        let timings = standing.timings.unwrap_or(TIMINGS_USUAL);
+        Self { timings, keyless: standing.keyless, round }
+    }
+}
+
+/// By none: the defaults, blindly.
+impl Default for Told {
+    fn default() -> Self {
+        Self::of(Standing::default(), None)
     }
 }
 
@@ -82,14 +107,15 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans; without the controller's word about timings and answers, by the defaults and blindly.
+    /// Plans.
     pub(crate) fn of(
         intent: &Intent,
         state: &TrustDomainState,
-        timings: Timings,
-        round: Option<&Round>,
+        told: &Told,
         now: UnixTime,
     ) -> Self {
+        let (timings, round) = (told.timings, told.round.as_ref());
+        let emergency = Emergency::of(intent, state, told, now);
         let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max);
         let svid_life_max = lives.max().unwrap_or_default();
         let bounds = Bounds { skew: timings.skew, svid_life_max };
@@ -108,20 +134,20 @@ impl Plan {
         let slow_path = (timings.lease + svid_life_max + timings.skew).as_secs();
         Self {
             what: what(intent, state),
-            changes: changes(intent, state),
+            changes: changes(intent, state, emergency.as_ref()),
             asked: tally.as_ref().map(|tally| tally.settled.len() + tally.missing.len()),
-            missing: tally.iter().flat_map(|t| &t.missing).map(|m| Absent::of(m, now)).collect(),
+            missing: tally.iter().flat_map(|tally| Absent::all(&tally.missing, now)).collect(),
             asked_s_ago: round.map(|round| now.since(asked_at(round)).as_secs()),
             who: match intent {
                 Intent::Issuer { deadline: None } => "replicas of identity",
                 _ => "proxies and processes",
             },
-            fate: fate(intent),
+            fate: fate(intent, emergency.as_ref()),
             cannot_ack: cannot_ack(intent, state, now),
-            expected_s: expected(intent, state, timings).as_secs(),
+            expected_s: expected(intent, state, timings, emergency.as_ref(), now).as_secs(),
             slow_path_s: matches!(intent, Intent::Rotate { .. }).then_some(slow_path),
             warnings: warnings(intent, state, now),
-            obstacles: obstacles(intent, state, now),
+            obstacles: obstacles(intent, state, emergency.as_ref(), now),
             undo: undo(intent),
         }
     }
@@ -183,18 +209,43 @@ impl Plan {
     }
 }
 
+/// What the theft of an anchor's key comes to.
+struct Emergency {
+    remedy: Remedy,
+    /// Whether no standby is left after it.
+    standby_missing: bool,
+}
+
+impl Emergency {
+    /// By the choice that the controller makes; `None`: no anchor's key is stolen.
+    fn of(intent: &Intent, state: &TrustDomainState, told: &Told, now: UnixTime) -> Option<Self> {
+        let Intent::Emergency { anchor: stolen, .. } = intent else { return None };
+        let controller = Controller::new(told.timings);
+        let remedy = controller.remedy(state, *stolen, &told.keyless, now)?;
+        let stays = |anchor: &AnchorRecord| {
+            let goes = anchor.id == *stolen || remedy == Remedy::Replaced(Some(anchor.id));
+            !goes && anchor.taint.is_none() && !told.keyless.contains(&anchor.id)
+        };
+        let standby_missing = !state.in_state(AnchorState::Standby).any(stays);
+        Some(Self { remedy, standby_missing })
+    }
+}
+
 /// What becomes of those who do not answer.
-const fn fate(intent: &Intent) -> &'static str {
+const fn fate(intent: &Intent, emergency: Option<&Emergency>) -> &'static str {
     match intent {
+        Intent::Emergency { .. }
+            if matches!(emergency, Some(Emergency { remedy: Remedy::Removed, .. })) =>
+        {
+            WAITED_FOR
+        }
         Intent::Emergency { .. } | Intent::Issuer { deadline: Some(_) } => {
             "is cut off at the deadline, and comes back by itself once it can be reached"
         }
         Intent::Issuer { deadline: None } => {
             "is waited for, until it has loaded the next issuer: until then the old one signs"
         }
-        Intent::Replace { .. } | Intent::Rotate { .. } => {
-            "is waited for, until it answers, has ended, or is exempted by name"
-        }
+        Intent::Replace { .. } | Intent::Rotate { .. } => WAITED_FOR,
     }
 }
 
@@ -239,7 +290,11 @@ fn what(intent: &Intent, state: &TrustDomainState) -> String {
     }
 }
 
-fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
+fn changes(
+    intent: &Intent,
+    state: &TrustDomainState,
+    emergency: Option<&Emergency>,
+) -> Vec<String> {
     let (active, standby) = (one(state, AnchorState::Active), one(state, AnchorState::Standby));
     let mut changes = Vec::new();
     match intent {
@@ -260,16 +315,35 @@ fn changes(intent: &Intent, state: &TrustDomainState) -> Vec<String> {
             changes.push(format!("- {} is drained, withdrawn and destroyed", short(active)));
         }
         Intent::Emergency { anchor, deadline } => {
-            if Some(*anchor) == active {
-                let next = standby.map_or_else(|| "a fresh anchor".to_owned(), |id| id.short());
-                changes.push(format!("→ {next} becomes active at once, everybody renews"));
+            let (stolen, deadline) = (anchor.short(), duration::show(*deadline));
+            let remedy = emergency.map_or(Remedy::Drained, |emergency| emergency.remedy);
+            changes.extend(match remedy {
+                Remedy::Replaced(Some(next)) => {
+                    vec![format!("→ {} becomes active at once, everybody renews", next.short())]
+                }
+                Remedy::Replaced(None) => vec![
+                    format!(
+                        "+ a fresh anchor joins the bundle, and is acked by all, at the latest \
+                         after {deadline}"
+                    ),
+                    "→ it becomes active, everybody renews".to_owned(),
+                ],
+                Remedy::Drained | Remedy::Removed => Vec::new(),
+            });
+            changes.push(match remedy {
+                Remedy::Replaced(_) => format!(
+                    "- {stolen} is withdrawn when acked, at the latest {deadline} after that, and \
+                     destroyed"
+                ),
+                Remedy::Drained => format!(
+                    "- {stolen} is withdrawn when acked, at the latest after {deadline}, and \
+                     destroyed"
+                ),
+                Remedy::Removed => format!("- {stolen} is withdrawn at once, and destroyed"),
+            });
+            if emergency.is_none_or(|emergency| emergency.standby_missing) {
+                changes.push("+ a fresh anchor becomes the standby".to_owned());
             }
-            changes.push(format!(
-                "- {} is withdrawn when acked, at the latest {} after that, and destroyed",
-                anchor.short(),
-                duration::show(*deadline)
-            ));
-            changes.push("+ a fresh anchor becomes the standby".to_owned());
         }
         Intent::Issuer { deadline } => {
             let (anchor, old) = (short(active), state.active_issuer.short());
@@ -336,7 +410,7 @@ fn is_cut_off(intent: &Intent, promise: &Promise, now: UnixTime) -> bool {
 }
 
 fn warnings(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<String> {
-    match intent {
+    let mut warnings = match intent {
         Intent::Emergency { .. } => {
             let fixed = fixed(state).map(|name| {
                 format!(
@@ -358,7 +432,20 @@ fn warnings(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<Str
         Intent::Issuer { deadline: None } | Intent::Replace { .. } | Intent::Rotate { .. } => {
             Vec::new()
         }
+    };
+    // Both issuers are of the same anchor: nobody can be left behind.
+    if !matches!(intent, Intent::Issuer { deadline: None }) {
+        warnings.extend(state.exemptions.iter().map(exempt));
     }
+    warnings
+}
+
+fn exempt(exemption: &Exemption) -> String {
+    let (name, Exemption { reason, by, .. }) = (exemption.shown_name(), exemption);
+    format!(
+        "{name} is exempt ({reason}; by {by}): nobody waits for it, and until it answers or starts \
+         anew, others may refuse it"
+    )
 }
 
 /// A consumer holds anchors and knows of no denied issuer. A bundle in a form that is SPIFFE's or PEM
@@ -384,19 +471,40 @@ fn fixed(state: &TrustDomainState) -> impl Iterator<Item = &str> {
     fixed.map(|consumer| consumer.name.as_str())
 }
 
-/// The fences, the making of keys, and the window in which renewals are spread.
-fn expected(intent: &Intent, state: &TrustDomainState, timings: Timings) -> Duration {
-    let Timings { lease, renew_window, renew_window_urgent, .. } = timings;
+/// The fences, the making of keys, the window in which renewals are spread, and the SVIDs of holders
+/// that cannot ack: these are outlived, in an emergency until its deadline.
+fn expected(
+    intent: &Intent,
+    state: &TrustDomainState,
+    timings: Timings,
+    emergency: Option<&Emergency>,
+    now: UnixTime,
+) -> Duration {
+    let Timings { lease, skew, renew_window, renew_window_urgent, .. } = timings;
+    let promised = promised(intent, state).map(|promise| promise.not_after + skew);
+    let promised = promised.max().map(|until| until.since(now)).unwrap_or_default();
     let refreshes = state.consumers.iter().filter_map(|consumer| consumer.refresh);
     let consumers = refreshes.max().unwrap_or_default() * REFRESHES;
     let staged = lease.max(consumers);
     match intent {
         Intent::Rotate { canary, .. } => {
             let canary = canary.as_ref().map(|plan| plan.window.max(lease)).unwrap_or_default();
-            staged + canary + lease + lease.max(renew_window) + lease + ROUNDS
+            let drained = staged + canary + lease + lease.max(renew_window);
+            drained.max(promised) + lease + ROUNDS
         }
-        Intent::Emergency { .. } => {
-            lease + lease.max(renew_window_urgent) + lease + staged + ROUNDS
+        Intent::Emergency { deadline, .. } => {
+            let standby_missing = emergency.is_none_or(|emergency| emergency.standby_missing);
+            let standby = if standby_missing { staged } else { Duration::ZERO };
+            let drained = |active: Duration| {
+                let renewed = active + lease + lease.max(renew_window_urgent);
+                renewed.max(promised.min(active + *deadline))
+            };
+            let drained = match emergency.map(|emergency| emergency.remedy) {
+                Some(Remedy::Removed) => Duration::ZERO,
+                Some(Remedy::Replaced(None)) => drained(lease.max(consumers.min(*deadline))),
+                Some(Remedy::Drained | Remedy::Replaced(Some(_))) | None => drained(Duration::ZERO),
+            };
+            drained + lease + standby + ROUNDS
         }
         Intent::Issuer { deadline: None } => ROUNDS,
         Intent::Issuer { deadline: Some(_) } => {
@@ -406,7 +514,12 @@ fn expected(intent: &Intent, state: &TrustDomainState, timings: Timings) -> Dura
     }
 }
 
-fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<String> {
+fn obstacles(
+    intent: &Intent,
+    state: &TrustDomainState,
+    emergency: Option<&Emergency>,
+    now: UnixTime,
+) -> Vec<String> {
     let mut obstacles = Vec::new();
     obstacles.extend(state.halted.map(halted));
     if let Intent::Issuer { .. } = intent {
@@ -456,6 +569,13 @@ fn obstacles(intent: &Intent, state: &TrustDomainState, now: UnixTime) -> Vec<St
     if matches!(intent, Intent::Rotate { .. }) && one(state, AnchorState::Standby).is_none() {
         obstacles.push("there is no standby yet: one is made and acked first".to_owned());
     }
+    if emergency.is_some_and(|emergency| emergency.remedy == Remedy::Replaced(None)) {
+        obstacles.push(
+            "no other anchor is acked by all and signs without a person: until a fresh one is, the \
+             stolen one stays active"
+                .to_owned(),
+        );
+    }
     obstacles
 }
 
@@ -496,6 +616,7 @@ fn unsigned(anchor: KeyId) -> String {
     )
 }
 
+const WAITED_FOR: &str = "is waited for, until it answers, has ended, or is exempted by name";
 /// As many of its own periods is a holder given that cannot ack.
 const REFRESHES: u32 = 4;
 /// Answers that are no older are those of this moment.
@@ -506,7 +627,7 @@ const ROUNDS: Duration = Duration::from_secs(8);
 const LITTLE: Duration = Duration::from_secs(90 * 86_400);
 
 /// As steadfast-rotation has them unless told otherwise: for a plan while none answers.
-pub(crate) const TIMINGS_USUAL: Timings = Timings {
+const TIMINGS_USUAL: Timings = Timings {
     lease: Duration::from_secs(15),
     skew: Duration::from_secs(60),
     renew_window: Duration::from_secs(600),
@@ -518,6 +639,7 @@ pub(crate) const TIMINGS_USUAL: Timings = Timings {
 
 #[cfg(test)]
 mod tests {
+    use steadfast_rotation_protocol::Instance;
     use steadfast_rotation_protocol::census::{Listed, ProxyStatus, Replica};
     use steadfast_rotation_protocol::trust_domain::{Consumer, EXTERNAL};
 
@@ -532,6 +654,10 @@ mod tests {
         steadfast_identity::authority::found(&domain, NOW).unwrap().state
     }
 
+    fn told(round: Round) -> Told {
+        Told::of(Standing::default(), Some(round))
+    }
+
     fn plan(intent: &Intent, state: &TrustDomainState) -> Plan {
         let listed = Listed {
             pod_uid: "u".to_owned(),
@@ -539,7 +665,7 @@ mod tests {
             proxy: ProxyStatus::Running,
         };
         let round = Round { nonce: NONCE, listed: vec![listed], ..Round::default() };
-        Plan::of(intent, state, TIMINGS_USUAL, Some(&round), NOW)
+        Plan::of(intent, state, &told(round), NOW)
     }
 
     #[test]
@@ -576,6 +702,117 @@ mod tests {
     }
 
     #[test]
+    fn an_emergency_names_the_anchor_that_the_controller_chooses() {
+        let mut state = state();
+        let emergency = emergency(&state);
+        let [active, standby] = [AnchorState::Active, AnchorState::Standby]
+            .map(|wanted| one(&state, wanted).expect("an anchor in this state"));
+        let next = |state: &TrustDomainState, told: &Told| {
+            let plan = Plan::of(&emergency, state, told, NOW);
+            (plan.changes.join("\n"), plan.is_clear(), plan.expected_s)
+        };
+        let (changes, clear, soon) = next(&state, &Told::default());
+        assert!(changes.contains(&format!("→ {} becomes active at once", standby.short())));
+        assert!(clear, "everybody holds the standby");
+
+        // Its key is gone, it is stolen too, not everybody holds it, a person must sign for it.
+        let keyless = Told { keyless: vec![standby], ..Told::default() };
+        let bent = |bend: &dyn Fn(&mut TrustDomainState)| {
+            let mut state = state.clone();
+            bend(&mut state);
+            (state, Told::default())
+        };
+        let by = || "ann".to_owned();
+        for (state, told) in [
+            (state.clone(), keyless),
+            bent(&|state| state.taint(standby, by(), Duration::ZERO).expect("it is there")),
+            bent(&|state| state.unsettled.push(standby)),
+            bent(&|state| {
+                let mut anchors = state.anchors.iter_mut();
+                anchors.find(|anchor| anchor.id == standby).expect("one").key_ref =
+                    EXTERNAL.to_owned();
+            }),
+        ] {
+            let (changes, clear, later) = next(&state, &told);
+            for words in ["+ a fresh anchor joins the bundle", "→ it becomes active, everybody"] {
+                assert!(changes.contains(words), "{words:?} is not in {changes}");
+            }
+            assert!(!clear && later >= soon, "the stolen one signs meanwhile");
+        }
+
+        // The one that is drained goes first, as everybody still holds it; the standby stays.
+        let retiring = AnchorRecord {
+            id: KeyId::of_spki(b"retiring"),
+            state: AnchorState::Retiring,
+            ..state.anchor(active).expect("the active one").clone()
+        };
+        let first = format!("→ {} becomes active at once", retiring.id.short());
+        state.anchors.push(retiring);
+        let (changes, clear, _) = next(&state, &Told::default());
+        assert!(changes.contains(&first) && clear, "{changes}");
+        assert!(!changes.contains("a fresh anchor"), "{changes}");
+    }
+
+    #[test]
+    fn a_plan_takes_as_long_as_what_holders_that_cannot_ack_were_promised() {
+        let mut state = state();
+        let rotate = Intent::Rotate { next: None, canary: None };
+        let takes = |intent: &Intent, state: &TrustDomainState| {
+            Duration::from_secs(Plan::of(intent, state, &Told::default(), NOW).expected_s)
+        };
+        let [fast, urgent] = [&rotate, &emergency(&state)].map(|intent| takes(intent, &state));
+        let (anchor_id, hour) = (one(&state, AnchorState::Active).unwrap(), 3600);
+        for secs in [5, 3 * hour] {
+            let not_after = NOW + Duration::from_secs(secs);
+            state.promised.push(Promise { anchor_id, holder: "linkerd".to_owned(), not_after });
+            let outlived = Duration::from_secs(secs);
+            assert!(takes(&rotate, &state) >= outlived.max(fast), "{outlived:?}");
+        }
+        let takes = takes(&emergency(&state), &state);
+        assert!(takes > urgent && takes < Duration::from_secs(hour), "the deadline: {takes:?}");
+    }
+
+    #[test]
+    fn whoever_is_exempt_is_named_and_the_plan_is_not_clear() {
+        let mut state = state();
+        let instance = Instance { pod_uid: "u".to_owned(), started_at: NOW };
+        let [name, reason, by] = ["demo/web-0", "its node is mended", "ann"].map(str::to_owned);
+        state.exempt(instance, name, reason, by, NOW);
+        for (intent, clear) in [
+            (Intent::Rotate { next: None, canary: None }, false),
+            (emergency(&state), false),
+            (Intent::Issuer { deadline: None }, true),
+        ] {
+            let plan = Plan::of(&intent, &state, &Told::default(), NOW);
+            assert_eq!(plan.is_clear(), clear, "{intent:?}");
+            let named = flat(&plan).contains("demo/web-0 is exempt (its node is mended; by ann)");
+            assert_eq!(named, !clear, "{intent:?}");
+        }
+    }
+
+    #[test]
+    fn a_stolen_standby_goes_at_once_and_nobody_has_a_deadline() {
+        let mut state = state();
+        let anchor = one(&state, AnchorState::Standby).expect("a standby");
+        let intent = Intent::Emergency { anchor, deadline: Duration::from_secs(600) };
+        let text = flat(&plan(&intent, &state));
+        for words in ["withdrawn at once, and destroyed", "a fresh anchor becomes the standby"] {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+        assert!(text.contains("who does not answer is waited for"), "{text}");
+        assert!(!text.contains("at the latest") && !text.contains("deadline"), "{text}");
+        // After a store was put back it may have issued.
+        state.recovered_at = Some(NOW);
+        let text = flat(&plan(&intent, &state));
+        assert!(text.contains("at the latest after 10m") && text.contains("cut off"), "{text}");
+    }
+
+    fn emergency(state: &TrustDomainState) -> Intent {
+        let anchor = one(state, AnchorState::Active).expect("an active anchor");
+        Intent::Emergency { anchor, deadline: Duration::from_secs(600) }
+    }
+
+    #[test]
     fn an_emergency_says_which_holders_that_cannot_ack_are_cut_off() {
         let mut state = state();
         let active = state.active_anchor().unwrap().id;
@@ -591,7 +828,7 @@ mod tests {
             state.promised.push(Promise { anchor_id, holder: holder.to_owned(), not_after });
         }
         let emergency = Intent::Emergency { anchor: active, deadline: Duration::from_secs(600) };
-        let plan = Plan::of(&emergency, &state, TIMINGS_USUAL, None, NOW);
+        let plan = Plan::of(&emergency, &state, &Told::default(), NOW);
         assert!(!plan.is_clear());
         let (text, warnings) = (flat(&plan), plan.warnings.join("\n"));
         for words in
@@ -613,9 +850,8 @@ mod tests {
     fn a_holder_that_never_reads_again_is_in_the_way_and_one_that_does_is_not() {
         let mut state = state();
         let rotate = Intent::Rotate { next: None, canary: None };
-        let clear = |state: &TrustDomainState| {
-            Plan::of(&rotate, state, TIMINGS_USUAL, None, NOW).is_clear()
-        };
+        let clear =
+            |state: &TrustDomainState| Plan::of(&rotate, state, &Told::default(), NOW).is_clear();
         let refresh = Some(Duration::from_secs(300));
         state.add_consumer(Consumer { name: "vault".to_owned(), refresh });
         assert!(clear(&state));
@@ -657,7 +893,7 @@ mod tests {
         let intent = Intent::Issuer { deadline: None };
         for (later, words) in [(2, "1 of them answer now"), (9, "1 of them answered 9s ago")] {
             let now = NOW + Duration::from_secs(later);
-            let text = flat(&Plan::of(&intent, &state(), TIMINGS_USUAL, Some(&round()), now));
+            let text = flat(&Plan::of(&intent, &state(), &told(round()), now));
             assert!(text.contains(words), "{words:?} is not in {text}");
         }
     }
@@ -671,7 +907,7 @@ mod tests {
         let mut state = state();
         state.add_consumer(Consumer { name: "vault".to_owned(), refresh: None });
         let intent = Intent::Issuer { deadline: None };
-        let plan = Plan::of(&intent, &state, TIMINGS_USUAL, Some(&round()), NOW);
+        let plan = Plan::of(&intent, &state, &told(round()), NOW);
         let text = flat(&plan);
         for words in [
             "Replace the issuer of cluster.local",
@@ -693,7 +929,7 @@ mod tests {
             state.add_consumer(Consumer { name: name.to_owned(), refresh: None });
         }
         let intent = Intent::Issuer { deadline: Some(Duration::from_secs(600)) };
-        let plan = Plan::of(&intent, &state, TIMINGS_USUAL, None, NOW);
+        let plan = Plan::of(&intent, &state, &Told::default(), NOW);
         assert!(!plan.is_clear());
         let text = flat(&plan);
         for words in [
@@ -706,7 +942,7 @@ mod tests {
             assert!(text.contains(words), "{words:?} is not in\n{text}");
         }
         state.consumers.clear();
-        assert!(Plan::of(&intent, &state, TIMINGS_USUAL, None, NOW).is_clear());
+        assert!(Plan::of(&intent, &state, &Told::default(), NOW).is_clear());
     }
 
     #[test]
@@ -715,7 +951,7 @@ mod tests {
         let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
         let rotate = Intent::Rotate { next: None, canary: None };
         let obstacles = |state: &TrustDomainState| {
-            Plan::of(&rotate, state, TIMINGS_USUAL, None, NOW).obstacles.join("\n")
+            Plan::of(&rotate, state, &Told::default(), NOW).obstacles.join("\n")
         };
         assert_eq!(obstacles(&state), "");
         for anchor in &mut state.anchors {
@@ -729,7 +965,7 @@ mod tests {
         state.issuers.push(IssuerRecord { id, anchor_id: standby, ..issuer });
         assert_eq!(obstacles(&state), "");
         let issuer = Intent::Issuer { deadline: Some(Duration::from_secs(600)) };
-        let text = Plan::of(&issuer, &state, TIMINGS_USUAL, None, NOW).obstacles.join("\n");
+        let text = Plan::of(&issuer, &state, &Told::default(), NOW).obstacles.join("\n");
         for words in ["no other issuer under it is signed", "steadfast anchor rotate --emergency"] {
             assert!(text.contains(words), "{words:?} is not in {text}");
         }

@@ -1,5 +1,6 @@
 //! What a rotation waits for, in words: the guard, what would satisfy it, and who is missing.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -46,7 +47,7 @@ impl Waiting {
         now: UnixTime,
     ) -> Self {
         let ends = deadline.is_some_and(|deadline| now < deadline);
-        Self { stalled: is_stalled(wait, &state.consumers, ends), ..Self::shown(wait, state, now) }
+        Self { stalled: is_stalled(wait, state, ends, now), ..Self::shown(wait, state, now) }
     }
 
     fn shown(wait: &Wait, state: &TrustDomainState, now: UnixTime) -> Self {
@@ -71,16 +72,28 @@ impl Waiting {
                 ..Self::default()
             },
             Wait::Halted(halt) => guard(halted(*halt)),
-            Wait::Issuer(names) if names.is_empty() => {
+            Wait::Issuer { loading, away } if loading.is_empty() && away.is_empty() => {
                 guard("the identity service makes the key of the next issuer".to_owned())
             }
-            Wait::Issuer(names) => {
-                guard(format!("the next issuer is not loaded yet by: {}", names.join(", ")))
+            Wait::Issuer { loading, away } => {
+                let loading = loading.iter().map(|name| Absent::named(name, "loads it"));
+                let away = away.iter().map(|name| {
+                    let reason = "cannot be reached: bring it back, or, if it is gone for good, \
+                                  exempt it by name (`steadfast anchor exempt`)";
+                    Absent::named(name, reason)
+                });
+                Self {
+                    guard: "the next issuer must be loaded by the replicas of identity".to_owned(),
+                    missing: loading.chain(away).collect(),
+                    ..Self::default()
+                }
             }
             Wait::Key => guard("the key of the new anchor is being made".to_owned()),
-            Wait::Mirrors => {
-                guard("a mounted copy of the bundle does not show the new anchors yet".to_owned())
-            }
+            Wait::Mirrors(names) => Self {
+                guard: "mounted copies of the bundle must show the new anchors".to_owned(),
+                missing: names.iter().map(|name| Absent::named(name, MOUNTED_BEHIND)).collect(),
+                ..Self::default()
+            },
             Wait::Nothing => guard(String::new()),
             Wait::Paused => {
                 guard("paused by a person; it goes on with `steadfast anchor resume`".to_owned())
@@ -150,7 +163,7 @@ impl Waiting {
                     exempted by name (`steadfast anchor exempt`), need not"
                 .to_owned(),
             acked: Some((settled, settled + missing)),
-            missing: tally.missing.iter().map(|missing| Absent::of(missing, now)).collect(),
+            missing: Absent::all(&tally.missing, now),
             ..Self::default()
         }
     }
@@ -158,19 +171,23 @@ impl Waiting {
 
 /// Whether this lasts until somebody does something. Whoever is connected answers in the end, and
 /// what is of time passes.
-fn is_stalled(wait: &Wait, consumers: &[Consumer], ends: bool) -> bool {
+fn is_stalled(wait: &Wait, state: &TrustDomainState, ends: bool, now: UnixTime) -> bool {
     let is_fixed = |name: &String| {
-        consumers.iter().any(|consumer| consumer.name == *name && consumer.refresh.is_none())
+        let mut consumers = state.consumers.iter();
+        consumers.any(|consumer| consumer.name == *name && consumer.refresh.is_none())
     };
     match wait {
         Wait::Canary(standing) => standing.canaries == 0 || !standing.failures.is_empty(),
-        Wait::Census(tally) => !ends && tally.missing.iter().any(|m| is_away(&m.reason)),
+        Wait::Census(tally) => !ends && tally.missing.iter().any(|m| lasts(&m.reason)),
         Wait::Clock { .. } | Wait::Halted(_) | Wait::Paused | Wait::Signature { .. } => true,
         Wait::Consumers(names) => !ends && names.iter().any(is_fixed),
+        Wait::Issuer { away, .. } => !away.is_empty(),
+        Wait::Mirrors(_) => {
+            let since = state.rotation.as_ref().map(|rotation| rotation.since);
+            since.is_some_and(|since| now > since + MOUNTED_LATE)
+        }
         Wait::Fence { .. }
-        | Wait::Issuer(_)
         | Wait::Key
-        | Wait::Mirrors
         | Wait::Nothing
         | Wait::Promised { .. }
         | Wait::Round
@@ -178,22 +195,33 @@ fn is_stalled(wait: &Wait, consumers: &[Consumer], ends: bool) -> bool {
     }
 }
 
-/// Nobody hears of it, or its node is to be mended.
-const fn is_away(reason: &Reason) -> bool {
+/// Nobody hears of it, or it or its node is to be mended.
+const fn lasts(reason: &Reason) -> bool {
     matches!(
         reason,
-        Reason::ClockOff { .. } | Reason::NotConnected { .. } | Reason::Vanished { .. }
+        Reason::ClockOff { .. }
+            | Reason::NotConnected { .. }
+            | Reason::Vanished { .. }
+            | Reason::VersionTooOld { .. }
     )
 }
 
 impl Absent {
     /// Who, and why.
-    pub(crate) fn of(missing: &Missing, now: UnixTime) -> Self {
-        let for_s = match missing.reason {
-            Reason::NotConnected { since: Some(since) } => Some(now.since(since).as_secs()),
-            _ => None,
-        };
-        Self { name: missing.name.clone(), reason: reason(&missing.reason), for_s }
+    pub(crate) fn all(missing: &[Missing], now: UnixTime) -> Vec<Self> {
+        let pods = missing.iter().map(|m| (m.name.as_str(), m.instance.pod_uid.as_str()));
+        let absent = told_apart(pods).into_iter().zip(missing).map(|(name, missing)| {
+            let for_s = match missing.reason {
+                Reason::NotConnected { since: Some(since) } => Some(now.since(since).as_secs()),
+                _ => None,
+            };
+            Self { name, reason: reason(&missing.reason), for_s }
+        });
+        absent.collect()
+    }
+
+    fn named(name: &str, reason: &str) -> Self {
+        Self { name: name.to_owned(), reason: reason.to_owned(), for_s: None }
     }
 
     /// With the time that it has lasted, for a look that is not compared with another.
@@ -201,6 +229,21 @@ impl Absent {
         let ago = self.for_s.map(|secs| duration::show(Duration::from_secs(secs)));
         ago.map_or_else(|| self.reason.clone(), |ago| format!("{} ({ago})", self.reason))
     }
+}
+
+/// Pods by name and UID, each by a name that is no other's: of several of one name, with the UID.
+pub(crate) fn told_apart<'a>(
+    pods: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+) -> Vec<String> {
+    let mut of_name: HashMap<&str, usize> = HashMap::new();
+    for (name, _) in pods.clone() {
+        *of_name.entry(name).or_default() += 1;
+    }
+    let told = pods.map(|(name, uid)| match of_name[name] {
+        1 => name.to_owned(),
+        _ => format!("{name} (UID {uid})"),
+    });
+    told.collect()
 }
 
 /// Why somebody has not settled, with what would help where that is not plain.
@@ -263,3 +306,7 @@ fn offset(millis: i64) -> String {
     let side = if millis < 0 { "behind" } else { "ahead of" };
     format!("{:.1} s {side}", millis.unsigned_abs() as f64 / 1000.0)
 }
+
+const MOUNTED_BEHIND: &str = "its mounted bundle file names other anchors than the bundle";
+/// Every mounted file is there by then, and read again once a minute.
+const MOUNTED_LATE: Duration = Duration::from_secs(300);

@@ -120,7 +120,8 @@ fn started(before: &TrustDomainState, after: &TrustDomainState, events: &mut Vec
 
 fn exemptions(before: &TrustDomainState, after: &TrustDomainState, events: &mut Vec<Event>) {
     let missing = |of: &TrustDomainState, exemption: &Exemption| {
-        of.exemptions.iter().all(|other| other.instance != exemption.instance)
+        // By its pod: that a later start is the one that is exempt ends nothing.
+        of.exemptions.iter().all(|other| other.instance.pod_uid != exemption.instance.pod_uid)
     };
     for exemption in after.exemptions.iter().filter(|exemption| missing(before, exemption)) {
         events.push(match exemption.is_cut_off() {
@@ -256,10 +257,13 @@ mod tests {
         after.pause(true);
         let instance = Instance { pod_uid: "u".to_owned(), started_at: UnixTime::default() };
         let [name, reason, by] = ["demo/web-0", "away", "a person"].map(str::to_owned);
-        after.exempt(instance, name, reason, by);
+        after.exempt(instance, name, reason, by, UnixTime::default());
         let told = names(&before, &after);
         assert_eq!(told, ["rotation_started", "exemption_begun", "paused"]);
         assert_eq!(names(&after, &before), ["exemption_ended", "resumed"]);
+        let mut newer = after.clone();
+        newer.exemptions[0].instance.started_at = UnixTime::from_secs(1);
+        assert_eq!(names(&after, &newer), [""; 0], "it is exempt as before");
         let line = between(&before, &after)[1].to_string();
         assert_eq!(line, "nobody waits for demo/web-0 any more, by a person: away");
     }

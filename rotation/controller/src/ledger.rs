@@ -82,8 +82,30 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes in what a look has shown.
-    pub fn note(&mut self, listed: &[Listed], replicas: &[Replica], now: UnixTime, kept: Duration) {
+    /// Takes in what another has seen: of two that know the same pod, the one that knows more.
+    pub fn merge(&mut self, other: Self) {
+        for (piece, other) in self.pieces.iter_mut().zip(other.pieces) {
+            for (uid, other) in other.members {
+                let before = piece.members.get(&uid).cloned();
+                let entry = piece.members.entry(uid).or_insert_with(|| other.clone());
+                entry.started_at = entry.started_at.max(other.started_at);
+                entry.last_heard = entry.last_heard.max(other.last_heard);
+                entry.ended |= other.ended;
+                piece.changed |= before.as_ref() != Some(entry);
+            }
+        }
+    }
+
+    /// Takes in what a look has shown. Who was heard of last before `since` counts as heard of then:
+    /// what is known may be of a copy.
+    pub fn note(
+        &mut self,
+        listed: &[Listed],
+        replicas: &[Replica],
+        now: UnixTime,
+        since: UnixTime,
+        kept: Duration,
+    ) {
         for listed in listed.iter().filter(|listed| listed.proxy == ProxyStatus::Running) {
             // It may be served by a replica that we do not reach.
             self.heard(&listed.pod_uid, &listed.name, None, now);
@@ -102,7 +124,7 @@ impl Ledger {
         }
         for piece in &mut self.pieces {
             let before = piece.members.len();
-            piece.members.retain(|_, entry| now <= entry.last_heard + kept);
+            piece.members.retain(|_, entry| now <= entry.last_heard.max(since) + kept);
             piece.changed |= piece.members.len() != before;
         }
     }
@@ -219,7 +241,7 @@ mod tests {
         fn after(&self, listed: &[Listed], replicas: &[Replica], now: UnixTime) -> Self {
             let mut next = self.clone();
             next.pieces.iter_mut().for_each(|piece| piece.changed = false);
-            next.note(listed, replicas, now, KEPT);
+            next.note(listed, replicas, now, UnixTime::default(), KEPT);
             next
         }
 
@@ -254,6 +276,30 @@ mod tests {
         let gone = ended.after(&[], &[remembers("a")], NOW);
         assert!(gone.vanished(&[]).is_empty());
         assert_eq!(gone.ended(&[]), [pod("a", ProxyStatus::Ended)]);
+    }
+
+    #[test]
+    fn who_is_known_from_a_copy_is_kept_from_the_recovery_on() {
+        let mut copy = Ledger::default().after(&[pod("a", ProxyStatus::Running)], &[], NOW);
+        let (recovered_at, late) = (NOW + KEPT * 7, Duration::from_secs(1));
+        copy.note(&[], &[], recovered_at + KEPT, recovered_at, KEPT);
+        assert_eq!(copy.vanished(&[]).len(), 1);
+        copy.note(&[], &[], recovered_at + KEPT + late, recovered_at, KEPT);
+        assert_eq!(copy.vanished(&[]), []);
+    }
+
+    #[test]
+    fn what_a_copy_of_the_store_has_forgotten_is_written_again() {
+        let [a, b] = ["a", "b"].map(|uid| pod(uid, ProxyStatus::Running));
+        let mut copy = Ledger::default().after(std::slice::from_ref(&a), &[], NOW);
+        let known = copy.after(&[b], &[remembers("a")], NOW + STEP * 2);
+        copy.pieces.iter_mut().for_each(|piece| piece.changed = false);
+        copy.merge(known.clone());
+        assert!(copy.is_changed());
+        assert_eq!(copy.vanished(&[]), known.vanished(&[]));
+        let mut again = copy.after(&[], &[], NOW);
+        again.merge(known);
+        assert!(!again.is_changed(), "it knows all that already");
     }
 
     #[test]

@@ -171,8 +171,9 @@ impl Metrics {
     pub fn show(&mut self, standing: &Standing, round: Option<&Round>, offset_ms: Option<i64>) {
         self.leads.set(i64::from(standing.leads));
         self.clock_offset.set(offset_ms.unwrap_or(0) as f64 / 1000.0);
-        let waiting = standing.waiting.as_ref().filter(|_| standing.leads);
-        self.show_waiting(waiting);
+        let anchor = standing.waiting.as_ref().filter(|wait| **wait != Wait::Nothing);
+        let waiting = anchor.or(standing.issuer_waiting.as_ref());
+        self.show_waiting(waiting.filter(|_| standing.leads));
         let Some(state) = &standing.state else { return };
         self.show_course(state, standing.seen_at);
         self.show_state(state);
@@ -378,6 +379,19 @@ mod tests {
         standing.leads = false;
         let text = shown(&standing, &mut metrics, &registry);
         assert!(text.contains(&format!("{missing}0\n")), "{text}");
+    }
+
+    #[test]
+    fn what_the_issuer_waits_for_is_told_while_no_anchor_waits() {
+        let mut registry = Registry::default();
+        let mut metrics = Metrics::new(&mut registry);
+        let mut standing = Standing { issuer_waiting: Some(Wait::Round), ..standing() };
+        for (waiting, label) in [(Wait::Nothing, "round"), (Wait::Key, "key")] {
+            standing.waiting = Some(waiting);
+            let text = shown(&standing, &mut metrics, &registry);
+            let line = format!("steadfast_rotation_waiting{{for=\"{label}\"}} 1\n");
+            assert!(text.contains(&line), "{text}");
+        }
     }
 
     #[test]

@@ -14,9 +14,9 @@ use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::census::{Held, Member, Replica, Round, UNREADABLE};
+use steadfast_rotation_protocol::census::{self, Held, Replica, Round};
 use steadfast_rotation_protocol::controller::{
-    Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait,
+    Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait, Waits,
 };
 use steadfast_rotation_protocol::journal::Line;
 use steadfast_rotation_protocol::recover::Findings;
@@ -85,8 +85,8 @@ pub struct Shell {
     newest_nonce: u64,
     /// Whether a person is to look.
     halted: bool,
-    /// What was found out last, while the state is halted.
-    findings: Option<Findings>,
+    /// Whether what was found out while it was is still there.
+    has_findings: bool,
     told: Told,
     /// What was in the way last, so that what lasts is told once.
     trouble: Option<String>,
@@ -168,7 +168,7 @@ impl Shell {
             asked: None,
             newest_nonce: 0,
             halted: false,
-            findings: None,
+            has_findings: true,
             told: Told::default(),
             trouble: None,
             keyless: Vec::new(),
@@ -235,7 +235,7 @@ impl Shell {
         tracing::info!(event = if leads { "leads" } else { "follows" }, "who decides has changed");
         self.led = leads;
         // The controller stays: its fence is of a revision, and it knows the newest there has been.
-        (self.query, self.ledger) = (None, None);
+        (self.query, self.ledger, self.has_findings) = (None, None, true);
         self.round.send_replace(None);
     }
 
@@ -270,7 +270,9 @@ impl Shell {
             signed: self.signed.clone(),
             keyless,
             undestroyed,
-            mirrors_current: round.as_ref().is_some_and(|round| mirrors_current(&state, round)),
+            mirrors_current: round
+                .as_ref()
+                .is_some_and(|round| census::mirrors_behind(&state, round).is_empty()),
             clock_offset_ms: (self.parts.clock_offset_ms)(),
             round,
             state,
@@ -280,11 +282,11 @@ impl Shell {
         self.tidy_evidence(&seen.state).await?;
         self.find_out(&seen).await?;
         // 3. Decide, and say on what.
-        let (now, fence) = (self.now(), self.controller.fence().cloned());
+        let (now, memory) = (self.now(), self.controller.memory().clone());
         let effects = self.controller.handle(now, &seen);
         if self.parts.event_log.wants(&effects) {
             let (timings, effects) = (self.parts.timings, effects.clone());
-            let line = Line { timings, now, fence, seen: seen.clone(), effects };
+            let line = Line { timings, now, memory, seen: seen.clone(), effects };
             let added = self.parts.event_log.add(&line).await;
             trouble = trouble.or_else(|| added.err().map(LookError::from));
         }
@@ -366,18 +368,25 @@ impl Shell {
 
     /// While the state is halted: what workloads hold, kept for `steadfast trust recover`.
     async fn find_out(&mut self, seen: &Observation) -> Result<(), LookError> {
-        let store = &self.parts.store;
+        let store = Arc::clone(&self.parts.store);
         self.halted = seen.state.halted.is_some();
         if !self.halted {
-            if self.findings.take().is_some()
+            // Also what another controller, or the one before a restart, had found.
+            if std::mem::take(&mut self.has_findings)
                 && let Some(entry) = store.get(FINDINGS_KEY).await?
             {
                 store.compare_and_swap(FINDINGS_KEY, Some(entry.revision), None).await?;
             }
             return Ok(());
         }
+        if !std::mem::replace(&mut self.has_findings, true)
+            && let Some(ledger) = self.ledger.take()
+        {
+            self.read_again(ledger).await;
+        }
         let Some(round) = &seen.round else { return Ok(()) };
-        let mut found = Findings::of(&seen.state, round, self.wall());
+        let mut found = Findings::of(&seen.state, round, self.store_time());
+        found.revision = seen.revision;
         if let Some((seq, own)) = (self.parts.held)() {
             found.and_own(&seen.state, seq, &own);
         }
@@ -389,17 +398,17 @@ impl Shell {
             let domain = &seen.state.trust_domain;
             held.record = anchors.made(domain, held.id, self.wall(), lifetime).await?;
         }
-        let known = self.findings.as_ref();
-        if known.is_some_and(|known| Findings { at: known.at, ..found.clone() } == *known) {
+        let stored = store.get(FINDINGS_KEY).await?;
+        let known = stored.as_ref().and_then(|entry| parse::<Findings>(entry).ok());
+        if known.is_some_and(|known| Findings { at: known.at, ..found.clone() } == known) {
             return Ok(());
         }
         tracing::info!(told = found.told, silent = ?found.silent, seq = found.seq,
             "what workloads hold is kept for `steadfast trust recover`");
         let value = serde_json::to_vec(&found);
         let value = value.map_err(|error| LookError::State(FINDINGS_KEY.to_owned(), error))?;
-        let expected = store.get(FINDINGS_KEY).await?.map(|entry| entry.revision);
+        let expected = stored.map(|entry| entry.revision);
         store.compare_and_swap(FINDINGS_KEY, expected, Some(value.into())).await?;
-        self.findings = Some(found);
         Ok(())
     }
 
@@ -445,13 +454,30 @@ impl Shell {
             Some(known) => known,
             None => Ledger::read(&*self.parts.store).await?,
         };
-        ledger.note(&listed, &replicas, self.wall(), kept);
+        // By the store's clock: by one that is ahead, nobody would owe anything any more. While it is
+        // halted, what is known may be of a copy of any age.
+        let now = self.store_time();
+        let since = if state.halted.is_some() { Some(now) } else { state.recovered_at };
+        ledger.note(&listed, &replicas, now, since.unwrap_or_default(), kept);
         // Before anybody is counted: a restart must not forget who was counted on.
-        ledger.write(&*self.parts.store).await?;
+        if let Err(error) = ledger.write(&*self.parts.store).await {
+            // Somebody else has written, or the store was put back: what either knows counts.
+            self.read_again(ledger).await;
+            return Err(error);
+        }
         let vanished = ledger.vanished(&listed);
         listed.extend(ledger.ended(&listed));
         self.ledger = Some(ledger);
         Ok(Round { nonce, listed, replicas, vanished })
+    }
+
+    /// Puts together what is known of instances and what is stored of them.
+    async fn read_again(&mut self, mut known: Ledger) {
+        if let Ok(mut stored) = Ledger::read(&*self.parts.store).await {
+            stored.merge(std::mem::take(&mut known));
+            known = stored;
+        }
+        self.ledger = Some(known);
     }
 
     async fn persist(&mut self, persist: Persist) -> Result<(), LookError> {
@@ -561,12 +587,16 @@ impl Shell {
 
     fn tell(&mut self, state: &TrustDomainState, leader: Option<String>, trouble: Option<String>) {
         let leads = self.led;
+        let Waits { anchor, issuer } = self.controller.waits().clone();
         let standing = Standing {
             state: Some(state.clone()),
             seen_at: self.wall(),
-            waiting: leads.then(|| self.controller.waiting().clone()),
+            waiting: leads.then_some(anchor),
+            issuer_waiting: leads.then_some(issuer),
             trouble,
             timings: Some(self.parts.timings),
+            // Who does not lead looks for no key.
+            keyless: if leads { self.keyless.clone() } else { Vec::new() },
             leader,
             leads,
         };
@@ -584,19 +614,6 @@ impl Shell {
             self.trouble = Some(trouble);
         }
     }
-}
-
-/// The mirror of a standalone mesh is the file that each workload has mounted: what all of them
-/// hold is read back by their acks. Whom no census waits for, this waits for neither.
-fn mirrors_current(state: &TrustDomainState, round: &Round) -> bool {
-    let published = KeyId::from_slice(&state.mounted_digest());
-    let members = round.replicas.iter().flat_map(|replica| &replica.members);
-    let exempt = |member: &&Member| state.exemptions.iter().any(|e| e.instance == member.instance);
-    let members = members.filter(|member| member.open && !exempt(member));
-    let mounted = members.filter_map(|member| member.ack.as_ref()?.mounted);
-    // A file that cannot be read shows nothing; the last census names whose it is.
-    let mut read = mounted.filter(|mounted| *mounted.as_bytes() != UNREADABLE);
-    read.all(|mounted| Some(mounted) == published)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> {

@@ -294,7 +294,7 @@ mod tests {
         members.push(member("api/c", 10, IssuerUse { failed, ..used(0, 0) }));
         let mut state = state();
         let instance = members[2].instance.clone();
-        state.exempt(instance, String::new(), String::new(), String::new());
+        state.exempt(instance, String::new(), String::new(), String::new(), SINCE);
         let round = round(members);
         assert!(judge(&state, &canary(), &round, SINCE, SINCE + WINDOW).is_ok());
     }

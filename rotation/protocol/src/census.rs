@@ -15,7 +15,7 @@ use steadfast_api::{KeyId, UnixTime};
 
 use crate::evidence::{Said, Witness};
 use crate::instance::Instance;
-use crate::trust_domain::{AnchorState, TrustDomainState};
+use crate::trust_domain::{AnchorState, Exemption, TrustDomainState};
 
 /// One query to everybody, and what was known when it had been answered or given up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -199,7 +199,7 @@ pub struct Demand {
 pub enum FreeOf {
     /// Those of one issuer.
     Issuer(KeyId),
-    /// Those under an anchor that retires, or that is not in the bundle.
+    /// Those under an anchor that retires, or that is not in the bundle, and those of a denied issuer.
     Retiring,
 }
 
@@ -221,8 +221,8 @@ pub struct Tally {
     pub missing: Vec<Missing>,
     /// Whose exemption is over, because they have settled or started anew.
     pub healed: Vec<Instance>,
-    /// Who was exempt when nobody had heard of it, and has been heard of: it may have run all along,
-    /// so that it is this start of it that is exempt.
+    /// Whose start before this one was exempt when nobody had heard of this one, though it ran: it is
+    /// this one that is exempt.
     pub heard: Vec<Instance>,
 }
 
@@ -327,8 +327,8 @@ pub fn tally(
 ) -> Tally {
     let known = newest(round);
     let mut tally = Tally::default();
-    let exempt = state.exemptions.iter().map(|exemption| &exemption.instance);
-    let exempt: HashMap<_, _> = exempt.map(|exempt| (exempt.pod_uid.as_str(), exempt)).collect();
+    let last_heard = last_heard(state, round);
+    let exempt = state.exemptions.iter().map(|e| (e.instance.pod_uid.as_str(), e)).collect();
     let published =
         [state.digest(), state.mounted_digest()].map(|digest| KeyId::from_slice(&digest));
     let judge = Judge { state, published, demand, floor, now, bounds };
@@ -338,36 +338,101 @@ pub fn tally(
         if listed.proxy == ProxyStatus::NotStarted && member.is_none() {
             continue;
         }
-        let instance =
-            member.map_or_else(|| unheard(&listed.pod_uid), |known| known.member.instance.clone());
+        let start =
+            member.map_or_else(|| Start::unheard(&listed.pod_uid), |known| known.member.start());
         let verdict = member.map_or(Err(Reason::NotConnected { since: None }), |m| judge.known(m));
-        tally.count(&exempt, &listed.name, instance, verdict);
+        tally.count(&exempt, bounds.skew, &listed.name, start, verdict);
     }
     let listed: HashSet<_> = round.listed.iter().map(|listed| listed.pod_uid.as_str()).collect();
     let listed = |uid: &str| listed.contains(uid);
     for known in known.values().filter(|known| !listed(&known.member.instance.pod_uid)) {
         let verdict = match judge.known(known) {
-            Err(Reason::NotConnected { .. }) => judge.vanished(known.member.last_heard),
+            Err(Reason::NotConnected { .. }) => {
+                judge.vanished(last_heard[known.member.instance.pod_uid.as_str()])
+            }
             verdict => verdict,
         };
-        tally.count(&exempt, &known.member.name, known.member.instance.clone(), verdict);
+        tally.count(&exempt, bounds.skew, &known.member.name, known.member.start(), verdict);
     }
     for replica in &round.replicas {
-        let instance = unheard(&replica.name);
         let verdict = match &replica.own {
             _ if !replica.reached => Err(Reason::NotConnected { since: None }),
             Some(own) => judge.ack(own),
             None => Ok(()),
         };
         let verdict = verdict.map(|()| Said::Serves(replica.own.clone()));
-        tally.count(&exempt, &replica.name, instance, verdict);
+        tally.count(&exempt, bounds.skew, &replica.name, Start::unheard(&replica.name), verdict);
     }
     for gone in round.vanished.iter().filter(|gone| {
         !listed(&gone.instance.pod_uid) && !known.contains_key(gone.instance.pod_uid.as_str())
     }) {
-        tally.count(&exempt, &gone.name, gone.instance.clone(), judge.vanished(gone.last_heard));
+        let uid = gone.instance.pod_uid.as_str();
+        let start = Start { instance: gone.instance.clone(), clock_offset_ms: 0 };
+        let verdict = judge.vanished(last_heard[uid]);
+        tally.count(&exempt, bounds.skew, &gone.name, start, verdict);
     }
     tally
+}
+
+/// Whose mounted file names other anchors than those that are published, by name: the mirror of a
+/// standalone mesh is what each workload has mounted, and what all of them hold is read back by
+/// their acks. Whom no census waits for, this waits for neither; a file that cannot be read shows
+/// nothing, and the last census names whose it is.
+pub fn mirrors_behind(state: &TrustDomainState, round: &Round) -> Vec<String> {
+    let published = KeyId::from_slice(&state.mounted_digest());
+    let members = round.replicas.iter().flat_map(|replica| &replica.members);
+    let behind = members.filter(|member| {
+        let uid = &member.instance.pod_uid;
+        let exempt = state.exemptions.iter().any(|e| e.instance.pod_uid == *uid);
+        let mounted = member.ack.as_ref().and_then(|ack| ack.mounted);
+        let read = mounted.filter(|mounted| *mounted.as_bytes() != UNREADABLE);
+        member.open && !exempt && read.is_some() && read != published
+    });
+    behind.map(|member| member.name.clone()).collect()
+}
+
+/// When anybody last heard of each pod, of whichever start of it. What the controllers have kept of
+/// the time before a recovery may be of a copy that was made long before.
+fn last_heard<'a>(state: &TrustDomainState, round: &'a Round) -> HashMap<&'a str, UnixTime> {
+    let members = round.replicas.iter().flat_map(|replica| &replica.members);
+    let members = members.map(|member| (&member.instance, member.last_heard));
+    let recovered_at = state.recovered_at.unwrap_or_default();
+    let kept = round.vanished.iter();
+    let kept = kept.map(|gone| (&gone.instance, gone.last_heard.max(recovered_at)));
+    let mut last_heard: HashMap<_, UnixTime> = HashMap::new();
+    for (instance, at) in members.chain(kept) {
+        let last = last_heard.entry(instance.pod_uid.as_str()).or_default();
+        *last = at.max(*last);
+    }
+    last_heard
+}
+
+/// An instance that is counted.
+struct Start {
+    instance: Instance,
+    /// Its clock less ours, as it said last.
+    clock_offset_ms: i64,
+}
+
+impl Start {
+    fn unheard(uid: &str) -> Self {
+        let instance = Instance { pod_uid: uid.to_owned(), started_at: UnixTime::default() };
+        Self { instance, clock_offset_ms: 0 }
+    }
+
+    /// When it was, by our clock.
+    fn at(&self) -> UnixTime {
+        let offset = Duration::from_millis(self.clock_offset_ms.unsigned_abs());
+        let started_at = self.instance.started_at;
+        if self.clock_offset_ms < 0 { started_at + offset } else { started_at - offset }
+    }
+}
+
+impl Member {
+    fn start(&self) -> Start {
+        let clock_offset_ms = self.ack.as_ref().map_or(0, |ack| ack.clock_offset_ms);
+        Start { instance: self.instance.clone(), clock_offset_ms }
+    }
 }
 
 /// The newest instance of a pod, by the replica that knows best.
@@ -397,10 +462,6 @@ fn newest(round: &Round) -> BTreeMap<&str, Known<'_>> {
         }
     }
     newest
-}
-
-fn unheard(pod_uid: &str) -> Instance {
-    Instance { pod_uid: pod_uid.to_owned(), started_at: UnixTime::default() }
 }
 
 struct Judge<'a> {
@@ -484,9 +545,10 @@ impl Judge<'_> {
             FreeOf::Issuer(forbidden) => issuer == forbidden,
             FreeOf::Retiring => self.state.issuer(issuer).is_none_or(|record| {
                 let anchor = self.state.anchor(record.anchor_id);
-                anchor.is_none_or(|anchor| {
-                    !anchor.state.published() || anchor.state == AnchorState::Retiring
-                })
+                let stays = anchor.is_some_and(|anchor| {
+                    anchor.state.published() && anchor.state != AnchorState::Retiring
+                });
+                !stays || self.state.denies(issuer)
             }),
         }
     }
@@ -510,20 +572,23 @@ impl Tally {
 
     fn count(
         &mut self,
-        exempt: &HashMap<&str, &Instance>,
+        exempt: &HashMap<&str, &Exemption>,
+        skew: Duration,
         name: &str,
-        instance: Instance,
+        start: Start,
         verdict: Result<Said, Reason>,
     ) {
-        let exempt = exempt.get(instance.pod_uid.as_str()).copied();
-        let newer = exempt.is_some_and(|exempt| instance.started_at > exempt.started_at);
-        let unheard = exempt.is_some_and(|exempt| exempt.started_at == UnixTime::default());
-        let anew = newer && !unheard;
-        if newer && unheard && verdict.is_err() {
+        let exempt = exempt.get(start.instance.pod_uid.as_str()).copied();
+        let newer = exempt.is_some_and(|e| start.instance.started_at > e.instance.started_at);
+        let anew = newer && exempt.is_some_and(|exempt| start.at() > exempt.at + skew);
+        // What an older start said, or how it ended, is nothing of the one that is exempt.
+        let meant = exempt.is_some_and(|e| start.instance.started_at >= e.instance.started_at);
+        let instance = start.instance;
+        if newer && !anew && verdict.is_err() {
             self.heard.push(instance.clone());
         }
-        if let Some(exempt) = exempt.filter(|_| anew || verdict.is_ok()) {
-            self.healed.push(exempt.clone());
+        if let Some(exempt) = exempt.filter(|_| anew || meant && verdict.is_ok()) {
+            self.healed.push(exempt.instance.clone());
         }
         match verdict {
             Ok(said) => self.settled.push(Witness { name: name.to_owned(), instance, said }),

@@ -16,8 +16,19 @@ use crate::rotation::{
 };
 use crate::trust_domain::{AnchorRecord, AnchorState, Condemned, Taint, TrustDomainState};
 
+/// What is done about an anchor whose key is in other hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// It has issued, or may have: it is drained, with a deadline.
+    Drained,
+    /// It has never issued: it goes at once, and the census of its end has no deadline.
+    Removed,
+    /// It is the active one: this anchor takes its place; `None`: a fresh one, once it is staged.
+    Replaced(Option<KeyId>),
+}
+
 /// Whether an anchor signs for whoever asks, without waiting for a person.
-type Signs<'a> = &'a dyn Fn(&TrustDomainState, KeyId) -> bool;
+pub(crate) type Signs<'a> = &'a dyn Fn(&TrustDomainState, KeyId) -> bool;
 
 /// Brings the rotation in line with what is tainted; `false` if it is.
 /// `signs` says of an anchor whether it has an issuer, or gets one without a person.
@@ -50,6 +61,21 @@ pub(crate) fn replan(
         Some((id, Some(taint))) => hurry(domain, id, &taint, now),
         _ => false,
     }
+}
+
+/// What comes of the theft of this anchor's key, before anybody has said that it is stolen.
+pub(crate) fn remedy(
+    domain: &TrustDomainState,
+    anchor: &AnchorRecord,
+    now: UnixTime,
+    skew: Duration,
+    signs: Signs<'_>,
+) -> Remedy {
+    if anchor.state == AnchorState::Active {
+        return Remedy::Replaced(successor(domain, signs));
+    }
+    let issued = !unused(domain, anchor) || domain.may_have_issued(anchor.id, now, skew);
+    if issued { Remedy::Drained } else { Remedy::Removed }
 }
 
 /// It has never signed for anybody, and is not gone yet.

@@ -110,9 +110,21 @@ pub(crate) fn loaded(
     issuer: KeyId,
     urgent: bool,
 ) -> Option<Loaded> {
-    let has = |replica: &Replica| replica.reached && replica.loaded.contains(&issuer);
-    let exempt = |replica: &Replica| exempt.iter().any(|e| e.instance.pod_uid == replica.name);
-    let all = || round.replicas.iter().all(|replica| has(replica) || exempt(replica));
-    let enough = round.replicas.iter().any(has) && (urgent || all());
+    let all = || unloaded(round, exempt, issuer).next().is_none();
+    let enough = round.replicas.iter().any(|r| has_loaded(r, issuer)) && (urgent || all());
     enough.then_some(Loaded { issuer })
+}
+
+/// The replicas that nobody has exempted and that have not loaded an issuer, as far as it is known.
+pub(crate) fn unloaded<'a>(
+    round: &'a Round,
+    exempt: &'a [Exemption],
+    issuer: KeyId,
+) -> impl Iterator<Item = &'a Replica> {
+    let exempt = |replica: &Replica| exempt.iter().any(|e| e.instance.pod_uid == replica.name);
+    round.replicas.iter().filter(move |r| !has_loaded(r, issuer) && !exempt(r))
+}
+
+fn has_loaded(replica: &Replica, issuer: KeyId) -> bool {
+    replica.reached && replica.loaded.contains(&issuer)
 }

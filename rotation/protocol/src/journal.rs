@@ -1,13 +1,12 @@
 //! The journal of a controller: what it saw and what it decided, line by line in JSON, and the
 //! replay of it.
 //!
-//! A line has everything a decision was made of, its own fence included, so that each can be
+//! A line has everything a decision was made of, its own memory included, so that each can be
 //! replayed alone: on another machine, years later, by whoever asks why.
 
 use serde::{Deserialize, Serialize};
 
-use crate::controller::{Controller, Effect, Now, Observation, Timings};
-use crate::guard::Fence;
+use crate::controller::{Controller, Effect, Memory, Now, Observation, Timings};
 
 /// One decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,8 +15,8 @@ pub struct Line {
     pub timings: Timings,
     /// Its clocks.
     pub now: Now,
-    /// Its memory before.
-    pub fence: Option<Fence>,
+    /// What it remembered.
+    pub memory: Memory,
     /// What it saw.
     pub seen: Observation,
     /// What it decided.
@@ -54,9 +53,9 @@ pub fn handle(
     now: Now,
     seen: Observation,
 ) -> (Vec<Effect>, Line) {
-    let fence = controller.fence().cloned();
+    let memory = controller.memory().clone();
     let effects = controller.handle(now, &seen);
-    let line = Line { timings, now, fence, seen, effects: effects.clone() };
+    let line = Line { timings, now, memory, seen, effects: effects.clone() };
     (effects, line)
 }
 
@@ -66,7 +65,8 @@ pub fn steps(journal: &str) -> impl Iterator<Item = Result<Line, ReplayError>> {
         let line = index + 1;
         let then: Line = serde_json::from_str(text)
             .map_err(|error| ReplayError::Malformed { line, reason: error.to_string() })?;
-        let now = Controller::resume(then.timings, then.fence.clone()).handle(then.now, &then.seen);
+        let now =
+            Controller::resume(then.timings, then.memory.clone()).handle(then.now, &then.seen);
         if now == then.effects {
             Ok(then)
         } else {

@@ -19,7 +19,7 @@ pub enum OrderRefused {
     Abort(&'static str),
     /// The store was restored from a backup.
     #[error(
-        "the store was restored from a backup (a workload has seen seq {seen_seq}): nothing moves \
+        "the store was restored from a backup (seq {seen_seq} has been seen): nothing moves \
          before `steadfast trust recover`"
     )]
     Halted {
@@ -125,16 +125,24 @@ impl TrustDomainState {
     }
 
     /// No census waits for this instance any more. One that a phase was left without stays that,
-    /// however often it is exempted: only another start of its pod has left nothing behind.
-    pub fn exempt(&mut self, instance: Instance, name: String, reason: String, by: String) {
-        let known = self.exemptions.iter().position(|e| e.instance.pod_uid == instance.pod_uid);
-        let known = known.map(|known| self.exemptions.remove(known));
-        let relied_on = known.is_some_and(|known| {
-            let unheard = known.instance.started_at == UnixTime::default();
-            let anew = !unheard && instance.started_at > known.instance.started_at;
-            known.relied_on && !anew
-        });
-        self.exemptions.push(Exemption { instance, name, reason, by, relied_on });
+    /// however often it is exempted.
+    pub fn exempt(
+        &mut self,
+        instance: Instance,
+        name: String,
+        reason: String,
+        by: String,
+        now: UnixTime,
+    ) {
+        self.wait_no_more(Exemption { instance, at: now, name, reason, by, relied_on: false });
+    }
+
+    pub(crate) fn wait_no_more(&mut self, mut exemption: Exemption) {
+        let is_it = |e: &Exemption| e.instance.pod_uid == exemption.instance.pod_uid;
+        if let Some(known) = self.exemptions.iter().position(is_it) {
+            exemption.relied_on |= self.exemptions.remove(known).relied_on;
+        }
+        self.exemptions.push(exemption);
     }
 
     /// Every census waits for it again.

@@ -64,6 +64,9 @@ pub enum RecoverRefused {
 pub struct Findings {
     /// When they were asked.
     pub at: UnixTime,
+    /// Of the state that was found wanting: of another they may say too little.
+    #[serde(default)]
+    pub revision: u64,
     /// The highest sequence number that anybody uses.
     pub seq: u64,
     /// How many have told.
@@ -102,12 +105,17 @@ pub struct HeldAnchor {
 }
 
 impl Findings {
-    /// What a round of answers tells. Those who hold what is stored say so by their digest alone.
+    /// What a round of answers tells. Those who hold what is stored say so by their digest alone; of
+    /// another bundle, one that they do not name says nothing, as a replica may have sent it before
+    /// the store was put back.
     pub fn of(state: &TrustDomainState, round: &Round, at: UnixTime) -> Self {
+        let digest = KeyId::from_slice(&state.digest());
+        let tells =
+            |ack: &&census::Ack| ack.held.is_some() || (ack.seq, ack.digest) == (state.seq, digest);
         let mut acks = BTreeMap::new();
         for replica in round.replicas.iter().filter(|replica| replica.reached) {
             let members = replica.members.iter().filter(|member| member.open);
-            acks.extend(members.filter_map(|m| Some((&m.instance, m.ack.as_ref()?))));
+            acks.extend(members.filter_map(|m| Some((&m.instance, m.ack.as_ref().filter(tells)?))));
         }
         let told = |uid: &str| acks.keys().any(|instance| instance.pod_uid == uid);
         let running = round.listed.iter().filter(|listed| listed.proxy == ProxyStatus::Running);
@@ -117,6 +125,7 @@ impl Findings {
         let seqs = acks.values().map(|ack| ack.seq).filter(|seq| is_believable(state, *seq));
         Self {
             at,
+            revision: 0,
             seq: seqs.max().unwrap_or(0),
             told: acks.len(),
             silent: silent.map(|listed| listed.name.clone()).collect(),
@@ -310,7 +319,10 @@ impl TrustDomainState {
         }
         // 6. SVIDs may have been issued under anything until now, also to whoever cannot ack.
         self.activated_at = now;
-        self.recovered_at = Some(now);
+        // Later than the one before, whatever a clock said then: it tells them apart.
+        let moment = Duration::from_millis(1);
+        let before = self.recovered_at.map(|before| before + moment);
+        self.recovered_at = Some(now.max(before.unwrap_or_default()));
         self.promise_again(now);
         // 7. What was under way goes on, if it is about anchors that are still what they were.
         match &mut self.rotation {

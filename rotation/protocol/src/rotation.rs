@@ -337,6 +337,8 @@ impl Withdrawn {
         domain.anchors.retain(|anchor| !gone.contains(&anchor.id));
         domain.issuers.retain(|issuer| !gone.contains(&issuer.anchor_id));
         domain.promised.retain(|promise| !gone.contains(&promise.anchor_id));
+        // Everybody holds what is published.
+        domain.unsettled.clear();
     }
 }
 
@@ -428,10 +430,16 @@ impl TrustDomainState {
         self.rotation = None;
     }
 
+    /// The newest of each kind are kept: issuers are many, and anchors are what is asked about years
+    /// later.
     pub(crate) fn remember(&mut self, past: PastRotation) {
+        let alike = |other: &PastRotation| other.kind == past.kind;
+        if self.past.iter().filter(|other| alike(other)).count() >= PAST_OF_KIND_MAX
+            && let Some(oldest) = self.past.iter().position(alike)
+        {
+            self.past.remove(oldest);
+        }
         self.past.push(past);
-        let surplus = self.past.len().saturating_sub(PAST_MAX);
-        self.past.drain(..surplus);
     }
 }
 
@@ -539,4 +547,4 @@ const IN_OTHER_HANDS: &str =
     "the old anchor's key is in other hands: it must go, and nothing leads back to it";
 const MENDS: &str = "it mends what was broken: there is nothing good to go back to";
 /// Of finished rotations kept in the state, and the evidence of these beside it.
-const PAST_MAX: usize = 32;
+const PAST_OF_KIND_MAX: usize = 16;

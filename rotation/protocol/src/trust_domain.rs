@@ -195,11 +195,15 @@ pub enum Selector {
 }
 
 /// An instance that no census waits for. It ends with an ack that would settle the current phase,
-/// or with a new instance.
+/// or with a new instance: one that has started since.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Exemption {
-    /// Which start of which pod.
+    /// Which pod, and the newest start of it that had been heard of. A later one may have run by then
+    /// that nobody could tell of.
     pub instance: Instance,
+    /// When: whatever had started by then is exempt.
+    #[serde(default)]
+    pub at: UnixTime,
     /// The pod's name, or the replica's; empty where it was exempted by a version that kept none.
     #[serde(default)]
     pub name: String,

@@ -1,6 +1,7 @@
 //! `steadfast anchor exempt` and `unexempt`: whom no census waits for.
 
 use steadfast_api::UnixTime;
+use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::Instance;
 use steadfast_rotation_protocol::census::{Member, ProxyStatus, Round};
 use steadfast_rotation_protocol::trust_domain::Exemption;
@@ -24,7 +25,9 @@ Examples:
   steadfast anchor exempt demo/web-0 --reason \"its node is being repaired\"
   steadfast anchor exempt 'identity host-b#2' --reason \"its machine is dead\"")]
 pub(super) struct ExemptArgs {
-    /// NAMESPACE/POD, or the name of a replica of identity, as `steadfast anchor status` shows it
+    /// NAMESPACE/POD, the UID of the pod, or the name of a replica of identity, as `steadfast anchor
+    /// status` shows it. Of several pods of one name it is one that does not answer and is not
+    /// exempt yet
     #[arg(value_name = "NAME")]
     workload: String,
     /// Why, for those who come after you
@@ -53,15 +56,19 @@ pub(super) struct UnexemptArgs {
 pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
     let (controller, _) = Controller::find(&args.mesh.dir.dir, &args.mesh.controller).await?;
     let round = controller.round().await?.ok_or(AnchorError::Unasked)?;
-    let (instance, name) = find(&args.workload, &round)?;
+    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let (instance, name) = find(&args.workload, &round, &state.exemptions)?;
+    let who = match instance.pod_uid == name {
+        true => name.clone(),
+        false => format!("{name} (UID {})", instance.pod_uid),
+    };
     let question = format!(
-        "Rotations go on without {}: until it answers again, others may refuse it. Exempt it?",
-        args.workload
+        "Rotations go on without {who}: until it answers again, others may refuse it. Exempt it?"
     );
     confirm(&question, &args.order, args.mesh.output)?;
     let (reason, by) = (&args.reason, &args.order.by);
     change(&args.mesh, |state| {
-        state.exempt(instance.clone(), name.clone(), reason.clone(), by.clone());
+        state.exempt(instance.clone(), name.clone(), reason.clone(), by.clone(), SystemClock.now());
         Ok(())
     })
     .await?;
@@ -69,13 +76,17 @@ pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
         true => "it serves what is published",
         false => "it answers or starts anew",
     };
-    said(args.mesh.output, &format!("{} is exempt until {until}", args.workload))
+    said(args.mesh.output, &format!("{who} is exempt until {until}"))
 }
 
-/// Whom a person means by a name or a UID: of several pods of one name first one that does not answer,
-/// then the newest start. One that nobody has heard of is exempted as such, until it starts. A
-/// replica of identity is counted by its name.
-fn find(text: &str, round: &Round) -> Result<(Instance, String), AnchorError> {
+/// Whom a person means by a name or a UID: of several pods of one name first one that does not
+/// answer and is not exempt yet, then the newest start. One that nobody has heard of is
+/// exempted as such, until it starts. A replica of identity is counted by its name.
+fn find(
+    text: &str,
+    round: &Round,
+    exemptions: &[Exemption],
+) -> Result<(Instance, String), AnchorError> {
     let is_meant = |uid: &str, name: &str| uid == text || name == text;
     let members = round.replicas.iter().flat_map(|replica| &replica.members);
     let members = members.filter(|member| is_meant(&member.instance.pod_uid, &member.name));
@@ -95,9 +106,18 @@ fn find(text: &str, round: &Round) -> Result<(Instance, String), AnchorError> {
     let replicas = round.replicas.iter().map(|replica| (unheard(&replica.name), &replica.name));
     let all = heard.chain(listed).chain(replicas);
     let meant = all.filter(|(instance, name)| is_meant(&instance.pod_uid, name));
-    let meant =
-        meant.max_by_key(|(instance, _)| (!answers(&instance.pod_uid), instance.started_at));
+    let waited_for = |instance: &Instance| !exemptions.iter().any(|e| covers(e, instance));
+    let meant = meant.max_by_key(|(instance, _)| {
+        let missed = !answers(&instance.pod_uid);
+        (missed && waited_for(instance), missed, instance.started_at)
+    });
     meant.map(|(instance, name)| (instance, name.clone())).ok_or_else(|| unknown(text, round))
+}
+
+/// Whether it is exempt: whatever start of a pod ran when that was said.
+fn covers(exemption: &Exemption, instance: &Instance) -> bool {
+    let Instance { pod_uid, started_at } = &exemption.instance;
+    *pod_uid == instance.pod_uid && instance.started_at <= exemption.at.max(*started_at)
 }
 
 fn unheard(uid: &str) -> Instance {
@@ -156,7 +176,7 @@ const NAMED_MAX: usize = 10;
 
 #[cfg(test)]
 mod tests {
-    use steadfast_rotation_protocol::census::{Listed, Replica};
+    use steadfast_rotation_protocol::census::{Listed, Replica, Vanished};
 
     use super::*;
 
@@ -202,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_replica_of_identity_is_exempted_by_the_name_that_is_shown() {
-        let (found, name) = find("identity 192.0.2.2:8080", &round()).unwrap();
+        let (found, name) = find("identity 192.0.2.2:8080", &round(), &[]).unwrap();
         assert_eq!(name, "identity 192.0.2.2:8080");
         // What a census asks for: see `tally`.
         let counted = Instance {
@@ -219,7 +239,7 @@ mod tests {
             ("uid of demo/api-0", "demo/api-0", UnixTime::from_secs(7)),
             ("demo/web-0", "demo/web-0", UnixTime::default()),
         ] {
-            let (found, known_as) = find(text, &round()).unwrap();
+            let (found, known_as) = find(text, &round(), &[]).unwrap();
             assert_eq!((found.started_at, known_as.as_str()), (started_at, name));
         }
     }
@@ -230,21 +250,46 @@ mod tests {
         let pod_uid = "another uid".to_owned();
         let name = "demo/api-0".to_owned();
         round.listed.push(Listed { pod_uid, name, proxy: ProxyStatus::Running });
-        let (found, _) = find("demo/api-0", &round).unwrap();
+        let (found, _) = find("demo/api-0", &round, &[]).unwrap();
         assert_eq!(found, unheard("another uid"));
-        let (found, _) = find("uid of demo/api-0", &round).unwrap();
+        let (found, _) = find("uid of demo/api-0", &round, &[]).unwrap();
         assert_eq!(found.started_at, UnixTime::from_secs(7));
     }
 
     #[test]
-    fn whoever_was_cut_off_is_found_by_name_and_by_uid() {
-        let exemption = |uid: &str, relied_on| Exemption {
+    fn the_same_name_again_means_another_that_is_missed_and_not_exempt_yet() {
+        let mut round = round();
+        let missed = |uid: &str, secs| Vanished {
+            instance: Instance { pod_uid: uid.to_owned(), started_at: UnixTime::from_secs(secs) },
+            name: "demo/api-0".to_owned(),
+            last_heard: UnixTime::from_secs(secs),
+        };
+        round.vanished = vec![missed("first", 3), missed("second", 4)];
+        let mut exemptions = Vec::new();
+        for uid in ["second", "first"] {
+            let (instance, name) = find("demo/api-0", &round, &exemptions).unwrap();
+            assert_eq!(instance.pod_uid, uid);
+            exemptions.push(Exemption { instance, name, ..exemption("", false) });
+        }
+        // A start after the exemption is missed anew.
+        exemptions[0].instance.started_at = UnixTime::from_secs(2);
+        let (instance, _) = find("demo/api-0", &round, &exemptions).unwrap();
+        assert_eq!(instance.pod_uid, "second");
+    }
+
+    fn exemption(uid: &str, relied_on: bool) -> Exemption {
+        Exemption {
             instance: Instance { pod_uid: uid.to_owned(), started_at: UnixTime::from_secs(7) },
+            at: UnixTime::default(),
             name: "demo/web-0".to_owned(),
             reason: "had not answered at the deadline".to_owned(),
             by: "deadline".to_owned(),
             relied_on,
-        };
+        }
+    }
+
+    #[test]
+    fn whoever_was_cut_off_is_found_by_name_and_by_uid() {
         let exempt = [exemption("old", true), exemption("new", false)];
         for (text, uid) in [("demo/web-0", "new"), ("old", "old")] {
             assert_eq!(exempted(text, &exempt).unwrap().instance.pod_uid, uid);
@@ -255,7 +300,7 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest_and_with_who_is_missing() {
-        let error = find("identity 192.0.2.3:8080", &round()).unwrap_err().to_string();
+        let error = find("identity 192.0.2.3:8080", &round(), &[]).unwrap_err().to_string();
         for words in
             ["did you mean \"identity 192.0.2.", "\"demo/web-0\", \"identity 192.0.2.2:8080\""]
         {

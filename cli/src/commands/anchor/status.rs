@@ -16,6 +16,7 @@ use crate::rotation::course::{Course, ending};
 use crate::rotation::follow::{Followed, Show, before_it_begins, follow};
 use crate::rotation::look::Look;
 use crate::rotation::ordered::Ordered;
+use crate::rotation::waiting::told_apart;
 use crate::trust_domain;
 
 use super::{MeshArgs, as_wanted, go_on, left_alone};
@@ -29,9 +30,11 @@ Examples:
   steadfast anchor status --watch -o json     a line of JSON whenever something has changed
 
 Exit code 1 if something is in the way that does not pass by itself: trouble of steadfast-rotation,
-a pause while a rotation waits, somebody who is not connected or has vanished (but for an emergency,
-which has a deadline), a clock that is off, a consumer that reads once and for all, an issuer that
-an external CA has not signed, canaries that fail. And if the rotation that was watched was undone.")]
+a pause while a rotation waits, somebody who is not connected, has vanished or is too old to answer
+(but for an emergency, which has a deadline), a clock that is off, a replica of identity that cannot
+be reached and must load an issuer, a mounted bundle that stays old, a consumer that reads once and
+for all, an issuer that an external CA has not signed, canaries that fail. And if the rotation that
+was watched was undone.")]
 pub(super) struct StatusArgs {
     #[command(flatten)]
     mesh: MeshArgs,
@@ -49,6 +52,8 @@ struct StatusView {
     paused: bool,
     exemptions: Vec<Exemption>,
     last: Option<PastRotation>,
+    /// What a rotation waits for that has not begun.
+    before: Option<String>,
     trouble: Option<String>,
     /// Something is in the way that does not pass by itself.
     #[serde(skip)]
@@ -72,7 +77,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
         }
         None => {}
     }
-    let look = Look::at(dir, &mesh.controller, &state).await;
+    let look = Look::at(dir, &mesh.controller).await;
     let view = StatusView::of(&state, &look, SystemClock.now());
     match args.watch {
         true => Lines { output: mesh.output, last: String::new() }.tell(&view)?,
@@ -116,13 +121,14 @@ impl Show for Lines {
 
 impl StatusView {
     fn of(state: &TrustDomainState, look: &Look, now: UnixTime) -> Self {
-        let (wait, issuer_wait) = (look.wait(state), look.issuer_wait(state, now));
+        let (wait, issuer_wait) = (look.wait(state), look.issuer_wait(state));
         let rotation = Course::of_anchor(state, wait, now);
-        let issuer_rotation = Course::of_issuer(state, issuer_wait.as_ref(), now);
+        let issuer_rotation = Course::of_issuer(state, issuer_wait, now);
         // A pause has a line of its own.
         let before = before_it_begins(state, look, now).filter(|_| !state.paused);
-        let before = before.and_then(|(what, stalled)| stalled.then_some(what));
-        let trouble = look.trouble(state).or(before);
+        let (before, lasts) = before.unzip();
+        let trouble =
+            look.trouble(state).or_else(|| before.clone().filter(|_| lasts == Some(true)));
         // One that the schedule wants is neither under way nor ordered.
         let waits = rotation.is_some() || state.requested.is_some() || wait == Some(&Wait::Paused);
         let mut courses = rotation.iter().chain(&issuer_rotation);
@@ -137,6 +143,7 @@ impl StatusView {
             paused: state.paused,
             exemptions: state.exemptions.clone(),
             last: state.past.last().cloned(),
+            before,
         }
     }
 
@@ -163,10 +170,12 @@ impl StatusView {
         if self.paused {
             lines.push("paused by a person: `steadfast anchor resume` goes on".to_owned());
         }
-        for exemption in &self.exemptions {
-            let (name, Exemption { reason, by, .. }) = (exemption.shown_name(), exemption);
+        let pods = self.exemptions.iter().map(|e| (e.shown_name(), e.instance.pod_uid.as_str()));
+        for (name, exemption) in told_apart(pods).iter().zip(&self.exemptions) {
+            let Exemption { reason, by, .. } = exemption;
             lines.push(format!("exempt: {name} ({reason}; by {by})"));
         }
+        lines.extend(self.before.clone().filter(|_| self.trouble.is_none()));
         lines.extend(self.trouble.iter().map(|trouble| format!("{} {trouble}", paint.red("!"))));
         lines.join("\n") + "\n"
     }
@@ -179,7 +188,7 @@ mod tests {
     use steadfast_api::KeyId;
     use steadfast_rotation_protocol::Instance;
     use steadfast_rotation_protocol::canary::CanaryStanding;
-    use steadfast_rotation_protocol::census::{Missing, Reason, Tally};
+    use steadfast_rotation_protocol::census::{Missing, OLDEST, Reason, Tally};
     use steadfast_rotation_protocol::controller::Standing;
     use steadfast_rotation_protocol::trust_domain::Consumer;
 
@@ -216,6 +225,12 @@ mod tests {
         Wait::Census(Tally { missing, ..Tally::default() })
     }
 
+    fn issuer(loading: &[&str], away: &[&str]) -> Wait {
+        let [loading, away] =
+            [loading, away].map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        Wait::Issuer { loading, away }
+    }
+
     #[test]
     fn what_lasts_until_somebody_does_something_is_stalled_and_named() {
         let state = ordered();
@@ -225,6 +240,9 @@ mod tests {
             (misses(Reason::ClockOff { offset_ms: 90_000 }), "mend the clock"),
             (Wait::Consumers(vec!["legacy".to_owned()]), "consumer remove legacy"),
             (Wait::Signature { anchor: KeyId::of_spki(b"a") }, "steadfast issuer request"),
+            (misses(Reason::VersionTooOld { version: OLDEST }), "its proxy is too old"),
+            (issuer(&["identity a"], &["identity b"]), "identity b: cannot be reached"),
+            (issuer(&[], &["identity b"]), "`steadfast anchor exempt`"),
             (Wait::Canary(CanaryStanding::default()), "selects no workload"),
             (Wait::Clock { offset_ms: 90_000 }, "the clock of steadfast-rotation"),
         ] {
@@ -236,12 +254,66 @@ mod tests {
     }
 
     #[test]
+    fn whoever_holds_up_what_nobody_has_ordered_is_named_and_stalls_it() {
+        let view = view(&founded(), misses(Reason::NotConnected { since: None }));
+        assert!(view.stalled, "the schedule wants a rotation, and it cannot begin");
+        let text = view.text(Paint::plain());
+        assert!(text.contains("demo/web-0: has never connected"), "{text}");
+        // Whoever is connected answers in the end.
+        let view = self::view(&founded(), misses(Reason::Unanswered));
+        let text = view.text(Paint::plain());
+        assert!(!view.stalled && text.contains("demo/web-0: connected, and has not"), "{text}");
+    }
+
+    #[test]
+    fn what_only_the_issuer_waits_for_holds_no_rotation_of_an_anchor_up() {
+        let state = founded();
+        let standing = Standing {
+            state: Some(state.clone()),
+            waiting: Some(Wait::Nothing),
+            issuer_waiting: Some(misses(Reason::NotConnected { since: None })),
+            ..Standing::default()
+        };
+        let view = StatusView::of(&state, &Look::for_test(standing), NOW);
+        assert!(!view.stalled && view.before.is_none(), "{}", view.text(Paint::plain()));
+    }
+
+    #[test]
+    fn of_two_pods_of_one_name_the_uids_are_shown() {
+        let mut state = ordered();
+        let instance = |uid: &str| Instance { pod_uid: uid.to_owned(), started_at: NOW };
+        let missing = [("demo/web-0", "a"), ("demo/web-0", "b"), ("demo/api-0", "c")];
+        let missing = missing.map(|(name, uid)| Missing {
+            name: name.to_owned(),
+            instance: instance(uid),
+            reason: Reason::Vanished { until: NOW },
+        });
+        for uid in ["d", "e"] {
+            let [name, reason] = ["demo/db-0", "it is away"].map(str::to_owned);
+            state.exempt(instance(uid), name, reason, "ann".to_owned(), UnixTime::default());
+        }
+        let tally = Tally { missing: missing.to_vec(), ..Tally::default() };
+        let text = view(&state, Wait::Census(tally)).text(Paint::plain());
+        for words in [
+            "demo/web-0 (UID a): vanished",
+            "demo/web-0 (UID b): vanished",
+            "demo/api-0: vanished",
+            "exempt: demo/db-0 (UID e) (it is away; by ann)",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+
+    #[test]
     fn what_passes_by_itself_is_not_stalled() {
         let state = ordered();
         for wait in [
             misses(Reason::Unanswered),
             Wait::Consumers(vec!["vault".to_owned()]),
             Wait::Fence { left: Duration::from_secs(3) },
+            issuer(&["identity a"], &[]),
+            issuer(&[], &[]),
+            Wait::Mirrors(vec!["demo/web-0".to_owned()]),
             Wait::Nothing,
         ] {
             let view = view(&state, wait.clone());

@@ -1,9 +1,11 @@
 //! `steadfast trust replay`: the event log of a controller, decided again step by step.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use serde_json::Value;
 use steadfast_rotation_protocol::controller::{Change, Effect};
 use steadfast_rotation_protocol::journal::{self, Line, ReplayError};
 
@@ -44,28 +46,29 @@ pub(super) fn run(args: &Args) -> Result<(), Problem> {
     let file = args.file.display();
     let text = fs::read_to_string(&args.file);
     let text = text.map_err(|error| Problem::found(format!("{file} cannot be read: {error}")))?;
-    let (mut steps, mut trouble) = (Vec::new(), None);
+    let (mut steps, mut troubles) = (Vec::new(), Vec::new());
     for step in journal::steps(&text) {
         match step {
             Ok(line) => steps.push(Step::of(&line)),
-            Err(error) => {
-                trouble = Some(match &error {
-                    ReplayError::Otherwise { line, then, now } => format!(
-                        "line {line}: then it was decided to {}; this version decides to {}",
-                        in_words(then),
-                        in_words(now)
-                    ),
-                    ReplayError::Malformed { .. } => error.to_string(),
-                });
-                break;
-            }
+            Err(ReplayError::Otherwise { line, then, now }) => troubles.push(format!(
+                "line {line}: then it was decided to {}; this version decides to {}{}",
+                in_words(&then),
+                in_words(&now),
+                difference(&then, &now)?
+            )),
+            Err(error @ ReplayError::Malformed { .. }) => troubles.push(error.to_string()),
         }
     }
-    if steps.is_empty() {
-        trouble = trouble.or_else(|| Some("it has no decisions".to_owned()));
+    if steps.is_empty() && troubles.is_empty() {
+        troubles.push("it has no decisions".to_owned());
     }
-    args.output.print(&steps, |steps| listing(steps))?;
-    trouble.map_or(Ok(()), |trouble| Err(Problem::found(format!("{file}: {trouble}"))))
+    if !steps.is_empty() {
+        args.output.print(&steps, |steps| listing(steps))?;
+    }
+    match troubles.as_slice() {
+        [] => Ok(()),
+        troubles => Err(Problem::found(format!("{file}: {}", troubles.join("\n  ")))),
+    }
 }
 
 impl Step {
@@ -101,9 +104,60 @@ fn decided(effect: &Effect) -> String {
 
 fn changed(change: &Change) -> String {
     match change {
-        Change::Left(phase) => format!("{} is left", phase.label()),
-        Change::IssuerStored => "an issuer is stored or wished for".to_owned(),
-        other => format!("{other:?}").to_lowercase(),
+        Change::Destroyed => "what was condemned is destroyed",
+        Change::Emergency => "a stolen key changes what is planned",
+        Change::Halted => "nothing is issued until a person has looked",
+        Change::Healed => "exemptions are over",
+        Change::Issuer => "the rotation of the issuer goes on",
+        Change::IssuerStored => "an issuer is stored or wished for",
+        Change::Left(phase) => return format!("{} is left", phase.label()),
+        Change::Started => "a rotation begins",
+        Change::Tidied => "what has expired is forgotten",
+    }
+    .to_owned()
+}
+
+/// Where the decisions differ first, with what is there: in words they may be the same.
+fn difference(then: &[Effect], now: &[Effect]) -> serde_json::Result<String> {
+    let (then, now) = (serde_json::to_value(then)?, serde_json::to_value(now)?);
+    Ok(first_difference(&then, &now, ".effects".to_owned()).map_or_else(
+        String::new,
+        |(path, then, now)| {
+            format!(". They differ first in {path}: {} then, {} now", shown(then), shown(now))
+        },
+    ))
+}
+
+/// The path to the first values that differ, as jq takes it from a line, and both of them.
+fn first_difference<'a>(
+    then: &'a Value,
+    now: &'a Value,
+    path: String,
+) -> Option<(String, &'a Value, &'a Value)> {
+    match (then, now) {
+        _ if then == now => None,
+        (Value::Object(these), Value::Object(those)) => {
+            let names: BTreeSet<_> = these.keys().chain(those.keys()).collect();
+            names.into_iter().find_map(|name| {
+                first_difference(&then[name], &now[name], format!("{path}.{name}"))
+            })
+        }
+        (Value::Array(these), Value::Array(those)) => {
+            let at = |values: &'a [Value], index| values.get(index).unwrap_or(&Value::Null);
+            (0..these.len().max(those.len())).find_map(|index| {
+                first_difference(at(these, index), at(those, index), format!("{path}[{index}]"))
+            })
+        }
+        _ => Some((path, then, now)),
+    }
+}
+
+/// A value in a line: the whole of what is small, the beginning of what is not.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 
@@ -115,4 +169,54 @@ fn listing(steps: &[Step]) -> String {
     let rows: Vec<_> = rows.collect();
     let table = table(["AT", "REVISION", "SEQ", "PHASE", "DECIDED"], &rows);
     format!("{table}{} decisions, each decided again\n", steps.len())
+}
+
+/// More of a value does not help on a screen.
+const SHOWN_MAX: usize = 120;
+
+#[cfg(test)]
+mod tests {
+    use steadfast_api::UnixTime;
+    use steadfast_rotation_protocol::controller::Persist;
+    use steadfast_rotation_protocol::rotation::PhaseName;
+
+    use super::*;
+
+    #[test]
+    fn decisions_that_are_the_same_in_words_are_told_apart_by_the_first_value_that_differs() {
+        let now = UnixTime::from_secs(1_800_000_000);
+        let state = steadfast_identity::authority::found(&"m".parse().unwrap(), now).unwrap().state;
+        let decision = |paused| {
+            let mut state = state.clone();
+            state.paused = paused;
+            let persist = Persist { expected: 3, state, change: Change::Started, evidence: None };
+            vec![Effect::Persist(Box::new(persist)), Effect::Query(7)]
+        };
+        let (then, now) = (decision(false), decision(true));
+        assert_eq!(in_words(&then), in_words(&now));
+        let text = difference(&then, &now).unwrap();
+        assert!(
+            text.ends_with("in .effects[0].persist.state.paused: false then, true now"),
+            "{text}"
+        );
+        let text = difference(&then, &then[..1]).unwrap();
+        assert!(text.ends_with(r#"in .effects[1]: {"query":7} then, null now"#), "{text}");
+    }
+
+    #[test]
+    fn each_change_is_told_in_words() {
+        for (change, words) in [
+            (Change::Started, "a rotation begins"),
+            (Change::Issuer, "the rotation of the issuer goes on"),
+            (Change::Left(PhaseName::Staged), "staged is left"),
+        ] {
+            assert_eq!(changed(&change), words);
+        }
+    }
+
+    #[test]
+    fn of_a_long_value_the_beginning_is_shown() {
+        let text = shown(&Value::from("ü".repeat(SHOWN_MAX)));
+        assert!(text.ends_with("ü…") && text.chars().count() == SHOWN_MAX + 1, "{text}");
+    }
 }

@@ -3,7 +3,8 @@
 use steadfast_api::{KeyId, UnixTime};
 
 use crate::canary::{self, CanaryStanding, Unproven};
-use crate::controller::asked::{BUNDLE_AND_CLOCKS, DRAINED, WITHDRAWN, loaded_by, past_deadline};
+use crate::census;
+use crate::controller::asked::{BUNDLE_AND_CLOCKS, DRAINED, loaded_by, past_deadline, withdrawn};
 use crate::controller::issuer::{is_external, wish};
 use crate::controller::turn_back::turn_back;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
@@ -22,7 +23,7 @@ impl Controller {
         if state.paused {
             return Err(Wait::Paused);
         }
-        let (fence, round) = (self.fence.as_ref(), seen.round.as_ref());
+        let (fence, round) = (self.memory.fence.as_ref(), seen.round.as_ref());
         let floor = fence.zip(round).and_then(|(fence, round)| fence.floor_unfenced(round));
         self.settled_since(state, BUNDLE_AND_CLOCKS, floor, now, seen)?;
         state.rotations += 1;
@@ -64,7 +65,8 @@ impl Controller {
         }
         // It must live for a period when its turn comes.
         let Timings { lease, skew, schedule, .. } = self.timings;
-        if standby.not_after < now.wall + schedule.anchor_period {
+        let hour = schedule.window.is_none_or(|window| window.holds(now.wall));
+        if hour && standby.not_after < now.wall + schedule.anchor_period {
             return Some((SCHEDULE.to_owned(), Goal::Standby { replaces: Some(standby.id) }));
         }
         let life = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
@@ -106,21 +108,25 @@ impl Controller {
                 let fenced = self.fence_passed(now)?;
                 let (guard, asked) =
                     self.settled_or_cut_off(state, &rotation, BUNDLE_AND_CLOCKS, now, seen)?;
-                consumers(state, &rotation, now.wall)?;
+                if !past_deadline(&rotation, now.wall) {
+                    consumers(state, &rotation, now.wall)?;
+                }
                 if !seen.mirrors_current {
-                    return Err(Wait::Mirrors);
+                    let behind = |round| census::mirrors_behind(state, round);
+                    return Err(Wait::Mirrors(seen.round.as_ref().map(behind).unwrap_or_default()));
                 }
                 let added = phase.settle(state, &fenced, guard);
                 (self.after_staged(state, &mut rotation, added, now.wall), asked)
             }
             Phase::Preparing(phase)
-                if seen.keyless.contains(&phase.to) && !self.signs(state, phase.to, now, seen) =>
+                if seen.keyless.contains(&phase.to)
+                    && !self.signs(state, phase.to, now.wall, &seen.keyless) =>
             {
                 (Some(self.another(state, &mut rotation, now, seen)), Asked::default())
             }
             Phase::Preparing(phase) => {
                 let urgent = rotation.urgent.is_some();
-                let ends_after = self.issuer_ends_after(state, phase.to, now);
+                let ends_after = self.issuer_ends_after(state, phase.to, now.wall);
                 let Some(issuer) = state.issuer_of(phase.to, ends_after) else {
                     return wish(state, phase.to, seen, urgent);
                 };
@@ -144,7 +150,7 @@ impl Controller {
                 }
             }
             Phase::Canary(phase) if !self.lasts(state, &phase, now) => {
-                let ends_after = self.issuer_ends_after(state, phase.to, now);
+                let ends_after = self.issuer_ends_after(state, phase.to, now.wall);
                 let Some(issuer) = state.issuer_of(phase.to, ends_after) else {
                     return wish(state, phase.to, seen, false);
                 };
@@ -181,10 +187,12 @@ impl Controller {
             }
             Phase::Withdrawn(phase) => {
                 let fenced = self.fence_passed(now)?;
-                let (guard, asked) = self.settled(state, WITHDRAWN, now, seen)?;
-                phase.finish(state, &fenced, guard);
-                // The same census was about an anchor that a stolen key has left half staged.
                 let staged: Vec<_> = state.in_state(AnchorState::Staged).map(|a| a.id).collect();
+                let (guard, asked) = self.settled(state, withdrawn(state), now, seen)?;
+                if !staged.is_empty() {
+                    consumers(state, &rotation, now.wall)?;
+                }
+                phase.finish(state, &fenced, guard);
                 for id in staged {
                     state.set_state(id, AnchorState::Standby);
                 }
@@ -222,10 +230,10 @@ impl Controller {
         &self,
         state: &TrustDomainState,
         anchor: KeyId,
-        now: Now,
-        seen: &Observation,
+        now: UnixTime,
+        keyless: &[KeyId],
     ) -> bool {
-        let ours = !is_external(state, anchor) && !seen.keyless.contains(&anchor);
+        let ours = !is_external(state, anchor) && !keyless.contains(&anchor);
         ours || state.issuer_of(anchor, self.issuer_ends_after(state, anchor, now)).is_some()
     }
 
@@ -241,7 +249,8 @@ impl Controller {
             *next = Next::Added;
         }
         let staged = rotation.added.and_then(|added| state.anchor(added)).filter(|anchor| {
-            anchor.state == AnchorState::Standby && self.signs(state, anchor.id, now, seen)
+            anchor.state == AnchorState::Standby
+                && self.signs(state, anchor.id, now.wall, &seen.keyless)
         });
         match staged {
             Some(staged) => Phase::Preparing(Preparing { to: staged.id }),
@@ -274,7 +283,7 @@ impl Controller {
 
     /// Whether the issuer of these canaries lives for as long as one that would be active.
     fn lasts(&self, state: &TrustDomainState, phase: &Canary, now: Now) -> bool {
-        let ends_after = self.issuer_ends_after(state, phase.to, now);
+        let ends_after = self.issuer_ends_after(state, phase.to, now.wall);
         state.issuer(phase.issuer).is_some_and(|issuer| issuer.not_after > ends_after)
     }
 
@@ -363,12 +372,11 @@ fn made(
 
 /// Holders that cannot ack must have read the bundle meanwhile.
 fn consumers(state: &TrustDomainState, rotation: &Rotation, now: UnixTime) -> Result<(), Wait> {
-    let late = past_deadline(rotation, now);
     let behind = state.consumers.iter().filter(|consumer| {
         consumer.refresh.is_none_or(|refresh| now < rotation.since + refresh * REFRESHES)
     });
     let behind: Vec<_> = behind.map(|consumer| consumer.name.clone()).collect();
-    if behind.is_empty() || late { Ok(()) } else { Err(Wait::Consumers(behind)) }
+    if behind.is_empty() { Ok(()) } else { Err(Wait::Consumers(behind)) }
 }
 
 /// The end, unless an anchor that is gone has not been counted out yet.

@@ -2,23 +2,23 @@
 
 use steadfast_api::{KeyId, UnixTime};
 
-use crate::census::{self, Bounds, Demand, FreeOf};
+use crate::census::{self, Bounds, Demand, FreeOf, Replica};
 use crate::controller::{Controller, Now, Observation, Wait};
 use crate::evidence::Asked;
-use crate::guard::{Fenced, Loaded, Settled, loaded};
+use crate::guard::{Fenced, Loaded, Settled, loaded, unloaded};
 use crate::rotation::Rotation;
-use crate::trust_domain::{DEADLINE, Exemption, TrustDomainState};
+use crate::trust_domain::{AnchorState, DEADLINE, Exemption, TrustDomainState};
 
 /// Who has settled, as a guard and by word.
 pub(super) type SettledBy = Result<(Settled, Asked), Wait>;
 
 impl Controller {
     pub(super) fn fenced(&self, now: Now) -> Option<Fenced> {
-        self.fence.as_ref()?.passed(now.boot, self.timings.lease)
+        self.memory.fence.as_ref()?.passed(now.boot, self.timings.lease)
     }
 
     pub(super) fn fence_passed(&self, now: Now) -> Result<Fenced, Wait> {
-        let left = self.fence.as_ref().map(|fence| fence.left(now.boot, self.timings.lease));
+        let left = self.memory.fence.as_ref().map(|fence| fence.left(now.boot, self.timings.lease));
         self.fenced(now).ok_or_else(|| Wait::Fence { left: left.unwrap_or(self.timings.lease) })
     }
 
@@ -31,7 +31,7 @@ impl Controller {
         seen: &Observation,
     ) -> SettledBy {
         let fenced = self.fence_passed(now)?;
-        let (fence, round) = (self.fence.as_ref(), seen.round.as_ref());
+        let (fence, round) = (self.memory.fence.as_ref(), seen.round.as_ref());
         let floor = fence.zip(round).and_then(|(fence, round)| fence.floor(&fenced, round));
         self.settled_since(state, demand, floor, now, seen)
     }
@@ -76,10 +76,9 @@ impl Controller {
         match self.settled(state, demand, now, seen) {
             Err(Wait::Census(tally)) if late => {
                 for missing in tally.missing {
-                    let pod = &missing.instance.pod_uid;
-                    state.exemptions.retain(|exemption| exemption.instance.pod_uid != *pod);
-                    state.exemptions.push(Exemption {
+                    state.wait_no_more(Exemption {
                         instance: missing.instance,
+                        at: now.wall,
                         name: missing.name,
                         reason: "had not answered at the deadline".to_owned(),
                         by: DEADLINE.to_owned(),
@@ -102,8 +101,12 @@ pub(super) fn loaded_by(seen: &Observation, issuer: KeyId, urgent: bool) -> Resu
     let Some(round) = &seen.round else { return Err(Wait::Round) };
     let exempt = &seen.state.exemptions;
     loaded(round, exempt, issuer, urgent).ok_or_else(|| {
-        let without = round.replicas.iter().filter(|r| !r.reached || !r.loaded.contains(&issuer));
-        Wait::Issuer(without.map(|replica| replica.name.clone()).collect())
+        let without = unloaded(round, exempt, issuer);
+        let (loading, away): (Vec<_>, Vec<_>) = without.partition(|replica| replica.reached);
+        // When time presses one is enough: nobody waits for who is away while another loads it.
+        let away = if urgent && !loading.is_empty() { Vec::new() } else { away };
+        let names = |replicas: Vec<&Replica>| replicas.iter().map(|r| r.name.clone()).collect();
+        Wait::Issuer { loading: names(loading), away: names(away) }
     })
 }
 
@@ -115,5 +118,9 @@ pub(super) const BUNDLE_AND_CLOCKS: Demand =
     Demand { clocks: true, free_of: None, unused: false, mounted: false };
 pub(super) const DRAINED: Demand =
     Demand { clocks: true, free_of: Some(FreeOf::Retiring), unused: true, mounted: false };
-pub(super) const WITHDRAWN: Demand =
-    Demand { clocks: false, free_of: Some(FreeOf::Retiring), unused: false, mounted: true };
+/// That nobody believes what is withdrawn. A stolen key may have left an anchor half staged: then it
+/// is the census of that, too.
+pub(super) fn withdrawn(state: &TrustDomainState) -> Demand {
+    let clocks = state.in_state(AnchorState::Staged).next().is_some();
+    Demand { clocks, free_of: Some(FreeOf::Retiring), unused: false, mounted: true }
+}

@@ -66,7 +66,7 @@ pub enum Change {
 }
 
 /// What is waited for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wait {
     /// Our own clock is off the store's.
@@ -88,13 +88,19 @@ pub enum Wait {
     },
     /// Nothing is issued until a person has looked.
     Halted(Halt),
-    /// The issuer is not made, or not loaded by these replicas.
-    Issuer(Vec<String>),
+    /// The issuer is not loaded by these replicas; none of either: it is not made.
+    Issuer {
+        /// They can be reached, and load it.
+        loading: Vec<String>,
+        /// They cannot be reached, and somebody must see to them.
+        away: Vec<String>,
+    },
     /// The new anchor's key.
     Key,
-    /// The mirrors of the bundle.
-    Mirrors,
+    /// The mirrors of the bundle: these, by name, are behind, as far as it is known whose they are.
+    Mirrors(Vec<String>),
     /// Nothing.
+    #[default]
     Nothing,
     /// A person has paused it.
     Paused,
@@ -125,9 +131,9 @@ impl Wait {
             Self::Consumers(_) => "consumers",
             Self::Fence { .. } => "fence",
             Self::Halted(_) => "halted",
-            Self::Issuer(_) => "issuer",
+            Self::Issuer { .. } => "issuer",
             Self::Key => "key",
-            Self::Mirrors => "mirrors",
+            Self::Mirrors(_) => "mirrors",
             Self::Nothing => "nothing",
             Self::Paused => "paused",
             Self::Promised { .. } => "promised",
@@ -157,6 +163,22 @@ impl Wait {
     ];
 }
 
+/// What is waited for, by what it is for. One waits beside the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// A rotation of an anchor that is under way, or that there is reason for.
+    pub anchor: Wait,
+    /// A rotation of the issuer.
+    pub issuer: Wait,
+}
+
+impl Waits {
+    /// Nothing moves at all.
+    pub(super) fn both(wait: Wait) -> Self {
+        Self { anchor: wait.clone(), issuer: wait }
+    }
+}
+
 /// How things stand, for displays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -165,12 +187,16 @@ pub struct Standing {
     pub state: Option<TrustDomainState>,
     /// When that was.
     pub seen_at: UnixTime,
-    /// What is waited for.
+    /// What a rotation of an anchor waits for that is under way, or that there is reason for.
     pub waiting: Option<Wait>,
+    /// What a rotation of the issuer waits for.
+    pub issuer_waiting: Option<Wait>,
     /// Why the last look came to nothing, if it did.
     pub trouble: Option<String>,
     /// How long things take.
     pub timings: Option<Timings>,
+    /// The published anchors of ours whose key is gone, for certain.
+    pub keyless: Vec<KeyId>,
     /// Which controller decides; it alone knows what is waited for.
     pub leader: Option<String>,
     /// Whether that is the one that says this.

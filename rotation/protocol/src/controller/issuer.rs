@@ -48,7 +48,7 @@ impl Controller {
                 return changed;
             }
             IssuerPhase::Preparing(phase) => {
-                let ends_after = self.issuer_ends_after(state, anchor, now);
+                let ends_after = self.issuer_ends_after(state, anchor, now.wall);
                 let Some(next) = state.issuer_of(anchor, ends_after) else {
                     return wish(state, anchor, seen, urgent.is_some());
                 };
@@ -126,7 +126,7 @@ impl Controller {
             let third = issuer.not_after.since(issuer.not_before) / 3;
             return now.wall + self.timings.issuer_left_min.min(third);
         }
-        self.issuer_ends_after(state, issuer.anchor_id, now)
+        self.issuer_ends_after(state, issuer.anchor_id, now.wall)
     }
 
     /// An issuer is used only if it ends after this: near the end of its anchor, any end will do.
@@ -134,16 +134,16 @@ impl Controller {
         &self,
         state: &TrustDomainState,
         anchor: KeyId,
-        now: Now,
+        now: UnixTime,
     ) -> UnixTime {
         let Timings { skew, issuer_left_min, issuer_life, .. } = self.timings;
         if let Some(anchor) = state.anchor(anchor).filter(|anchor| anchor.is_external()) {
             // It lives as long as its own CA likes: what counts is that its SVIDs can live.
-            return now.wall + issuer_left_min.min(anchor.svid_life_max);
+            return now + issuer_left_min.min(anchor.svid_life_max);
         }
-        let anchor_ends = state.anchor(anchor).map_or(now.wall, |anchor| anchor.not_after);
-        let best = (now.wall + issuer_life).min(anchor_ends - skew);
-        (now.wall + issuer_left_min).min(best - issuer_life / 10).max(now.wall)
+        let anchor_ends = state.anchor(anchor).map_or(now, |anchor| anchor.not_after);
+        let best = (now + issuer_life).min(anchor_ends - skew);
+        (now + issuer_left_min).min(best - issuer_life / 10).max(now)
     }
 }
 
@@ -161,7 +161,7 @@ pub(super) fn wish(
     }
     match is_external(state, anchor) {
         true => Err(Wait::Signature { anchor }),
-        false => Err(Wait::Issuer(Vec::new())),
+        false => Err(Wait::Issuer { loading: Vec::new(), away: Vec::new() }),
     }
 }
 

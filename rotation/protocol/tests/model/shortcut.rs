@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Member, Round};
-use steadfast_rotation_protocol::controller::{Controller, Observation, Timings};
+use steadfast_rotation_protocol::controller::{Controller, Memory, Observation, Timings};
 use steadfast_rotation_protocol::rotation::Phase;
 use steadfast_rotation_protocol::trust_domain::AnchorState;
 
@@ -103,10 +103,10 @@ impl Shortcut {
             }
             _ => false,
         });
-        let Some(fence) = controller.fence().filter(|_| applies) else { return };
+        let Some(fence) = controller.memory().fence.as_ref().filter(|_| applies) else { return };
         let mut fence = fence.clone();
         fence.since = fence.since.saturating_sub(timings.lease).max(Duration::from_millis(1));
-        *controller = Controller::resume(timings, Some(fence));
+        *controller = Controller::resume(timings, Memory { fence: Some(fence), newest: None });
     }
 
     /// What is stored in the place of what the controller decided.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::census::{Listed, ProxyStatus, Replica, Round};
 use steadfast_rotation_protocol::controller::{
-    Change, Controller, Effect, Made, Now, Observation, Persist, Signed, Timings, Wait,
+    Change, Controller, Effect, Made, Memory, Now, Observation, Persist, Signed, Timings, Wait,
 };
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::schedule::Schedule;
@@ -24,14 +24,20 @@ use crate::shortcut::Shortcut;
 impl World {
     /// What a controller would see and decide now.
     pub(crate) fn line(&self, config: &Config, i: usize) -> journal::Line {
-        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
+        let mut controller = self.controller(config, i);
         let seen = self.observation(config, i);
         journal::handle(&mut controller, timings(config), now(), seen).1
     }
 
+    /// Revisions never fall here: of the newest there is nothing to remember.
+    fn controller(&self, config: &Config, i: usize) -> Controller {
+        let memory = Memory { fence: self.controllers[i].fence.clone(), newest: None };
+        Controller::resume(timings(config), memory)
+    }
+
     /// What a controller would wait for now.
     pub(crate) fn waiting(&self, config: &Config, i: usize) -> Wait {
-        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
+        let mut controller = self.controller(config, i);
         let _ = controller.handle(now(), &self.observation(config, i));
         controller.waiting().clone()
     }
@@ -41,7 +47,7 @@ impl World {
     }
 
     pub(super) fn look(&mut self, config: &Config, i: usize) -> Option<()> {
-        let mut controller = Controller::resume(timings(config), self.controllers[i].fence.clone());
+        let mut controller = self.controller(config, i);
         let mut seen = self.observation(config, i);
         if let Some(shortcut) = config.shortcut {
             shortcut.bend_sight(&mut seen);
@@ -72,7 +78,7 @@ impl World {
                 Effect::Sign(_) => {}
             }
         }
-        self.controllers[i].fence = controller.fence().cloned();
+        self.controllers[i].fence = controller.memory().fence.clone();
         if let Some(pending) = pending {
             self.controllers[i].pending = Some(Box::new(pending));
             if !config.slow_writes {
@@ -113,9 +119,9 @@ impl World {
         self.revision += 1;
         let acked = self.state.anchors.iter().filter(|anchor| self.state.acked(anchor.id));
         self.settled.extend(acked.map(|anchor| anchor.id));
-        let mut controller = Controller::resume(timings(config), None);
+        let mut controller = Controller::new(timings(config));
         controller.persisted(now(), self.revision);
-        self.controllers[i].fence = controller.fence().cloned();
+        self.controllers[i].fence = controller.memory().fence.clone();
         Some(())
     }
 
@@ -221,7 +227,7 @@ impl World {
                     .position(|node| node.proxy.as_ref().is_some_and(|proxy| !proxy.connected))?;
                 let started_at = started(self.nodes[missing].proxy.as_ref()?.started);
                 let instance = Instance { pod_uid: uid(missing), started_at };
-                state.exempt(instance, String::new(), String::new(), String::new());
+                state.exempt(instance, String::new(), String::new(), String::new(), now);
                 Ok(())
             }
             Order::Rotate => state.request(request(None)),
