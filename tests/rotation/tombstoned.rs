@@ -16,22 +16,24 @@ use crate::support::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_withdrawn_anchor_that_somebody_puts_back_is_refused_and_said() {
-    let field = Field::start(MeshConfig::rotating()).await;
-    let mesh = &field.mesh;
-    let old = in_state(&mesh.trust_domain().await.0, AnchorState::Active);
-    let (thief, _) = TestIssuer::under_anchor(mesh.dir(), &old);
+    let mut field = Field::start(MeshConfig::rotating()).await;
+    let old = in_state(&field.mesh.trust_domain().await.0, AnchorState::Active);
+    let (thief, _) = TestIssuer::under_anchor(field.mesh.dir(), &old);
     let id = old.id.to_string();
     let state = without_a_failed_request(field.load(), async {
-        rotate(mesh).await;
-        let (state, _) = over(mesh, 1).await;
+        rotate(&field.mesh).await;
+        let (state, _) = over(&field.mesh, 1).await;
 
-        // 1. Into the file that api has mounted, behind the back of the store.
-        mesh.store.freeze();
-        let file = mesh.dir().join("pods/demo/api-0/bundle.json");
+        // 1. Into the file that api has mounted, while there is nobody who could put it right.
+        field.mesh.store.freeze();
+        field.mesh.identity.kill();
+        let file = field.mesh.dir().join("pods/demo/api-0/bundle.json");
         fs::write(&file, with(&state, &old).to_jwks()).expect("it is put back");
         let said = ["SFT-TRU-009", "the mounted bundle", &id];
         field.api.proxy.logged(&said, DEADLINE).await;
-        mesh.store.thaw();
+        field.mesh.store.thaw();
+        field.mesh.identity.restart();
+        let mesh = &field.mesh;
         refused(field.peer(&thief)).await;
 
         // 2. Into the environment of a new workload, as an old manifest would.
@@ -73,7 +75,7 @@ async fn a_withdrawn_anchor_that_somebody_puts_back_is_refused_and_said() {
         mesh.state_where("it is withdrawn once more", DEADLINE, well).await
     })
     .await;
-    assert_idle(mesh, &state).await;
+    assert_idle(&field.mesh, &state).await;
 }
 
 fn peer_of(issuer: &TestIssuer, pod: &Pod, port: u16) -> Peer {

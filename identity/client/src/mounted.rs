@@ -1,8 +1,8 @@
 //! The bundle that a workload starts with: mounted as a file, or given as text.
 //!
 //! It authenticates the identity service and nobody else. It is read again at each use (each time
-//! the service is dialled without a live bundle that fits, and for each ack, at least every 30 s),
-//! so a change is never missed. A file that cannot be used leaves the last good one in force.
+//! the service is dialled without a live bundle that fits, for each ack, and every 30 s whether or
+//! not there is anybody to ack to), so a change is never missed. A file that cannot be used leaves the last good one in force.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -81,20 +81,16 @@ impl Mounted {
         }
     }
 
-    /// What an ack names as the mounted file; empty without one.
-    pub(crate) fn digest(&self) -> Vec<u8> {
-        let BootstrapBundle::File(_) = self.source else { return Vec::new() };
-        self.fresh().map_or_else(
-            |_| UNREADABLE.to_vec(),
-            |bundle| digest(bundle.anchors().iter().map(TrustAnchor::id), []).to_vec(),
-        )
-    }
-
-    /// Which of these it holds.
-    pub(crate) fn among(&self, ids: &BTreeSet<KeyId>) -> BTreeSet<KeyId> {
-        let Ok(bundle) = self.fresh() else { return BTreeSet::new() };
-        let held = bundle.anchors().iter().map(TrustAnchor::id);
-        held.filter(|id| ids.contains(id)).collect()
+    /// What an ack names as the mounted file (empty without one), and which of these it holds: both
+    /// of one reading.
+    pub(crate) fn look(&self, ids: &BTreeSet<KeyId>) -> (Vec<u8>, BTreeSet<KeyId>) {
+        let file = matches!(self.source, BootstrapBundle::File(_));
+        let Ok(bundle) = self.fresh() else {
+            return (if file { UNREADABLE.to_vec() } else { Vec::new() }, BTreeSet::new());
+        };
+        let held = || bundle.anchors().iter().map(TrustAnchor::id);
+        let digest = if file { digest(held(), []).to_vec() } else { Vec::new() };
+        (digest, held().filter(|id| ids.contains(id)).collect())
     }
 
     fn fresh(&self) -> Result<TrustBundle, MountedError> {

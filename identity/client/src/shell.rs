@@ -165,7 +165,11 @@ impl Shell {
                     self.feed(Event::Started)?;
                 }
                 Some(ended) = self.requests.join_next() => self.on_reply(ended)?,
-                _ = acks.tick() => self.owe(UNASKED),
+                _ = acks.tick() => {
+                    // Whoever puts an anchor back may have taken the service away, too.
+                    self.look_at_mounted();
+                    self.owe(UNASKED);
+                }
                 // A worker may have been the last to use what an ack is about.
                 () = observed.followed() => {}
                 // It ends after the shell, or in a panic.
@@ -423,19 +427,25 @@ impl Shell {
             // under way could bring back what the ack says is gone.
             self.feed(Event::AckSent)?;
         }
-        let tombstones = context.bundle.as_deref().map(Trust::tombstones);
-        let there = tombstones.map(|tombstones| self.dialer.mounted.among(tombstones));
-        let there = there.unwrap_or_default();
+        let mounted = self.look_at_mounted();
+        let observed = self.dialer.contexts.observed();
+        let counted = observed.take_counted();
+        room.send(ack::of(&context, nonce, &instance, mounted, observed, &counted, self.differs));
+        self.owed = None;
+        Ok(())
+    }
+
+    /// What an ack names as the mounted file, which is told of if it brings back what is withdrawn.
+    fn look_at_mounted(&mut self) -> Vec<u8> {
+        let trust = self.trust();
+        let none = BTreeSet::new();
+        let tombstones = trust.as_deref().map_or(&none, Trust::tombstones);
+        let (digest, there) = self.dialer.mounted.look(tombstones);
         // The file follows a withdrawal a moment later.
         self.leaving.retain(|id| there.contains(id));
         let put_back = there.difference(&self.leaving).copied().collect();
         self.tell_withdrawn("the mounted bundle", put_back);
-        let observed = self.dialer.contexts.observed();
-        let counted = observed.take_counted();
-        let mounted = self.dialer.mounted.digest();
-        room.send(ack::of(&context, nonce, &instance, mounted, observed, &counted, self.differs));
-        self.owed = None;
-        Ok(())
+        digest
     }
 
     /// Somebody has put an anchor back that was withdrawn: it is not believed, and told once.
