@@ -17,8 +17,9 @@ use steadfast_platform::keys::{FileKeys, KeyStore as _};
 use steadfast_platform::standalone::{Client, Directory};
 use steadfast_platform::store::{FINDINGS_KEY, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Revision, Store, StoreError};
-use steadfast_process::{Clock as _, SystemClock, duration};
+use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::controller::Standing;
 use steadfast_rotation_protocol::recover::{Ailment, Findings, RecoverRefused};
 use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState};
 use tokio::time::{Instant, sleep};
@@ -26,6 +27,7 @@ use tokio::time::{Instant, sleep};
 use super::trust::TrustError;
 use super::trust_backup::{self, BackupError};
 use crate::confirm::agrees;
+use crate::controller::{Controller, ControllerArg};
 use crate::output::Format;
 use crate::problem::Problem;
 use crate::store::{self, DirArg};
@@ -45,6 +47,8 @@ Examples:
 pub(super) struct RecoverArgs {
     #[command(flatten)]
     dir: DirArg,
+    #[command(flatten)]
+    controller: ControllerArg,
     /// Only show it
     #[arg(long)]
     dry_run: bool,
@@ -76,11 +80,10 @@ pub(crate) enum RecoverError {
     )]
     Empty(PathBuf),
     #[error(
-        "nobody has told what the workloads hold within {}: steadfast-rotation asks them; does it \
-         run, and does it reach the identity service?",
+        "nobody has told what the workloads hold within {}: {why}",
         duration::show(FINDINGS_WAIT)
     )]
-    NoFindings,
+    NoFindings { why: String },
     #[error(transparent)]
     Refused(#[from] RecoverRefused),
     #[error(
@@ -153,7 +156,7 @@ async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
             return Report::of(&before, None, steps, Vec::new()).print(args);
         };
         let (recovered, mut steps, warnings) =
-            plan(dir, client, &before, ailment, revision).await?;
+            plan(args, client, &before, ailment, revision).await?;
         steps.extend(args.from.is_some().then(|| aftermath(&before)));
         let report = Report::of(&before, Some(ailment), steps, warnings);
         if args.dry_run {
@@ -185,13 +188,13 @@ async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
 
 /// The state to be written, what it comes to, and what a person should know.
 async fn plan(
-    dir: &Path,
+    args: &RecoverArgs,
     client: &Client,
     before: &TrustDomainState,
     ailment: Ailment,
     revision: Revision,
 ) -> Result<(TrustDomainState, Vec<String>, Vec<String>), Problem> {
-    let (mut after, now) = (before.clone(), SystemClock.now());
+    let (dir, mut after, now) = (&args.dir.dir, before.clone(), SystemClock.now());
     let by = "trust recover".to_owned();
     let (mut steps, mut warnings) = (Vec::new(), keys_gone(dir, before).await);
     match ailment {
@@ -210,7 +213,10 @@ async fn plan(
             );
         }
         Ailment::Restored { .. } => {
-            let found = findings(dir, client, revision).await?;
+            let found = match findings(dir, client, revision).await? {
+                Some(found) => found,
+                None => return Err(TrustError::from(unfound(args).await).into()),
+            };
             after.recover(&found, by, now);
             steps = recovered(before, &after);
             warnings.extend(doubts(before, &found));
@@ -220,8 +226,12 @@ async fn plan(
 }
 
 /// What the controller has found out of the state of this revision: of another, and so of another
-/// halt, it may say too little.
-async fn findings(dir: &Path, store: &dyn Store, revision: Revision) -> Result<Findings, Problem> {
+/// halt, it may say too little. `None`: nobody has told anything in time.
+async fn findings(
+    dir: &Path,
+    store: &dyn Store,
+    revision: Revision,
+) -> Result<Option<Findings>, Problem> {
     let started = Instant::now();
     let mut last: Option<Findings> = None;
     loop {
@@ -231,15 +241,26 @@ async fn findings(dir: &Path, store: &dyn Store, revision: Revision) -> Result<F
         let found = found.transpose().map_err(TrustError::from)?;
         if let Some(found) = found.filter(|found| found.revision == revision.0) {
             if found.silent.is_empty() && found.told > 0 {
-                return Ok(found);
+                return Ok(Some(found));
             }
             last = Some(found);
         }
         if started.elapsed() > FINDINGS_WAIT {
-            let found = last.filter(|found| found.told > 0);
-            return Ok(found.ok_or_else(|| TrustError::from(RecoverError::NoFindings))?);
+            return Ok(last.filter(|found| found.told > 0));
         }
         sleep(POLL).await;
+    }
+}
+
+/// Why nothing was found out: whoever asks may not run, or may be kept from its work.
+async fn unfound(args: &RecoverArgs) -> RecoverError {
+    let asked = Controller::find(&args.dir.dir, &args.controller).await;
+    RecoverError::NoFindings {
+        why: match asked {
+            Ok((_, Standing { trouble: Some(trouble), .. })) => trouble,
+            Ok(_) => "steadfast-rotation asks them; does it reach the identity service?".to_owned(),
+            Err(error) => ErrorChain(&error).to_string(),
+        },
     }
 }
 
@@ -517,7 +538,7 @@ mod tests {
         let told = async {
             let before = write(7, 8, None).await;
             let found = findings(dir.path(), &engine, Revision(9));
-            tokio::join!(found, write(2, 9, Some(before))).0.unwrap().told
+            tokio::join!(found, write(2, 9, Some(before))).0.unwrap().unwrap().told
         };
         tokio::select! {
             told = told => assert_eq!(told, 2),
