@@ -213,9 +213,8 @@ async fn plan(
             );
         }
         Ailment::Restored { .. } => {
-            let found = match findings(dir, client, revision).await? {
-                Some(found) => found,
-                None => return Err(TrustError::from(unfound(args).await).into()),
+            let Some(found) = findings(dir, client, revision).await? else {
+                return Err(TrustError::from(unfound(args).await).into());
             };
             after.recover(&found, by, now);
             steps = recovered(before, &after);
