@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::executor::block_on;
 use prost::Message;
 use rustls_pki_types::CertificateDer;
 use steadfast_api::trust::v1::{
@@ -12,6 +13,7 @@ use steadfast_api::trust::v1::{
     Renew, StreamRequest, StreamResponse, stream_request, stream_response,
 };
 use steadfast_api::{KeyId, Svid, TrustAnchor, TrustBundle, TrustDomain, UnixTime, bundle};
+use steadfast_api_grpc::stream::{Wire, framed};
 use steadfast_identity::{authority, import};
 use steadfast_identity_client::Trust;
 use steadfast_identity_client::verify::{Role, check_chain};
@@ -170,7 +172,7 @@ pub(crate) fn bundle_seeds() -> Vec<Vec<u8>> {
 /// content is brought into our types without a panic.
 pub(crate) fn trust_messages(input: &[u8]) -> bool {
     let Some((kind, bytes)) = input.split_first() else { return false };
-    match kind % 4 {
+    match kind % 5 {
         0 => decoded::<StreamRequest>(bytes).is_some_and(|request| match request.message {
             Some(stream_request::Message::Ack(ack)) => {
                 times([ack.svid_not_after]);
@@ -191,17 +193,31 @@ pub(crate) fn trust_messages(input: &[u8]) -> bool {
                     times([renew.from]);
                     true
                 }
-                Some(stream_response::Message::Query(_)) => true,
+                Some(stream_response::Message::Query(_) | stream_response::Message::End(_)) => true,
                 None => false,
             }
         }),
         2 => decoded::<CertifyRequest>(bytes)
             .is_some_and(|request| steadfast_identity::csr::check(&request.csr).is_ok()),
-        _ => decoded::<CertifyResponse>(bytes).is_some_and(|response| {
+        3 => decoded::<CertifyResponse>(bytes).is_some_and(|response| {
             times([response.issued_at, response.not_after, response.renew_at]);
             response.chain.first().is_some_and(|leaf| Svid::parse(leaf).is_ok())
         }),
+        _ => framed_messages(bytes),
     }
+}
+
+/// A trust stream's bytes: what is read of them is read again from what it is sent as.
+fn framed_messages(bytes: &[u8]) -> bool {
+    let read = |bytes: &[u8]| {
+        let mut wire = Wire::new(bytes, FRAMED_BYTES_MAX);
+        let next = || block_on(wire.next::<StreamRequest>()).ok().flatten();
+        std::iter::from_fn(next).collect::<Vec<_>>()
+    };
+    let messages = read(bytes);
+    let sent: Vec<u8> = messages.iter().flat_map(|message| framed(message, &[])).collect();
+    assert_eq!(read(&sent), messages);
+    !messages.is_empty()
 }
 
 pub(crate) fn trust_messages_seeds() -> Vec<Vec<u8>> {
@@ -225,7 +241,9 @@ pub(crate) fn trust_messages_seeds() -> Vec<Vec<u8>> {
         tombstones: vec![id],
     };
     let renew = Renew { id: 1, from: time, window: None };
-    let request = |message| StreamRequest { message: Some(message) }.encode_to_vec();
+    let up = |message| StreamRequest { message: Some(message) };
+    let request = |message| up(message).encode_to_vec();
+    let stream = [up(stream_request::Message::Ack(ack.clone())), StreamRequest::default()];
     let response =
         |message| StreamResponse { server_time: time, message: Some(message) }.encode_to_vec();
     let certify = CertifyRequest { token: b"token".to_vec(), csr: pki().csr.clone() };
@@ -246,8 +264,12 @@ pub(crate) fn trust_messages_seeds() -> Vec<Vec<u8>> {
         numbered(1, response(stream_response::Message::Renew(renew))),
         numbered(2, certify.encode_to_vec()),
         numbered(3, certified.encode_to_vec()),
+        numbered(4, stream.iter().flat_map(|message| framed(message, &[])).collect()),
     ]
 }
+
+/// As the identity service takes them.
+const FRAMED_BYTES_MAX: usize = 64 * 1024;
 
 /// A published bundle, as a workload takes it.
 fn taken(message: &Bundle) -> bool {

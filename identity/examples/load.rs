@@ -1,5 +1,5 @@
 //! Measures the identity process: CPU per SVID over gRPC and TLS, with a token of its own for each
-//! request, and memory per trust stream.
+//! request. (What a trust stream takes is measured by `steadfast-benchmark`.)
 //!
 //! `cargo run --release -p steadfast-identity --example load -- PATH/TO/steadfast-identity`
 
@@ -12,10 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use steadfast_api::UnixTime;
-use steadfast_api::trust::v1;
 use steadfast_api::trust::v1::CertifyRequest;
-use steadfast_api::trust::v1::stream_request::Message;
 use support::world::{Identity, World, wait};
 
 #[tokio::main(flavor = "current_thread")]
@@ -31,7 +28,6 @@ async fn main() {
     let identity = world.start(&flags.concat()).await;
     wait(|| identity.ready().contains("\"ready\":true"), "ready").await;
     certify(&world, &identity).await;
-    streams(&world, &identity).await;
 }
 
 /// Requests from some connections, each with several under way.
@@ -68,31 +64,6 @@ async fn certify(world: &World, identity: &Identity) {
     );
 }
 
-/// As many proxies as there are streams, each with a connection of its own.
-async fn streams(world: &World, identity: &Identity) {
-    let token = world.token("identity.l5d.io", "u1");
-    let before = anonymous_kib(identity);
-    let mut open = Vec::new();
-    for number in 0..STREAMS {
-        let started_at = Some(UnixTime::from_secs(number).into());
-        let instance = Some(v1::Instance { pod_uid: "u1".into(), started_at });
-        let token = token.clone();
-        let hello = v1::Hello { token, instance, ..Default::default() };
-        let (up, requests) = tokio::sync::mpsc::channel(1);
-        let message = Some(Message::Hello(hello));
-        up.send(v1::StreamRequest { message }).await.unwrap();
-        let mut trust = identity.trust(&world.founding).await;
-        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-        let mut down = trust.stream(requests).await.unwrap().into_inner();
-        down.message().await.unwrap().unwrap();
-        open.push((up, down, trust));
-    }
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let grown = anonymous_kib(identity) - before;
-    println!("{STREAMS} streams: {:.1} KiB each", grown as f64 / STREAMS as f64);
-    println!("{} streams are open", open.len());
-}
-
 /// User and system time of the process so far.
 fn cpu(identity: &Identity) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", identity.child.id())).unwrap();
@@ -101,14 +72,6 @@ fn cpu(identity: &Identity) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-fn anonymous_kib(identity: &Identity) -> i64 {
-    let path = format!("/proc/{}/smaps_rollup", identity.child.id());
-    let text = std::fs::read_to_string(path).unwrap();
-    let line = text.lines().find(|line| line.starts_with("Pss_Anon:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 const REQUESTS: usize = 40_000;
 const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 16;
-const STREAMS: i64 = 1_000;

@@ -162,13 +162,9 @@ impl App {
         let streams = Streams::new(Arc::clone(&certifier), drain.clone());
         let own = Arc::new(OwnSvid::default());
         let fleet = Fleet::new(Arc::clone(&certifier), Arc::clone(&streams), Arc::clone(&own));
-        let service = Service {
-            certifier: Arc::clone(&certifier),
-            streams: Arc::clone(&streams),
-            fleet: Arc::clone(&fleet),
-        };
+        let service = Service { certifier: Arc::clone(&certifier), fleet: Arc::clone(&fleet) };
         let front = Front::new(service, Arc::clone(&platform.store));
-        let server = Server::new(front, metrics, drain.clone());
+        let server = Server::new(front, Arc::clone(&streams), metrics, drain.clone());
         let store = Arc::clone(&platform.store);
         let (keys, keys_clock) = (Arc::clone(&platform.keys), Arc::clone(&platform.clock));
         let sources = Sources {

@@ -20,12 +20,10 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service as _;
 
-use crate::grpc::{self, MESSAGE_BYTES_MAX, Requests};
 use crate::refusal::Refusal;
 use crate::replica::Replica;
-use crate::server::{Activity, Peer};
 use crate::service::Service;
-use crate::streams::Streams;
+use crate::streams::MESSAGE_BYTES_MAX;
 
 /// Answers every request of a connection. Cheap to clone.
 #[derive(Clone)]
@@ -33,7 +31,6 @@ pub struct Front {
     identity: IdentityServer<Service>,
     trust: TrustServer<Service>,
     fleet: FleetServer<Service>,
-    streams: Arc<Streams>,
     pages: Arc<Pages>,
 }
 
@@ -52,13 +49,11 @@ impl Front {
         let certifier = &service.certifier;
         let (replica, clock) = (Arc::clone(&certifier.replica), Arc::clone(&certifier.clock));
         let pages = Arc::new(Pages { replica, store, clock, jwks: Mutex::default() });
-        let streams = Arc::clone(&service.streams);
         Self {
             identity: IdentityServer::new(service.clone())
                 .max_decoding_message_size(MESSAGE_BYTES_MAX),
             trust: TrustServer::new(service.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             fleet: FleetServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            streams,
             pages,
         }
     }
@@ -70,9 +65,6 @@ impl Front {
     pub async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let path = uri.path();
-        if path == STREAM_PATH {
-            return Ok(self.stream(request).await);
-        }
         let answer = async {
             if path.starts_with(TRUST_PREFIX) {
                 self.trust.clone().call(request).await
@@ -89,20 +81,6 @@ impl Front {
             // Every wait in here has its own, shorter deadline: this one is for a body that never
             // ends.
             Err(_) => Ok(Status::deadline_exceeded("the request took too long").into_http()),
-        }
-    }
-}
-
-impl Front {
-    /// The trust stream, which the generated server would serve with buffers of its own.
-    async fn stream(&self, request: Request<Incoming>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
-        let activity = parts.extensions.get::<Arc<Activity>>().cloned();
-        let opened = Arc::clone(&self.streams).open(Requests::new(body), peer, activity);
-        match opened.await {
-            Ok(answers) => grpc::response(answers),
-            Err(status) => status.into_http(),
         }
     }
 }
@@ -172,7 +150,6 @@ fn page(status: StatusCode, content_type: &'static str, body: Bytes) -> Response
 
 const TRUST_PREFIX: &str = "/steadfast.trust.v1.Trust/";
 const FLEET_PREFIX: &str = "/steadfast.trust.v1.Fleet/";
-const STREAM_PATH: &str = "/steadfast.trust.v1.Trust/Stream";
 const IDENTITY_PREFIX: &str = "/io.linkerd.proxy.identity.Identity/";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";

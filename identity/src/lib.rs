@@ -13,7 +13,6 @@ pub mod confine;
 pub mod server;
 
 pub mod front;
-pub mod grpc;
 pub mod service;
 
 pub mod fleet;

@@ -18,6 +18,7 @@ use rustls::version::TLS13;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::Serialize;
 use steadfast_api::{Code, KeyId, SpiffeId, Svid, UnixTime};
+use steadfast_api_grpc::stream;
 use steadfast_process::readiness::Component;
 
 use crate::certify::{Bearer, Certifier, renew_at};
@@ -249,7 +250,7 @@ pub fn server_config(own: Arc<OwnSvid>) -> Result<Arc<ServerConfig>, rustls::Err
         .with_cert_resolver(own);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = [stream::ALPN, b"h2", b"http/1.1"].map(<[u8]>::to_vec).into();
     Ok(Arc::new(config))
 }
 

@@ -1,4 +1,5 @@
 //! The listeners: TLS on the port that everyone uses, plaintext on loopback where it is asked for.
+//! What is spoken is a trust stream if ALPN says so, else HTTP.
 //!
 //! A connection has a slot, a deadline for its handshake, bounds on what it may open and send, and
 //! an end when nothing has gone on for a while: nobody here is authenticated before a request.
@@ -16,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::{AlertDescription, ServerConfig};
 use steadfast_api::Code;
+use steadfast_api_grpc::stream;
 use steadfast_process::{Clock, Drain, SystemClock};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::front::Front;
 use crate::metrics::{Metrics, RefusalLabels};
+use crate::streams::Streams;
 
 /// Where a request came from, as an extension of it.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +52,7 @@ pub struct Server(Arc<Shared>);
 /// What the connections of a server share.
 struct Shared {
     front: Front,
+    streams: Arc<Streams>,
     http: auto::Builder<TokioExecutor>,
     metrics: Metrics,
     slots: Arc<Semaphore>,
@@ -58,11 +62,12 @@ struct Shared {
 }
 
 impl Server {
-    /// A server that answers with this front.
-    pub fn new(front: Front, metrics: Metrics, drain: Drain) -> Self {
+    /// A server that answers with this front, and serves these trust streams.
+    pub fn new(front: Front, streams: Arc<Streams>, metrics: Metrics, drain: Drain) -> Self {
         let refusals_told = RateLimiter::direct(Quota::per_minute(REFUSALS_TOLD_MAX));
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self(Arc::new(Shared { front, http: builder(), metrics, slots, refusals_told, drain }))
+        let http = builder();
+        Self(Arc::new(Shared { front, streams, http, metrics, slots, refusals_told, drain }))
     }
 
     /// Accepts until the drain, and then waits for what is open.
@@ -119,12 +124,16 @@ impl Shared {
         let _ = stream.set_nodelay(true);
         let Some(acceptor) = tls else { return self.requests(stream, peer).await };
         let handshake = Box::pin(tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
-        let requests = match handshake.await {
-            Ok(Ok(stream)) => self.requests(stream, peer),
+        let stream = match handshake.await {
+            Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return self.handshake_failed(peer, &error),
             Err(_) => return self.failed("handshake_timeout"),
         };
-        requests.await;
+        if stream.get_ref().1.alpn_protocol() == Some(stream::ALPN) {
+            Box::pin(Arc::clone(&self.streams).serve(stream, peer)).await;
+        } else {
+            self.requests(stream, peer).await;
+        }
     }
 
     /// Answers on this connection until it ends. No `async fn`: that would keep room for `io` beside

@@ -4,26 +4,22 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use futures::stream::Empty;
 use linkerd2_proxy_api::identity as linkerd;
 use linkerd2_proxy_api::identity::identity_server::Identity;
 use steadfast_api::trust::v1;
 use steadfast_api_grpc::fleet_server::Fleet as FleetApi;
 use steadfast_api_grpc::trust_server::Trust;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 
 use crate::certify::{Certifier, LINKERD, Request as CertifyRequest};
 use crate::fleet::{Fleet, Parts};
 use crate::server::{Activity, Peer};
-use crate::streams::Streams;
 
 /// All of them. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
     /// Issues.
     pub certifier: Arc<Certifier>,
-    /// Keeps the streams.
-    pub streams: Arc<Streams>,
     /// Tells the controller of them.
     pub fleet: Arc<Fleet>,
 }
@@ -61,8 +57,6 @@ impl Identity for Service {
 
 #[tonic::async_trait]
 impl Trust for Service {
-    type StreamStream = Empty<Result<v1::StreamResponse, Status>>;
-
     async fn certify(
         &self,
         request: Request<v1::CertifyRequest>,
@@ -87,14 +81,6 @@ impl Trust for Service {
             server_time: Some(self.certifier.clock.now().into()),
             seq: certified.seq,
         }))
-    }
-
-    /// Never called: [`crate::front::Front`] answers its path.
-    async fn stream(
-        &self,
-        _: Request<Streaming<v1::StreamRequest>>,
-    ) -> Result<Response<Self::StreamStream>, Status> {
-        Err(Status::unimplemented("the front serves trust streams"))
     }
 }
 

@@ -3,39 +3,33 @@
 //! A stream speaks for one instance of one workload: the pod is the token's, never what a message
 //! says, and an ack that names another closes the stream (a forged ack would break every census).
 //! What a member acked last is kept in memory, by instance, also for a while after its stream has
-//! ended; nothing is written to the store. A stream has no task of its own: the connection polls
-//! it, and between messages it holds some hundred bytes. A bundle is encoded once for all of them.
+//! ended; nothing is written to the store. Between messages a stream holds no buffer. A bundle is
+//! encoded once for all of them.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::stream;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use http_body_util::StreamBody;
-use hyper::body::Frame;
 use steadfast_api::trust::v1;
 use steadfast_api::trust::v1::stream_request::Message as FromProxy;
 use steadfast_api::trust::v1::stream_response::Message as ToProxy;
 use steadfast_api::{Code, SpiffeId, UnixTime};
-use steadfast_process::Drain;
+use steadfast_api_grpc::stream::{HEARTBEAT, PROXY_SILENT_MAX, Wire, WireError, framed};
+use steadfast_process::{Drain, ErrorChain};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
-use tokio::time::Interval;
-use tonic::body::Body;
-use tonic::{Code as GrpcCode, Status};
+use tokio::time::{Instant, Interval};
+use tonic::Status;
 
 use crate::certify::Certifier;
-use crate::grpc::{self, Requests};
 use crate::member::{Ack, Instance, Member};
 use crate::members::{Bounds, Joined, Members};
 use crate::metrics::RefusalLabels;
 use crate::orders::{Orders, Owed, Sent};
-use crate::refusal::Refusal;
+use crate::refusal::{CODE_METADATA, Refusal};
 use crate::replica::View;
-use crate::server::Activity;
 
 /// All trust streams of this replica.
 pub struct Streams {
@@ -106,58 +100,68 @@ impl Streams {
         self.hellos.shrink_to_fit();
     }
 
-    /// Opens a stream: the first message says whose it is.
-    ///
-    /// # Errors
-    /// A refused hello.
-    pub async fn open(
+    /// Serves a stream to its end: the first message says whose it is. Whoever is still there is
+    /// told why it ends.
+    pub async fn serve<IO>(self: Arc<Self>, io: IO, peer: SocketAddr)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let mut wire = Wire::new(io, MESSAGE_BYTES_MAX);
+        // A future for days should have no room for what it awaits once.
+        let end = match Box::pin(Arc::clone(&self).open(&mut wire, peer)).await {
+            Ok(session) => session.run(&mut wire).await,
+            Err(status) => Some(status),
+        };
+        if let Some(status) = end {
+            let sft_code = status.metadata().get(CODE_METADATA).and_then(|code| code.to_str().ok());
+            let end = self.response(Some(ToProxy::End(v1::End {
+                code: status.code() as i32,
+                message: status.message().to_owned(),
+                sft_code: sft_code.unwrap_or_default().to_owned(),
+            })));
+            if wire.send(&framed(&end, &[])).await.is_ok() {
+                wire.end().await;
+            }
+        }
+    }
+
+    /// Reads the hello.
+    async fn open<IO: AsyncRead + Send + Unpin>(
         self: Arc<Self>,
-        mut inbound: Requests,
-        peer: Option<SocketAddr>,
-        activity: Option<Arc<Activity>>,
-    ) -> Result<Body, Status> {
+        wire: &mut Wire<IO>,
+        peer: SocketAddr,
+    ) -> Result<Session, Status> {
         let mut known = None;
-        let hello = self.hello(&mut inbound, &mut known).await;
+        let hello = self.hello(wire, &mut known).await;
         let (instance, namespace, joined) = hello.map_err(|refusal| {
             self.refused(&refusal, known.as_ref(), peer);
             refusal.status()
         })?;
-        let session = Session {
+        Ok(Session {
             views: self.certifier.replica.subscribe(),
             orders: self.orders.subscribe(),
             heartbeat: heartbeat(),
+            heard: Instant::now(),
             sent: Sent::default(),
             streams: self,
-            inbound,
             instance,
             namespace,
             id: joined.id,
             replaced: joined.replaced,
             peer,
-            _activity: activity.map(Activity::begin),
-        };
-        // Where there is an end, the session ends with it.
-        let answers = stream::unfold(Some(session), |session| async move {
-            let mut session = session?;
-            Some(match session.next().await {
-                Ok(answer) => (Ok::<_, Infallible>(answer), Some(session)),
-                Err(status) => (Ok(grpc::end(&status)), None),
-            })
-        });
-        Ok(Body::new(StreamBody::new(answers)))
+        })
     }
 
     /// Reads the hello and makes its sender a member.
-    async fn hello(
+    async fn hello<IO: AsyncRead + Send + Unpin>(
         &self,
-        inbound: &mut Requests,
+        wire: &mut Wire<IO>,
         known: &mut Option<SpiffeId>,
     ) -> Result<(Instance, String, Joined), Refusal> {
-        let protocol = |what: &str| Refusal::new(Code::STREAM_PROTOCOL, what);
-        let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
+        let first = tokio::time::timeout(HELLO_TIMEOUT, wire.next::<v1::StreamRequest>())
             .await
             .map_err(|_| protocol("no hello came in time"))?
-            .map_err(|status| protocol(&format!("no hello came: {}", status.message())))?;
+            .map_err(|error| protocol(&format!("no hello came: {}", ErrorChain(&error))))?;
         let Some(FromProxy::Hello(hello)) = first.and_then(|request| request.message) else {
             return Err(protocol("the first message is no hello"));
         };
@@ -186,8 +190,7 @@ impl Streams {
     fn acked(&self, instance: &Instance, id: u64, ack: v1::Ack) -> Result<(), Refusal> {
         let now = self.certifier.clock.now();
         let said = ack.instance.as_ref();
-        let said =
-            said.ok_or_else(|| Refusal::new(Code::STREAM_PROTOCOL, "an ack names no instance"))?;
+        let said = said.ok_or_else(|| protocol("an ack names no instance"))?;
         let started_at = said.started_at.map(UnixTime::from).unwrap_or_default();
         if said.pod_uid != instance.pod_uid || started_at != instance.started_at {
             return Err(foreign(&said.pod_uid, &instance.pod_uid));
@@ -206,13 +209,13 @@ impl Streams {
     }
 
     /// The one line about a stream that was refused or closed.
-    fn refused(&self, refusal: &Refusal, workload: Option<&SpiffeId>, peer: Option<SocketAddr>) {
+    fn refused(&self, refusal: &Refusal, workload: Option<&SpiffeId>, peer: SocketAddr) {
         let labels = RefusalLabels { reason: refusal.code.label() };
         self.certifier.metrics.stream_refusals.get_or_create(&labels).inc();
         tracing::warn!(
             code = %refusal.code,
             reason = refusal.code.label(),
-            peer = peer.map(tracing::field::display),
+            %peer,
             workload = workload.map(tracing::field::display),
             error = %refusal.what,
             "trust stream closed"
@@ -230,6 +233,10 @@ impl Streams {
         self.certifier.metrics.streams.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
 
+    fn response(&self, message: Option<ToProxy>) -> v1::StreamResponse {
+        v1::StreamResponse { server_time: Some(self.certifier.clock.now().into()), message }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -238,80 +245,85 @@ impl Streams {
 /// One open stream.
 struct Session {
     streams: Arc<Streams>,
-    inbound: Requests,
     views: watch::Receiver<Option<Arc<View>>>,
     orders: watch::Receiver<Orders>,
     heartbeat: Interval,
+    /// When anything came last.
+    heard: Instant,
     instance: Instance,
     namespace: String,
     id: u64,
     /// Ends when a newer stream has taken this one's place.
     replaced: oneshot::Receiver<()>,
     sent: Sent,
-    peer: Option<SocketAddr>,
-    _activity: Option<crate::server::Busy>,
+    peer: SocketAddr,
 }
 
 impl Session {
-    /// The next message to the proxy, or how the stream ends.
-    async fn next(&mut self) -> Result<Frame<Bytes>, Status> {
+    /// Says what is owed and hears what comes, until it ends: with a word for the proxy, or because
+    /// that has gone.
+    async fn run<IO>(mut self, wire: &mut Wire<IO>) -> Option<Status>
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin,
+    {
         loop {
-            if let Some(message) = self.owed() {
-                return Ok(message);
+            while let Some(message) = self.owed() {
+                wire.send(&message).await.ok()?;
             }
             tokio::select! {
-                received = self.inbound.message() => match received {
-                    Ok(Some(request)) => {
-                        self.receive(request).map_err(|refusal| self.end(&refusal))?;
+                received = wire.next() => {
+                    self.heard = Instant::now();
+                    let taken = match received {
+                        Ok(Some(request)) => self.receive(request),
+                        Ok(None) | Err(WireError::Io(_)) => return None,
+                        Err(error) => Err(protocol(&ErrorChain(&error).to_string())),
+                    };
+                    if let Err(refusal) = taken {
+                        return Some(self.end(&refusal));
                     }
-                    // The proxy has gone: an end, not an event.
-                    Ok(None) | Err(_) => return Err(Status::new(GrpcCode::Ok, "")),
-                },
+                }
                 Ok(()) = self.views.changed() => {}
                 Ok(()) = self.orders.changed() => {}
-                _ = self.heartbeat.tick() => return Ok(self.message(None)),
+                _ = self.heartbeat.tick() => {
+                    if self.heard.elapsed() > PROXY_SILENT_MAX {
+                        return Some(Status::deadline_exceeded("the proxy has gone silent"));
+                    }
+                    let alive = self.streams.response(None);
+                    wire.send(&framed(&alive, &[])).await.ok()?;
+                }
                 _ = &mut self.replaced => {
-                    return Err(Status::aborted("the workload has opened a newer stream"));
+                    return Some(Status::aborted("the workload has opened a newer stream"));
                 }
                 () = self.streams.drain.wait() => {
-                    return Err(Status::unavailable("this replica is stopping"));
+                    return Some(Status::unavailable("this replica is stopping"));
                 }
             }
         }
     }
 
-    fn owed(&mut self) -> Option<Frame<Bytes>> {
+    fn owed(&mut self) -> Option<Vec<u8>> {
         let Certifier { replica, clock, .. } = &*self.streams.certifier;
         let (current, orders) = (replica.current().ok(), self.orders.borrow());
         let who = (self.namespace.as_str(), self.instance.pod_uid.as_str());
         let owed = self.sent.owed(who, current.as_deref(), &orders, clock.now())?;
-        Some(match owed {
-            Owed::Bundle(view) => grpc::message(&self.response(None), &view.encoded),
-            Owed::Query(nonce) => self.message(Some(ToProxy::Query(v1::Query { nonce }))),
+        let (message, encoded) = match &owed {
+            Owed::Bundle(view) => (None, &*view.encoded),
+            Owed::Query(nonce) => (Some(ToProxy::Query(v1::Query { nonce: *nonce })), &[][..]),
             Owed::Renew(order) => {
                 let window = prost_types::Duration::try_from(order.window).ok();
                 let (id, from) = (order.id, Some(order.from.into()));
-                self.message(Some(ToProxy::Renew(v1::Renew { id, from, window })))
+                (Some(ToProxy::Renew(v1::Renew { id, from, window })), &[][..])
             }
-        })
-    }
-
-    fn message(&self, message: Option<ToProxy>) -> Frame<Bytes> {
-        grpc::message(&self.response(message), &[])
+        };
+        Some(framed(&self.streams.response(message), encoded))
     }
 
     fn receive(&self, request: v1::StreamRequest) -> Result<(), Refusal> {
-        let protocol = |what: &str| Refusal::new(Code::STREAM_PROTOCOL, what);
         match request.message {
             Some(FromProxy::Ack(ack)) => self.streams.acked(&self.instance, self.id, ack),
             Some(FromProxy::Hello(_)) => Err(protocol("a second hello came")),
-            None => Err(protocol("a message without content came")),
+            None => Ok(()),
         }
-    }
-
-    fn response(&self, message: Option<ToProxy>) -> v1::StreamResponse {
-        let server_time = Some(self.streams.certifier.clock.now().into());
-        v1::StreamResponse { server_time, message }
     }
 
     fn end(&self, refusal: &Refusal) -> Status {
@@ -331,10 +343,13 @@ impl Drop for Session {
 }
 
 fn heartbeat() -> Interval {
-    let mut heartbeat =
-        tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
+    let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     heartbeat
+}
+
+fn protocol(what: &str) -> Refusal {
+    Refusal::new(Code::STREAM_PROTOCOL, what)
 }
 
 fn foreign(said: &str, own: &str) -> Refusal {
@@ -343,10 +358,10 @@ fn foreign(said: &str, own: &str) -> Refusal {
     Refusal::new(Code::ACK_FOREIGN, what)
 }
 
-/// The server's time is sent at least this often.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Also of a request over gRPC: one of 8 KiB must still arrive, to be refused by its own code.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Per replica: 36 KiB each make some 700 MiB.
+/// Per replica: 17 KiB each make some 340 MiB.
 const STREAMS_MAX: usize = 20_000;
 /// With those whose stream has ended.
 const MEMBERS_MAX: usize = 100_000;

@@ -204,10 +204,19 @@ async fn a_hello_must_be_first_and_once_and_of_the_tokens_own_pod() {
     proxy.bundle().await;
     proxy.send(Some(hello("web", "uid-of-web-1"))).await;
     assert_code(&proxy.next().await.unwrap_err(), "SFT-ID-031");
+    // What is no message, and what is longer than any.
+    for bytes in [&[0, 0, 0, 1, 0xff][..], &[0xff; 4]] {
+        let mut proxy = web(&mesh).await;
+        proxy.bundle().await;
+        proxy.send_raw(bytes).await;
+        assert_code(&proxy.next().await.unwrap_err(), "SFT-ID-031");
+    }
+    // Without a message it is a sign of life.
     let mut proxy = web(&mesh).await;
     proxy.bundle().await;
     proxy.send(None).await;
-    assert_code(&proxy.next().await.unwrap_err(), "SFT-ID-031");
+    proxy.send(Some(ack("uid-of-web-1", 0))).await;
+    mesh.wait(|| member(&mesh).ack.is_some(), "heard after it").await;
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
-//! The gRPC stubs of `steadfast.trust.v1`: client and server.
+//! How `steadfast.trust.v1` is spoken: the gRPC stubs of client and server, and the trust stream.
 //!
-//! They live apart from the messages (`steadfast_api::trust::v1`) because tonic brings tokio,
-//! and the pure crates must be able to name a message without it.
+//! This lives apart from the messages (`steadfast_api::trust::v1`) because it brings tokio, and the
+//! pure crates must be able to name a message without it.
+
+pub mod stream;
 
 #[allow(
     missing_docs,

@@ -1,12 +1,12 @@
 //! One request for an SVID: token, new key, RPC, and whether the answer is meant for us.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use steadfast_api::trust::v1::{CertifyRequest, CertifyResponse};
 use steadfast_api::{SpiffeId, UnixTime};
 use steadfast_api_grpc::trust_client::TrustClient;
 use tonic::Code;
-use tonic::transport::Channel;
 
 use crate::dial::{DialError, Dialer};
 use crate::key::{KeyError, SvidKey};
@@ -17,8 +17,8 @@ use crate::token::{self, TokenError};
 pub(crate) struct Request {
     pub(crate) local: SpiffeId,
     pub(crate) token_file: std::path::PathBuf,
-    /// The connection of the trust stream, for a first try.
-    pub(crate) channel: Option<Channel>,
+    /// Where the trust stream goes, for a first try.
+    pub(crate) address: Option<SocketAddr>,
     pub(crate) replica: usize,
     pub(crate) timeout: Duration,
 }
@@ -80,9 +80,9 @@ async fn ask(dialer: &Dialer, request: Request) -> Result<Reply, CertifyError> {
     let token = token::read(&request.token_file)?;
     let key = SvidKey::generate()?;
     let csr = key.request()?;
-    let channel = match request.channel {
-        Some(channel) => channel,
-        None => dialer.dial(request.replica).await?,
+    let channel = match request.address {
+        Some(address) => dialer.channel_at(address).await?,
+        None => dialer.channel(request.replica).await?,
     };
     let mut message = tonic::Request::new(CertifyRequest { token, csr });
     // Told to the service too, so that it does not sign for who has given up.

@@ -1,5 +1,5 @@
 //! How the identity service is reached: server-authenticated, by the live bundle or the mounted
-//! one, one replica at a time.
+//! one, one replica at a time, for requests over gRPC or for the trust stream.
 //!
 //! Our own SVID plays no part, so a workload that slept through every expiry comes back this way.
 
@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use steadfast_api::Code;
 use steadfast_api::bundle::BundleError;
+use steadfast_api_grpc::stream;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
@@ -56,19 +57,51 @@ pub enum DialError {
 }
 
 impl Dialer {
-    /// A connection to the n-th replica; there may be fewer, then it goes round.
-    pub(crate) async fn dial(&self, replica: usize) -> Result<Channel, DialError> {
-        let resolved = self.resolve().await?;
-        let nobody = || ConnectError::Tcp {
-            address: self.address.clone(),
-            source: io::ErrorKind::NotFound.into(),
-        };
-        let index = replica.checked_rem(resolved.len()).ok_or_else(nobody)?;
-        self.dial_at(resolved.get(index).copied().ok_or_else(nobody)?).await
+    /// A connection for requests to the n-th replica; there may be fewer, then it goes round.
+    pub(crate) async fn channel(&self, replica: usize) -> Result<Channel, DialError> {
+        self.channel_at(self.replica(replica).await?).await
     }
 
-    /// A connection to the replica at this address.
-    pub(crate) async fn dial_at(&self, address: SocketAddr) -> Result<Channel, DialError> {
+    /// A connection for requests to the replica at this address.
+    pub(crate) async fn channel_at(&self, address: SocketAddr) -> Result<Channel, DialError> {
+        let mut once = Some(self.dial(address, ALPN_H2).await?);
+        let connector = tower::service_fn(move |_| {
+            let stream = once.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+            std::future::ready(stream.map(TokioIo::new))
+        });
+        // When it breaks, the next dial may go elsewhere.
+        Endpoint::from_static("http://identity")
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect_with_connector(connector)
+            .await
+            .map_err(|source| DialError::Channel(self.address.clone(), source))
+    }
+
+    /// A connection for the trust stream to the replica at this address.
+    pub(crate) async fn stream_at(
+        &self,
+        address: SocketAddr,
+    ) -> Result<Vouched<TcpStream>, DialError> {
+        self.dial(address, stream::ALPN).await
+    }
+
+    /// The address of the n-th replica; there may be fewer, then it goes round.
+    pub(crate) async fn replica(&self, replica: usize) -> Result<SocketAddr, ConnectError> {
+        let resolved = self.resolve().await?;
+        let index = replica.checked_rem(resolved.len());
+        index.and_then(|index| resolved.get(index)).copied().ok_or_else(|| ConnectError::Tcp {
+            address: self.address.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        })
+    }
+
+    async fn dial(
+        &self,
+        address: SocketAddr,
+        alpn: &'static [u8],
+    ) -> Result<Vouched<TcpStream>, DialError> {
         let dial = || async move {
             let failed = |source| ConnectError::Tcp { address: address.to_string(), source };
             dial_one(address).await.map_err(failed)
@@ -76,17 +109,17 @@ impl Dialer {
 
         let live = self.contexts.current();
         if live.bundle.is_some() {
-            match self.handshake(&live, dial().await?).await {
+            match self.handshake(&live, dial().await?, alpn).await {
                 Err(refusal) if refusal.code == Code::PEER_UNKNOWN_ISSUER => {}
-                result => return self.channel(result.map_err(ConnectError::Refused)?).await,
+                result => return Ok(result.map_err(ConnectError::Refused)?),
             }
         }
         let mounted = self.mounted_context(live.bundle.as_deref())?;
-        match self.handshake(&mounted, dial().await?).await {
+        match self.handshake(&mounted, dial().await?, alpn).await {
             Err(refusal) if refusal.code == Code::PEER_UNKNOWN_ISSUER => {
                 Err(DialError::Stale(refusal))
             }
-            result => self.channel(result.map_err(ConnectError::Refused)?).await,
+            result => Ok(result.map_err(ConnectError::Refused)?),
         }
     }
 
@@ -101,9 +134,10 @@ impl Dialer {
         &self,
         context: &TlsContext,
         io: TcpStream,
+        alpn: &'static [u8],
     ) -> Result<Vouched<TcpStream>, Refusal> {
         let address = io.peer_addr().ok();
-        let result = context.connect_bootstrap(io, &self.expected, Some(ALPN_H2)).await;
+        let result = context.connect_bootstrap(io, &self.expected, Some(alpn)).await;
         let vouched = |(stream, peer)| {
             // Our own SVID plays no part.
             let footing = Footing::between(None, Some(peer));
@@ -128,22 +162,6 @@ impl Dialer {
         let tombstones = live.iter().flat_map(|live| live.tombstones().iter().copied());
         let trust = Trust::new(&bundle, denied, tombstones).map_err(DialError::Bundle)?;
         Ok(self.contexts.snapshot(None, Arc::new(trust))?)
-    }
-
-    /// A channel over this one connection: when it breaks, the next dial may go elsewhere.
-    async fn channel(&self, stream: Vouched<TcpStream>) -> Result<Channel, DialError> {
-        let mut once = Some(stream);
-        let connector = tower::service_fn(move |_| {
-            let stream = once.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
-            std::future::ready(stream.map(TokioIo::new))
-        });
-        Endpoint::from_static("http://identity")
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_with_connector(connector)
-            .await
-            .map_err(|source| DialError::Channel(self.address.clone(), source))
     }
 }
 

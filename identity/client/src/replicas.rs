@@ -32,7 +32,7 @@ impl Replicas {
     /// # Errors
     /// [`DialError`]
     pub async fn dial(&self, replica: SocketAddr) -> Result<Channel, DialError> {
-        self.dialer.dial_at(replica).await
+        self.dialer.channel_at(replica).await
     }
 
     /// Our token, read anew.

@@ -6,6 +6,7 @@
 //! made them until their SVID is installed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,6 @@ use steadfast_rotation_protocol::renewal::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tonic::transport::Channel;
 
 use crate::ack;
 use crate::bundle;
@@ -45,8 +45,8 @@ pub(crate) struct Shell {
     under_way: BTreeMap<RequestId, AbortHandle>,
     /// What was issued and waits to be installed.
     held: BTreeMap<RequestId, Candidate>,
-    /// The connection of the trust stream.
-    channel: Option<Channel>,
+    /// Where the trust stream goes.
+    address: Option<SocketAddr>,
     stream: Option<Stream>,
     /// The ack to send, by the newest nonce that it answers.
     owed: Option<u64>,
@@ -112,7 +112,7 @@ impl Shell {
             requests: JoinSet::new(),
             under_way: BTreeMap::new(),
             held: BTreeMap::new(),
-            channel: None,
+            address: None,
             stream: None,
             owed: None,
             differs: false,
@@ -153,7 +153,7 @@ impl Shell {
             let wakeup = self.until_wakeup();
             tokio::select! {
                 Some(event) = stream_events.recv() => {
-                    // The stream's connection serves the first request too, if it comes about.
+                    // The first request goes where the stream does, if that comes about.
                     let reached = matches!(event, StreamEvent::Connected(_) | StreamEvent::Down { .. });
                     self.on_stream(event)?;
                     if reached && !std::mem::replace(&mut started, true) {
@@ -230,7 +230,7 @@ impl Shell {
             local: self.config.local.spiffe_id(),
             token_file: self.config.token_file.clone(),
             // Whoever did not answer once is not asked again at once.
-            channel: self.channel.clone().filter(|_| attempt == 1),
+            address: self.address.filter(|_| attempt == 1),
             replica: attempt.saturating_sub(1) as usize,
             timeout,
         };
@@ -310,8 +310,8 @@ impl Shell {
 
     fn on_stream(&mut self, event: StreamEvent) -> Result<(), IdentityError> {
         match event {
-            StreamEvent::Connected(channel) => {
-                self.channel = Some(channel);
+            StreamEvent::Connected(address) => {
+                self.address = Some(address);
                 self.trouble.stale = false;
             }
             StreamEvent::Up { instance, requests } => {
@@ -324,7 +324,7 @@ impl Shell {
             }
             StreamEvent::Down { reason, stale } => {
                 // A query that was not answered comes again with the next stream.
-                (self.channel, self.stream, self.owed) = (None, None, None);
+                (self.address, self.stream, self.owed) = (None, None, None);
                 self.differs = false;
                 self.trouble.stale = stale;
                 if self.trouble.stream.replace(reason.clone()).as_ref() != Some(&reason) {
@@ -347,8 +347,8 @@ impl Shell {
                 Ok(())
             }
             Some(Message::Renew(renew)) => self.on_renew(&renew),
-            // A message of a newer service, or its time alone.
-            None => Ok(()),
+            // A message of a newer service, or its time alone. The end is the carrier's.
+            Some(Message::End(_)) | None => Ok(()),
         }
     }
 
@@ -634,7 +634,7 @@ const UNASKED: u64 = 0;
 const STALE: &str = "bootstrap_bundle_stale";
 const ACK_INTERVAL: Duration = Duration::from_secs(30);
 const WAKEUP_MAX: Duration = Duration::from_secs(30);
-/// The first request waits so long for the stream's connection, and then makes its own.
+/// The first request waits so long for the stream, and then finds its own way.
 const START_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Messages of the stream that wait to be read; then the service waits.
 const EVENTS_MAX: usize = 16;

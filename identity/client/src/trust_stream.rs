@@ -3,28 +3,33 @@
 //! This is only the carrier: it says hello, hands over every message and sends what it is given.
 //! What a message means is decided by the shell, in the order in which messages come.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::UnixTime;
 use steadfast_api::trust::v1::stream_request::Message;
-use steadfast_api::trust::v1::{Hello, Instance, StreamRequest, StreamResponse};
-use steadfast_api_grpc::trust_client::TrustClient;
+use steadfast_api::trust::v1::stream_response::Message as Said;
+use steadfast_api::trust::v1::{End, Hello, Instance, StreamRequest, StreamResponse};
+use steadfast_api_grpc::stream::{SERVICE_SILENT_MAX, SIGN_OF_LIFE, Wire, WireError, framed};
 use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::Jitter;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tokio::time::Instant;
+use tonic::Code;
 
 use crate::dial::{DialError, Dialer};
 use crate::random_jitter;
 use crate::token::{self, TokenError};
+use crate::vouched::Vouched;
 
 /// What happens to the stream.
 pub(crate) enum StreamEvent {
-    /// The service is reached; requests may use this connection.
-    Connected(Channel),
+    /// The service is reached, here.
+    Connected(SocketAddr),
     /// The stream broke, or could not be opened.
     Down { reason: String, stale: bool },
     /// The service has sent something.
@@ -48,15 +53,17 @@ enum StreamError {
     Dial(#[from] DialError),
     #[error("the identity service ended it")]
     Ended,
-    /// Its message is the service's own refusal; a status's own form would repeat it.
-    #[error("the identity service refused it ({:?}): {}", .0.code(), .0.message())]
-    Rpc(Box<tonic::Status>),
-    #[error("no {0} within {within} s", within = OPEN_TIMEOUT.as_secs())]
-    Silent(&'static str),
+    /// In the service's own words.
+    #[error("the identity service refused it ({code:?}): {message}")]
+    Refused { code: Code, message: String },
+    #[error("the identity service has said nothing for {} s", .0.as_secs())]
+    Silent(Duration),
     #[error("this process stops")]
     Stopped,
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
 }
 
 impl TrustStream {
@@ -65,11 +72,10 @@ impl TrustStream {
         let mut failures: u32 = 0;
         loop {
             let mut opened = false;
-            let error = match self.follow(failures as usize, &mut opened).await {
-                Err(StreamError::Stopped) => return,
-                Err(error) => error,
-                Ok(()) => StreamError::Ended,
-            };
+            let Err(error) = self.follow(failures as usize, &mut opened).await;
+            if matches!(error, StreamError::Stopped) {
+                return;
+            }
             // The next try goes to the next replica, at once only if this one had worked.
             failures = if opened { 1 } else { failures.saturating_add(1) };
             let stale = matches!(error, StreamError::Dial(DialError::Stale(_)));
@@ -81,10 +87,11 @@ impl TrustStream {
         }
     }
 
-    async fn follow(&self, replica: usize, opened: &mut bool) -> Result<(), StreamError> {
+    async fn follow(&self, replica: usize, opened: &mut bool) -> Result<Infallible, StreamError> {
         let token = token::read(&self.token_file)?;
-        let channel = self.dialer.dial(replica).await?;
-        self.tell(StreamEvent::Connected(channel.clone())).await?;
+        let address = self.dialer.replica(replica).await.map_err(DialError::from)?;
+        let io = self.dialer.stream_at(address).await?;
+        self.tell(StreamEvent::Connected(address)).await?;
         let instance = Instance {
             pod_uid: token::pod_uid(&token).unwrap_or_default(),
             started_at: Some(self.started_at.into()),
@@ -97,29 +104,46 @@ impl TrustStream {
             digest: held.map_or_else(Vec::new, |held| held.digest().to_vec()),
             version: self.version.clone(),
         };
-        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
         let hello = StreamRequest { message: Some(Message::Hello(hello)) };
-        requests.try_send(hello).map_err(|_| StreamError::Stopped)?;
-        let mut client = TrustClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let opening = client.stream(ReceiverStream::new(outgoing));
-        let mut incoming = tokio::time::timeout(OPEN_TIMEOUT, opening)
-            .await
-            .map_err(|_| StreamError::Silent("answer"))?
-            .map_err(refused)?
-            .into_inner();
+        let mut wire = Wire::new(io, MESSAGE_BYTES_MAX);
+        wire.send(&framed(&hello, &[])).await?;
         // The service begins with the bundle: without it the stream is of no use.
-        let first = tokio::time::timeout(OPEN_TIMEOUT, incoming.message())
-            .await
-            .map_err(|_| StreamError::Silent("first message"))?
-            .map_err(refused)?;
+        let opening = tokio::time::timeout(OPEN_TIMEOUT, wire.next());
+        let first = opening.await.map_err(|_| StreamError::Silent(OPEN_TIMEOUT))?;
+        let first = said(first?)?;
         *opened = true;
+        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
         self.tell(StreamEvent::Up { instance, requests }).await?;
-        let mut next = first;
-        while let Some(message) = next {
-            self.tell(StreamEvent::Message(Box::new(message))).await?;
-            next = incoming.message().await.map_err(refused)?;
+        self.tell(StreamEvent::Message(Box::new(first))).await?;
+        self.carry(wire, outgoing).await
+    }
+
+    /// Hands over what comes and sends what it is given, until one of the two ends.
+    async fn carry(
+        &self,
+        mut wire: Wire<Vouched<TcpStream>>,
+        mut outgoing: mpsc::Receiver<StreamRequest>,
+    ) -> Result<Infallible, StreamError> {
+        let mut alive = tokio::time::interval(SIGN_OF_LIFE);
+        let mut silent_by = Instant::now() + SERVICE_SILENT_MAX;
+        loop {
+            tokio::select! {
+                // What has come is heard before it is late.
+                biased;
+                next = wire.next() => {
+                    self.tell(StreamEvent::Message(Box::new(said(next?)?))).await?;
+                    silent_by = Instant::now() + SERVICE_SILENT_MAX;
+                }
+                request = outgoing.recv() => {
+                    wire.send(&framed(&request.ok_or(StreamError::Stopped)?, &[])).await?;
+                    alive.reset();
+                }
+                _ = alive.tick() => wire.send(&framed(&StreamRequest::default(), &[])).await?,
+                () = tokio::time::sleep_until(silent_by) => {
+                    return Err(StreamError::Silent(SERVICE_SILENT_MAX));
+                }
+            }
         }
-        Ok(())
     }
 
     async fn tell(&self, event: StreamEvent) -> Result<(), StreamError> {
@@ -127,8 +151,15 @@ impl TrustStream {
     }
 }
 
-fn refused(status: tonic::Status) -> StreamError {
-    StreamError::Rpc(Box::new(status))
+/// What the service says, if that is not that it is the end.
+fn said(next: Option<StreamResponse>) -> Result<StreamResponse, StreamError> {
+    match next {
+        Some(StreamResponse { message: Some(Said::End(End { code, message, .. })), .. }) => {
+            Err(StreamError::Refused { code: Code::from(code), message })
+        }
+        Some(said) => Ok(said),
+        None => Err(StreamError::Ended),
+    }
 }
 
 /// Doubles up to a cap; the jitter lies inside it.

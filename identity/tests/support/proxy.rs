@@ -1,17 +1,22 @@
 //! A proxy as the trust stream sees one: what it sends is what a test says.
 
+use std::sync::Arc;
+
 use steadfast_api::UnixTime;
 use steadfast_api::trust::v1;
 use steadfast_api::trust::v1::stream_request::Message as Up;
 use steadfast_api::trust::v1::stream_response::Message as Down;
-use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
+use steadfast_api_grpc::stream::{ALPN, Wire, framed};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tonic::{Code, Status};
 
-use super::{Mesh, WAIT};
+use super::{Mesh, WAIT, client_config, try_connect};
 
 pub struct Proxy {
-    up: mpsc::Sender<v1::StreamRequest>,
-    down: Streaming<v1::StreamResponse>,
+    wire: Wire<TlsStream<TcpStream>>,
+    /// What was said before the test asks for it.
+    first: Option<v1::StreamResponse>,
 }
 
 pub fn instance(pod_uid: &str) -> v1::Instance {
@@ -37,12 +42,15 @@ pub fn ack(pod_uid: &str, nonce: u64) -> Up {
     })
 }
 
+/// Says this first, and waits for the first answer.
 pub async fn open(mesh: &Mesh, first: Option<Up>) -> Result<Proxy, Status> {
-    let (up, requests) = mpsc::channel(8);
-    up.send(v1::StreamRequest { message: first }).await.unwrap();
-    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-    let down = mesh.trust().await.stream(requests).await?.into_inner();
-    Ok(Proxy { up, down })
+    let mut config = client_config([&mesh.founding.active, &mesh.founding.standby]);
+    Arc::make_mut(&mut config).alpn_protocols = vec![ALPN.to_vec()];
+    let io = try_connect(mesh.address, &config).await.unwrap();
+    let mut proxy = Proxy { wire: Wire::new(io, 1 << 20), first: None };
+    proxy.send(first).await;
+    proxy.first = Some(proxy.hear().await?);
+    Ok(proxy)
 }
 
 pub async fn web(mesh: &Mesh) -> Proxy {
@@ -50,18 +58,33 @@ pub async fn web(mesh: &Mesh) -> Proxy {
 }
 
 impl Proxy {
-    pub async fn send(&self, message: Option<Up>) {
-        self.up.send(v1::StreamRequest { message }).await.unwrap();
+    pub async fn send(&mut self, message: Option<Up>) {
+        self.send_raw(&framed(&v1::StreamRequest { message }, &[])).await;
+    }
+
+    pub async fn send_raw(&mut self, bytes: &[u8]) {
+        self.wire.send(bytes).await.unwrap();
     }
 
     pub async fn next(&mut self) -> Result<Option<Down>, Status> {
-        let next = tokio::time::timeout(WAIT, self.down.message()).await.unwrap();
-        match next? {
-            Some(response) => {
-                assert!(response.server_time.is_some());
-                Ok(response.message)
+        let said = match self.first.take() {
+            Some(first) => first,
+            None => self.hear().await?,
+        };
+        Ok(said.message)
+    }
+
+    async fn hear(&mut self) -> Result<v1::StreamResponse, Status> {
+        let said = tokio::time::timeout(WAIT, self.wire.next()).await.unwrap();
+        let said: v1::StreamResponse = said.unwrap().unwrap();
+        assert!(said.server_time.is_some());
+        match said.message {
+            Some(Down::End(end)) => {
+                let mut status = Status::new(Code::from(end.code), end.message);
+                status.metadata_mut().insert("sft-code", end.sft_code.parse().unwrap());
+                Err(status)
             }
-            None => panic!("the stream has ended without a word"),
+            _ => Ok(said),
         }
     }
 

@@ -1,12 +1,11 @@
 //! An identity service in this process, on a real socket, that does what a test wants.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::Stream;
+use futures::StreamExt as _;
 use prometheus_client::registry::Registry;
 use rcgen::PublicKeyData;
 use steadfast_api::trust::v1::stream_response::Message;
@@ -14,14 +13,15 @@ use steadfast_api::trust::v1::{
     Bundle, CertifyRequest, CertifyResponse, StreamRequest, StreamResponse, stream_request,
 };
 use steadfast_api::{DnsIdentity, UnixTime};
+use steadfast_api_grpc::stream::{ALPN, Wire, framed};
 use steadfast_api_grpc::trust_server::{Trust as TrustService, TrustServer};
 use steadfast_identity_client::{
-    ClientAuth, Contexts, Incoming, Issued, OwnSvid, Refusals, SvidKey, incoming,
+    ClientAuth, Contexts, Incoming, Issued, OwnSvid, Refusals, SvidKey, Vouched, incoming,
 };
 use steadfast_process::{Clock, Drain, SystemClock};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
 
 use super::{Authority, HOUR, Leaf, name, trust};
@@ -68,7 +68,7 @@ pub(crate) struct Service {
 }
 
 /// What is sent on one trust stream.
-type Outgoing = mpsc::Sender<Result<StreamResponse, Status>>;
+type Outgoing = mpsc::Sender<StreamResponse>;
 
 impl World {
     pub(crate) fn new() -> Arc<Self> {
@@ -130,12 +130,25 @@ impl Service {
             listener,
             contexts: contexts.subscribe(),
             client_auth: ClientAuth::None,
-            alpns: &[b"h2"],
+            alpns: &[ALPN, b"h2"],
             refusals: Refusals::new(&mut Registry::default(), clock),
             drain: self.drain.clone(),
         });
         let server =
             tonic::transport::Server::builder().add_service(TrustServer::new(self.clone()));
+        let service = self.clone();
+        // Trust streams are taken out; what is left speaks gRPC.
+        let connections = Box::pin(connections).filter_map(move |io| {
+            let io = match io {
+                Ok(io) if io.tls().alpn() == Some(ALPN) => {
+                    #[expect(clippy::disallowed_methods, reason = "it ends with its stream")]
+                    tokio::spawn(service.clone().stream(io));
+                    None
+                }
+                io => Some(io),
+            };
+            std::future::ready(io)
+        });
         let drain = self.drain.clone();
         let serving = async move {
             let _contexts = contexts;
@@ -163,7 +176,7 @@ impl Service {
     /// Sends a message to every stream.
     pub(crate) fn send(&self, message: Message) {
         for stream in self.streams.lock().unwrap().iter() {
-            let _ = stream.try_send(Ok(response(message.clone())));
+            let _ = stream.try_send(response(message.clone()));
         }
     }
 
@@ -207,28 +220,31 @@ impl TrustService for Service {
             Behaviour::Refuse => Err(Status::unavailable("SFT-ID-021: not now")),
         }
     }
+}
 
-    type StreamStream = Pin<Box<dyn Stream<Item = Result<StreamResponse, Status>> + Send>>;
-
-    async fn stream(
-        &self,
-        request: Request<Streaming<StreamRequest>>,
-    ) -> Result<Response<Self::StreamStream>, Status> {
-        let mut incoming = request.into_inner();
-        let first = incoming.message().await?.ok_or_else(|| Status::internal("no hello"))?;
-        self.heard.send_modify(|heard| heard.push(first));
-        let (sender, receiver) = mpsc::channel(16);
+impl Service {
+    async fn stream(self, io: Vouched<TcpStream>) {
+        let mut wire = Wire::new(io, 1 << 20);
+        let (sender, mut receiver) = mpsc::channel(16);
         let bundle = self.bundle.borrow().clone();
-        sender.try_send(Ok(response(Message::Bundle(bundle)))).unwrap();
-        self.streams.lock().unwrap().push(sender);
-        let heard = self.heard.clone();
-        #[expect(clippy::disallowed_methods, reason = "it ends with its stream")]
-        tokio::spawn(async move {
-            while let Ok(Some(message)) = incoming.message().await {
-                heard.send_modify(|heard| heard.push(message));
+        sender.try_send(response(Message::Bundle(bundle))).unwrap();
+        let mut sender = Some(sender);
+        loop {
+            tokio::select! {
+                heard = wire.next() => {
+                    let Ok(Some(heard)) = heard else { return };
+                    self.heard.send_modify(|all| all.push(heard));
+                    // What is sent begins after the hello.
+                    self.streams.lock().unwrap().extend(sender.take());
+                }
+                response = receiver.recv(), if sender.is_none() => {
+                    let Some(response) = response else { return };
+                    if wire.send(&framed(&response, &[])).await.is_err() {
+                        return;
+                    }
+                }
             }
-        });
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+        }
     }
 }
 
