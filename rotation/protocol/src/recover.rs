@@ -22,7 +22,7 @@ use steadfast_api::{KeyId, UnixTime};
 use crate::census::{self, ProxyStatus, Round};
 use crate::controller::Observation;
 use crate::rotation::{
-    Activated, Generating, Goal, Next, Phase, Preparing, Rotation, Withdrawn, withdraw,
+    Activated, Generating, Goal, Next, Phase, Preparing, Rotation, Staged, Withdrawn, withdraw,
 };
 use crate::trust_domain::{
     AnchorRecord, AnchorState, Condemned, DeniedIssuer, Halt, Promise, TrustDomainState,
@@ -329,6 +329,14 @@ impl TrustDomainState {
             Some(rotation) if !changed => {
                 rotation.since = now;
                 rotation.restart_deadline(now);
+                // An abort since may have taken back what was added, of which no tombstone tells:
+                // who holds it is asked once more.
+                if let (Phase::Preparing(_), false, Some(added)) =
+                    (&rotation.phase, rotation.turned_back, rotation.added)
+                {
+                    rotation.phase = Phase::Staged(Staged { added });
+                    self.set_state(added, AnchorState::Staged);
+                }
             }
             _ => self.settle_after_recovery(found, by, now),
         }

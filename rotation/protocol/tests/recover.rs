@@ -14,10 +14,10 @@ use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Signed, Timings, Wait,
 };
 use steadfast_rotation_protocol::recover::{Ailment, Findings, Held, HeldAnchor, RecoverRefused};
-use steadfast_rotation_protocol::rotation::{Phase, PhaseName};
+use steadfast_rotation_protocol::rotation::{Phase, PhaseName, Preparing, Rotation};
 use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Halt, IssuerRecord, Label, Promise,
+    AnchorRecord, AnchorState, Halt, IssuerRecord, Label, Promise, Request,
 };
 use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
@@ -355,6 +355,42 @@ fn an_active_anchor_whose_key_is_gone_is_drained_toward_the_standby_whose_key_is
     let rotation = state.rotation.as_ref().unwrap();
     assert!(matches!(rotation.phase, Phase::Preparing(to) if to.to == id(2)), "{rotation:?}");
     assert!(!rotation.rescue, "identity is believed, so everybody is asked");
+}
+
+/// An abort since the copy was made leaves no tombstone of an anchor that never signed: its
+/// workloads may use a bundle without it again.
+#[test]
+fn who_holds_what_was_added_is_asked_again_before_it_signs() {
+    let (mut state, found) = put_back(&[id(1), id(2), id(3)]);
+    state.anchors.push(anchor(3, AnchorState::Standby, NOW + DAY * 700));
+    for to in [2, 3] {
+        let mut state = state.clone();
+        state.rotation = Some(preparing(to));
+        state.recover(&found, "a person".into(), NOW);
+        assert_eq!(state.anchor(id(3)).unwrap().state, AnchorState::Staged);
+        let rotation = state.rotation.as_ref().unwrap();
+        assert!(matches!(rotation.phase, Phase::Staged(s) if s.added == id(3)), "{rotation:?}");
+    }
+}
+
+/// To this anchor, after anchor 3 was added.
+fn preparing(to: u8) -> Rotation {
+    let mut state = state(NOW + DAY * 300, NOW + DAY * 700);
+    state.anchors.push(anchor(3, AnchorState::Generated, NOW + DAY * 700));
+    let given = (to == 3).then(|| id(3));
+    let by = "a person".to_owned();
+    let request = Request { by, at: NOW, anchor: given, canary: None, replaces: None };
+    state.request(request).unwrap();
+    let mut alone = Alone::new(state);
+    alone.answered = true;
+    while alone.state.rotation.is_none() {
+        alone.look(1);
+        assert!(alone.seconds < 60, "{:#?}", alone.state);
+    }
+    let mut rotation = alone.state.rotation.unwrap();
+    rotation.added = Some(id(3));
+    rotation.phase = Phase::Preparing(Preparing { to: id(to) });
+    rotation
 }
 
 #[test]
