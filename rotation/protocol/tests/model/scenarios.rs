@@ -84,6 +84,41 @@ fn whoever_does_not_answer_is_named_and_holds_the_rotation_up_until_he_is_exempt
 }
 
 #[test]
+fn a_clock_that_is_off_is_named_and_holds_a_rotation_up_until_it_is_right() {
+    for phase in [PhaseName::Staged, PhaseName::Draining] {
+        let mut told = Told::new(&[Order::Rotate]);
+        told.run_to(phase);
+        told.act(Action::Drift(0));
+        for _ in 0..20 {
+            told.step();
+        }
+        assert_eq!(told.phase(), Some(phase));
+        let Wait::Census(tally) = told.waiting() else { panic!("{:?}", told.waiting()) };
+        let [missing] = tally.missing.as_slice() else { panic!("{tally:?}") };
+        assert!(matches!(missing.reason, Reason::ClockOff { .. }), "{missing:?}");
+        told.act(Action::Adjust(0));
+        told.act(Action::Adjust(1));
+        told.run_to_the_end();
+    }
+}
+
+#[test]
+fn a_controller_whose_own_clock_is_off_does_nothing_and_says_so() {
+    for offset_ms in [-1, 1] {
+        let mut told = Told::new(&[Order::Rotate]);
+        told.run_to(PhaseName::Staged);
+        told.config.controller_clock_ms = Some(offset_ms);
+        for _ in 0..20 {
+            told.step();
+        }
+        assert_eq!(told.phase(), Some(PhaseName::Staged));
+        assert_eq!(told.waiting(), Wait::Clock { offset_ms });
+        told.config.controller_clock_ms = Some(0);
+        told.run_to_the_end();
+    }
+}
+
+#[test]
 fn a_stolen_active_anchor_is_replaced_at_once_and_a_new_standby_follows() {
     let mut told = Told::new(&[Order::TaintActive]);
     let phases = told.run_to_the_end();
@@ -185,8 +220,8 @@ pub(crate) struct Told {
 impl Told {
     pub(crate) fn new(orders: &[Order]) -> Self {
         let config = Config {
-            faults: Faults { cuts: 1, failures: 1, ..Faults::default() },
-            ..crate::world("", orders)
+            faults: Faults { cuts: 1, failures: 1, drifts: 1, ..Faults::default() },
+            ..crate::worlds::world("", orders)
         };
         let world = World::new(&config);
         Self { config, world }
@@ -244,7 +279,7 @@ impl Told {
     }
 
     pub(crate) fn phase(&self) -> Option<PhaseName> {
-        self.world.state.rotation.as_ref().map(|rotation| rotation.phase.name())
+        self.world.phase()
     }
 
     pub(crate) fn waiting(&self) -> Wait {

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::census::{Member, Round};
+use steadfast_rotation_protocol::census::{Ack, Member, Round};
 use steadfast_rotation_protocol::controller::{Controller, Memory, Observation, Timings};
-use steadfast_rotation_protocol::rotation::Phase;
+use steadfast_rotation_protocol::rotation::{Phase, Withdrawn};
 use steadfast_rotation_protocol::trust_domain::AnchorState;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,19 +14,31 @@ pub(crate) enum Shortcut {
     AbortByDropping,
     AckedByPhase,
     AcksFromBeforeTheFence,
+    /// A bundle is taken from whoever offers one.
+    BundleOfAnybody,
     CensusBeforeTheFenceAtDrain,
     CensusBeforeTheFenceAtStaging,
     CensusBeforeTheFenceAtTheEnd,
+    ClocksAreNoMatter,
     CompareRotationAndPhase,
     DeadlineInsideTheFence,
     ExemptionEndsWithTheRotation,
     FailingCanariesAreNoMatter,
+    IssuerOutlivesItsAnchor,
+    MirrorIsTakenForCurrent,
+    /// It is believed in what is known to be withdrawn.
+    MountedFileUnfiltered,
+    MountedFilesAreNoMatter,
     NoLease,
     NoSkewMargin,
     ReplyCrossesAck,
+    /// Nobody remembers how new a state was.
+    RevisionsAreNotCompared,
+    SvidOutlivesItsIssuer,
     SwapWithoutOverlap,
     TimedWaits,
     UnknownExcuses,
+    UnloadedIsTakenForLoaded,
     VanishedIsReleasedAtItsLastAck,
     WatermarkOfAnEarlierActivation,
 }
@@ -47,6 +59,14 @@ impl Shortcut {
                 }
             }
             Self::AcksFromBeforeTheFence => answered_all(seen, |_| {}),
+            Self::ClocksAreNoMatter => acks(seen, |ack| ack.clock_offset_ms = 0),
+            Self::MirrorIsTakenForCurrent => seen.mirrors_current = true,
+            Self::MountedFilesAreNoMatter => acks(seen, |ack| ack.mounted = None),
+            Self::UnloadedIsTakenForLoaded => {
+                let issuers: Vec<_> = seen.state.issuers.iter().map(|issuer| issuer.id).collect();
+                let replicas = seen.round.iter_mut().flat_map(|round| &mut round.replicas);
+                replicas.for_each(|replica| replica.loaded = issuers.clone());
+            }
             Self::FailingCanariesAreNoMatter => {
                 let Some(round) = &mut seen.round else { return };
                 let members = round.replicas.iter_mut().flat_map(|replica| &mut replica.members);
@@ -132,7 +152,9 @@ impl Shortcut {
                 state.seq += 1;
                 let issuer = state.issuers.iter().find(|issuer| issuer.anchor_id == retiring);
                 state.active_issuer = issuer.map_or(state.active_issuer, |issuer| issuer.id);
-                state.rotation = None;
+                if let Some(rotation) = &mut state.rotation {
+                    rotation.phase = Phase::Withdrawn(Withdrawn);
+                }
             }
             Self::ExemptionEndsWithTheRotation if state.rotation.is_none() => {
                 state.exemptions.clear()
@@ -161,6 +183,13 @@ fn answered_all(seen: &mut Observation, bend: impl Fn(&mut Member)) {
             bend(member);
         }
     }
+}
+
+/// Shows every ack bent.
+fn acks(seen: &mut Observation, bend: impl Fn(&mut Ack)) {
+    let replicas = seen.round.iter_mut().flat_map(|round| &mut round.replicas);
+    let members = replicas.flat_map(|replica| &mut replica.members);
+    members.filter_map(|member| member.ack.as_mut()).for_each(bend);
 }
 
 fn members(round: &Round) -> impl Iterator<Item = &Member> {

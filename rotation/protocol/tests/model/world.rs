@@ -6,8 +6,11 @@
 
 mod control;
 mod invariants;
+mod lives;
 mod parts;
+mod restore;
 mod time;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +18,6 @@ use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::recover::{Findings, Held};
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorRecord, AnchorState, EXTERNAL, IssuerRecord, Label,
@@ -23,6 +25,7 @@ use steadfast_rotation_protocol::trust_domain::{
 
 use self::control::place;
 use self::parts::{Ctl, Node, Proxy, Rec, Rep, Served, Svid};
+use self::trust::Mirror;
 use crate::shortcut::Shortcut;
 
 /// What can happen in a world, beside what must.
@@ -47,6 +50,24 @@ pub(crate) struct Config {
     pub(crate) gathered: bool,
     /// What was ordered first, and has come to this phase when the rest begins.
     pub(crate) from: Option<PhaseName>,
+    /// The anchor that is active at the beginning ends, after so many ticks.
+    pub(crate) ends: Option<u64>,
+    /// The first issuer ends, after so many ticks.
+    pub(crate) issuer_life: Option<u64>,
+    /// Who is cut off stays so.
+    pub(crate) cut_for_good: bool,
+    /// Replicas show an SVID of their own, and workloads have a file mounted: a bundle is taken only
+    /// from whom one or the other vouches for, and a thief offers one.
+    pub(crate) vouched: bool,
+    /// Replicas load issuers when they come to it.
+    pub(crate) loads: bool,
+    /// A store that is put back has its revisions of then, too; else it is written back.
+    pub(crate) revisions_fall: bool,
+    /// What is written is held against what is there at once. Without it a shortcut lives on until
+    /// somebody is the worse for it.
+    pub(crate) strict: bool,
+    /// The controllers' clocks, less the store's.
+    pub(crate) controller_clock_ms: Option<i64>,
     pub(crate) shortcut: Option<Shortcut>,
 }
 
@@ -65,6 +86,8 @@ pub(crate) struct Faults {
     pub(crate) failures: u8,
     /// The key of a published anchor is gone.
     pub(crate) lost_keys: u8,
+    /// A workload's clock is off by more than it may be.
+    pub(crate) drifts: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,7 +124,9 @@ pub(crate) struct World {
     orders: usize,
     faults: Faults,
     backup: Option<(Arc<TrustDomainState>, u64)>,
-    /// Anchors whose addition the census has settled.
+    /// The copies of the bundle for whoever starts, in a world that has any.
+    mirror: Option<Mirror>,
+    /// Anchors that everybody held who counts, when they were taken for settled.
     settled: BTreeSet<KeyId>,
     /// When somebody last told of a handshake that names the canaries' issuer and failed.
     failed: Option<u64>,
@@ -142,6 +167,20 @@ pub(crate) enum Action {
     Backup,
     Restore,
     Recover,
+    /// A replica renews its own SVID.
+    Own(usize),
+    /// A replica loads the issuers that there are.
+    Load(usize),
+    /// The mirror of the bundle is brought up to date.
+    Mirror,
+    /// It reaches the file that a workload has mounted.
+    Mount(usize),
+    /// A thief offers a workload a bundle of his own.
+    Forge(usize),
+    /// A workload's clock goes wrong.
+    Drift(usize),
+    /// It is right again.
+    Adjust(usize),
 }
 
 impl World {
@@ -170,10 +209,14 @@ impl World {
         }
         // Equal nodes change places: whoever has done his part is not asked again.
         for _ in 0..4 {
+            self.take(config, Action::Mirror);
             for i in 0..self.nodes.len() {
                 self.take(config, Action::Read(i));
+                self.take(config, Action::Load(i));
+                self.take(config, Action::Own(i));
             }
             for i in 0..config.proxies {
+                self.take(config, Action::Mount(i));
                 self.take(config, Action::Bundle(i));
                 let proxy = self.nodes[i].proxy.as_ref();
                 let due = self.state.issuer_for(&uid(i), &uid(i));
@@ -210,7 +253,7 @@ impl World {
         let (a, b) = (key(1), key(2));
         let anchor = |id, state| anchor(config, id, state);
         let anchors = vec![anchor(a, AnchorState::Active), anchor(b, AnchorState::Standby)];
-        let first = issuer(a, 0);
+        let first = config.signed(&anchors[0], 0);
         let mut state =
             TrustDomainState::founded(trust_domain(), anchors, first, UnixTime::from_millis(0));
         if config.orders.contains(&Order::RotateGiven) {
@@ -228,6 +271,7 @@ impl World {
                 listed: true,
                 seq: 1,
                 anchors: served.anchors.clone(),
+                mounted: config.vouched.then(|| served.anchors.clone()),
                 svid: Some(Svid {
                     anchor: a,
                     issuer: state.active_issuer,
@@ -238,6 +282,12 @@ impl World {
             let replica = (i < config.replicas).then(|| Rep {
                 served: Some(served.clone()),
                 leased: true,
+                own: config.vouched.then(|| Svid {
+                    anchor: a,
+                    issuer: state.active_issuer,
+                    not_after: config.not_after(),
+                }),
+                loaded: config.loads.then(|| vec![state.active_issuer]),
                 ..Rep::default()
             });
             Node { replica, proxy }
@@ -261,6 +311,7 @@ impl World {
             orders: 0,
             faults: config.faults,
             backup: None,
+            mirror: config.vouched.then(|| Mirror::of(&state)),
             settled: [a, b].into(),
             failed: None,
             broken: None,
@@ -275,6 +326,12 @@ impl World {
         for (i, node) in self.nodes.iter().enumerate() {
             if node.replica.is_some() {
                 actions.push(Action::Read(i));
+                if config.vouched {
+                    actions.push(Action::Own(i));
+                }
+                if config.loads {
+                    actions.push(Action::Load(i));
+                }
                 if self.faults.replica_restarts > 0 {
                     actions.push(Action::RestartReplica(i));
                 }
@@ -294,12 +351,21 @@ impl World {
                 if self.faults.failures > 0 && canary.is_some() {
                     actions.push(Action::Fail(i));
                 }
-            } else {
+            } else if !config.cut_for_good {
                 actions.extend(
                     (0..self.nodes.len())
                         .filter(|r| has_replica(*r))
                         .map(|r| Action::Reconnect(i, r)),
                 );
+            }
+            if config.vouched {
+                actions.extend([Action::Mount(i), Action::Forge(i)]);
+            }
+            if self.faults.drifts > 0 {
+                actions.push(Action::Drift(i));
+            }
+            if proxy.clock_off {
+                actions.push(Action::Adjust(i));
             }
             if proxy.reply.is_some() {
                 actions.push(Action::Install(i));
@@ -333,6 +399,9 @@ impl World {
         if self.state.halted.is_some() {
             actions.push(Action::Recover);
         }
+        if config.vouched {
+            actions.push(Action::Mirror);
+        }
         actions
     }
 
@@ -340,8 +409,9 @@ impl World {
     pub(crate) fn after(&self, config: &Config, action: Action) -> Option<Self> {
         let mut next = self.clone();
         next.act(config, action)?;
-        next.compare(self, action);
-        next.check();
+        next.publish();
+        next.compare(self, config, action);
+        next.check(config);
         let stored = !Arc::ptr_eq(&next.state, &self.state) || config.slow_writes;
         let next = next.normal(stored);
         (next != *self).then_some(next)
@@ -350,16 +420,9 @@ impl World {
     fn act(&mut self, config: &Config, action: Action) -> Option<()> {
         match action {
             Action::Tick => self.tick(config.skew),
-            Action::Read(i) => {
-                let served = Served::of(&self.state);
-                let replica = self.nodes[i].replica.as_mut()?;
-                // A replica that has seen a later state acts on no earlier one.
-                if replica.served.as_ref().is_some_and(|held| held.seq > served.seq) {
-                    return None;
-                }
-                (replica.served, replica.leased) = (Some(served), true);
-            }
+            Action::Read(i) => self.read(config, i)?,
             Action::Bundle(i) => {
+                self.vouched(config, i, self.nodes[i].proxy.as_ref()?.home)?;
                 let served = self.home(i).filter(|r| r.leased)?.served.clone()?;
                 self.nodes[i].proxy.as_mut()?.take(&served);
                 self.hear(i);
@@ -404,7 +467,8 @@ impl World {
             }
             Action::RestartReplica(i) => {
                 self.faults.replica_restarts -= 1;
-                self.nodes[i].replica = Some(Rep::default());
+                let loaded = config.loads.then(Vec::new);
+                self.nodes[i].replica = Some(Rep { loaded, ..Rep::default() });
                 let proxies = self.nodes.iter_mut().filter_map(|node| node.proxy.as_mut());
                 for proxy in proxies.filter(|proxy| proxy.home == i) {
                     proxy.connected = false;
@@ -417,7 +481,8 @@ impl World {
                 if self.state.exemptions.iter().any(|e| e.instance.pod_uid == uid(i)) {
                     started |= SINCE_EXEMPT;
                 }
-                *proxy = Proxy { started, listed, home, ..Proxy::default() };
+                let (mounted, clock_off) = (proxy.mounted.take(), proxy.clock_off);
+                *proxy = Proxy { started, listed, home, mounted, clock_off, ..Proxy::default() };
                 self.close(i);
             }
             Action::Cut(i) => {
@@ -431,6 +496,7 @@ impl World {
                 self.failed = Some(NOW);
             }
             Action::Reconnect(i, r) => {
+                self.vouched(config, i, r)?;
                 // The first message of a stream is the bundle.
                 self.nodes[i].proxy.as_mut()?.home = r;
                 let served = self.home(i).filter(|r| r.leased)?.served.clone()?;
@@ -452,24 +518,25 @@ impl World {
                 self.keys.retain(|_, key| *key != lost);
             }
             Action::Backup => self.backup = Some((self.state.clone(), self.revision)),
-            Action::Restore => {
-                self.faults.restores -= 1;
-                self.state = self.backup.take()?.0;
-                self.revision += 1;
+            Action::Restore => self.restore(config)?,
+            Action::Recover => self.recover(),
+            Action::Own(i) => self.own(i)?,
+            Action::Load(i) => {
+                let loaded = self.nodes[i].replica.as_mut()?.loaded.as_mut()?;
+                *loaded = self.state.issuers.iter().map(|issuer| issuer.id).collect();
+                loaded.sort();
             }
-            Action::Recover => {
-                let proxies = || self.nodes.iter().filter_map(|node| node.proxy.as_ref());
-                let seq = proxies().map(|proxy| proxy.seq).max().unwrap_or(0);
-                let held = |ids: fn(&Proxy) -> &Vec<KeyId>| {
-                    let ids: BTreeSet<_> = proxies().flat_map(ids).copied().collect();
-                    ids.into_iter().map(|id| Held { id, by: 1 }).collect::<Vec<_>>()
-                };
-                let (tombstones, denied) = (held(|p| &p.tombstones), held(|p| &p.denied));
-                let found = Findings { seq, tombstones, denied, ..Findings::default() };
-                let now = UnixTime::from_millis(NOW * TICK);
-                Arc::make_mut(&mut self.state).recover(&found, "a person".to_owned(), now);
-                self.revision += 1;
+            Action::Mirror => self.mirror.as_mut()?.update(&self.state),
+            Action::Mount(i) => {
+                let mirrored = self.mirror.as_ref()?.anchors.clone();
+                self.nodes[i].proxy.as_mut()?.mounted = Some(mirrored);
             }
+            Action::Forge(i) => self.forge(config, i)?,
+            Action::Drift(i) => {
+                self.faults.drifts -= 1;
+                self.nodes[i].proxy.as_mut()?.clock_off = true;
+            }
+            Action::Adjust(i) => self.nodes[i].proxy.as_mut()?.clock_off = false,
         }
         Some(())
     }
@@ -478,9 +545,13 @@ impl World {
         let replica = self.nodes[r].replica.as_ref()?;
         let leased = replica.leased || config.shortcut == Some(Shortcut::NoLease);
         let served = replica.served.as_ref().filter(|served| leased && !served.halted)?;
-        let not_after = config.not_after() + config.skew;
+        self.vouched(config, i, r)?;
         let canary = served.canary.filter(|_| uid(i) == CANARY);
         let (issuer, anchor) = canary.unwrap_or((served.issuer, served.anchor));
+        if replica.loaded.as_ref().is_some_and(|loaded| !loaded.contains(&issuer)) {
+            return None;
+        }
+        let not_after = self.svid_end(config, issuer, anchor)?;
         let svid = Svid { anchor, issuer, not_after };
         if !self.settled.contains(&svid.anchor) {
             self.broken = Some("S3: an SVID was issued under an anchor that was not acked");
@@ -526,18 +597,15 @@ pub(crate) fn key(n: u8) -> KeyId {
     KeyId::from_slice(&[n; 32]).unwrap()
 }
 
-impl Config {
-    /// Of an SVID that is issued now.
-    fn not_after(&self) -> u64 {
-        NOW + self.svid_life.unwrap_or(FOREVER_TICKS)
-    }
+fn ticks(ticks: u64) -> Duration {
+    Duration::from_millis(ticks * TICK)
 }
 
 fn anchor(config: &Config, id: KeyId, state: AnchorState) -> AnchorRecord {
     AnchorRecord {
         id,
         der: Vec::new(),
-        not_after: UnixTime::from_millis(1_000_000_000 * TICK),
+        not_after: config.anchor_end(id),
         state,
         taint: None,
         key_ref: String::new(),

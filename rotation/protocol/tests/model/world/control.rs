@@ -6,7 +6,8 @@ use std::time::Duration;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::census::{Listed, ProxyStatus, Replica, Round};
 use steadfast_rotation_protocol::controller::{
-    Change, Controller, Effect, Made, Memory, Now, Observation, Persist, Signed, Timings, Wait,
+    Change, Controller, Effect, Made, Memory, Newest, Now, Observation, Persist, Signed, Timings,
+    Wait,
 };
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::schedule::Schedule;
@@ -15,9 +16,10 @@ use steadfast_rotation_protocol::trust_domain::{
 };
 use steadfast_rotation_protocol::{Instance, TrustDomainState, journal};
 
-use super::parts::Pending;
+use super::parts::{Ctl, Pending};
 use super::{
-    CANARY, CANARY_WINDOW, Config, NOW, Order, TICK, World, anchor, issuer, key, started, uid,
+    CANARY, CANARY_WINDOW, Config, NOW, Order, TICK, World, anchor as anchor_of, issuer, key,
+    started, ticks, uid,
 };
 use crate::shortcut::Shortcut;
 
@@ -29,9 +31,10 @@ impl World {
         journal::handle(&mut controller, timings(config), now(), seen).1
     }
 
-    /// Revisions never fall here: of the newest there is nothing to remember.
     fn controller(&self, config: &Config, i: usize) -> Controller {
-        let memory = Memory { fence: self.controllers[i].fence.clone(), newest: None };
+        let Ctl { fence, newest, .. } = &self.controllers[i];
+        let newest = newest.map(|(revision, recovered_at)| Newest { revision, recovered_at });
+        let memory = Memory { fence: fence.clone(), newest };
         Controller::resume(timings(config), memory)
     }
 
@@ -78,7 +81,7 @@ impl World {
                 Effect::Sign(_) => {}
             }
         }
-        self.controllers[i].fence = controller.memory().fence.clone();
+        self.remember(config, i, controller.memory());
         if let Some(pending) = pending {
             self.controllers[i].pending = Some(Box::new(pending));
             if !config.slow_writes {
@@ -115,31 +118,49 @@ impl World {
         {
             self.broken = Some("a rotation went on past a canary that fails");
         }
-        self.state = Arc::new(pending.state);
-        self.revision += 1;
-        let acked = self.state.anchors.iter().filter(|anchor| self.state.acked(anchor.id));
-        self.settled.extend(acked.map(|anchor| anchor.id));
-        let mut controller = Controller::new(timings(config));
+        if config.strict && self.revision != pending.expected {
+            self.broken.get_or_insert("S6: a write lands though there was another since");
+        }
+        let before = std::mem::replace(&mut self.state, Arc::new(pending.state));
+        self.raise_revision();
+        self.written(config, &before);
+        let mut controller = self.controller(config, i);
         controller.persisted(now(), self.revision);
-        self.controllers[i].fence = controller.memory().fence.clone();
+        self.remember(config, i, controller.memory());
         Some(())
+    }
+
+    /// Where revisions never fall there is nothing to remember of the newest.
+    fn remember(&mut self, config: &Config, i: usize, memory: &Memory) {
+        let compares = config.shortcut != Some(Shortcut::RevisionsAreNotCompared);
+        let newest = memory.newest.filter(|_| config.revisions_fall && compares);
+        self.controllers[i].fence = memory.fence.clone();
+        self.controllers[i].newest = newest.map(|newest| (newest.revision, newest.recovered_at));
     }
 
     fn observation(&self, config: &Config, i: usize) -> Observation {
         let nonce = self.controllers[i].nonce;
-        let round = (nonce > 0).then(|| self.round(i, nonce));
+        let round = (nonce > 0).then(|| self.round(config, i, nonce));
         let label = self.state.rotation.as_ref().map(|rotation| rotation.label());
         let made = label.and_then(|label| {
             let id = *self.keys.get(&label)?;
-            Some(Made { label, anchor: anchor(config, id, AnchorState::Generated) })
+            Some(Made { label, anchor: anchor_of(config, id, AnchorState::Generated) })
         });
         let there = |id: KeyId| self.exists(Condemned::Anchor(id));
         let signed = self.state.wanted_issuer.filter(|wanted| there(wanted.anchor_id));
         let signed = signed.map(|wanted| {
             let siblings =
                 self.state.issuers.iter().filter(|issuer| issuer.anchor_id == wanted.anchor_id);
-            let number = siblings.count() as u8 + u8::from(wanted.anchor_id == key(1));
-            Signed { wanted, issuer: issuer(wanted.anchor_id, number) }
+            let first = siblings.count() as u8 + u8::from(wanted.anchor_id == key(1));
+            let there = |number: &u8| {
+                let id = issuer(wanted.anchor_id, *number).id;
+                self.state.issuer(id).is_some() || self.state.denies(id)
+            };
+            let number = (first..).find(|number| !there(number)).unwrap_or(first);
+            let anchor = self.state.anchor(wanted.anchor_id).cloned();
+            let anchor =
+                anchor.unwrap_or_else(|| anchor_of(config, wanted.anchor_id, AnchorState::Active));
+            Signed { wanted, issuer: config.signed(&anchor, number) }
         });
         let ours = self.state.published().filter(|anchor| !anchor.is_external());
         let keyless = ours.filter(|anchor| !there(anchor.id));
@@ -148,16 +169,16 @@ impl World {
             round,
             state: TrustDomainState::clone(&self.state),
             revision: self.revision,
-            clock_offset_ms: None,
+            clock_offset_ms: config.controller_clock_ms,
             made,
             signed,
-            mirrors_current: true,
+            mirrors_current: self.mirror.as_ref().is_none_or(|m| m.is_current(&self.state)),
             undestroyed: undestroyed.copied().collect(),
             keyless: keyless.map(|anchor| anchor.id).collect(),
         }
     }
 
-    fn round(&self, i: usize, nonce: u64) -> Round {
+    fn round(&self, config: &Config, i: usize, nonce: u64) -> Round {
         let canary = self.state.rotation.as_ref().and_then(|r| r.canary()).map(|c| c.issuer);
         let proxies = self.nodes.iter().enumerate();
         let listed = proxies.filter_map(|(n, node)| Some((n, node.proxy.as_ref()?)));
@@ -173,9 +194,13 @@ impl World {
                 reached: replica.taken.get(&i) == Some(&nonce),
                 started_at: UnixTime::default(),
                 newest_nonce: replica.nonce,
-                own: None,
-                loaded: self.state.issuers.iter().map(|issuer| issuer.id).collect(),
-                members: replica.members.iter().map(|(p, rec)| rec.member(*p, canary)).collect(),
+                own: replica.own_ack(),
+                loaded: replica.loaded.clone().unwrap_or_else(|| self.issuers().collect()),
+                members: replica
+                    .members
+                    .iter()
+                    .map(|(p, rec)| rec.member(*p, canary, config.skew))
+                    .collect(),
             })
         });
         Round {
@@ -184,6 +209,10 @@ impl World {
             replicas: replicas.collect(),
             vanished: Vec::new(),
         }
+    }
+
+    pub(super) fn issuers(&self) -> impl Iterator<Item = KeyId> {
+        self.state.issuers.iter().map(|issuer| issuer.id)
     }
 
     fn exists(&self, condemned: Condemned) -> bool {
@@ -250,7 +279,7 @@ impl World {
             Order::TaintOther => state.taint(other?, String::new(), deadline),
         };
         taken.ok()?;
-        self.revision += 1;
+        self.raise_revision();
         Some(())
     }
 }
@@ -265,7 +294,6 @@ fn now() -> Now {
 }
 
 fn timings(config: &Config) -> Timings {
-    let ticks = |ticks: u64| Duration::from_millis(ticks * TICK);
     Timings {
         lease: ticks(1),
         skew: match config.shortcut {
@@ -275,7 +303,7 @@ fn timings(config: &Config) -> Timings {
         renew_window: ticks(1),
         renew_window_urgent: ticks(1),
         issuer_life: ticks(1000),
-        issuer_left_min: ticks(1),
+        issuer_left_min: ticks(config.issuer_life.map_or(1, |life| life / 2)),
         schedule: Schedule { anchor_period: ticks(1_000_000), window: None },
     }
 }

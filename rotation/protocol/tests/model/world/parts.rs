@@ -26,6 +26,12 @@ pub(crate) struct Rep {
     /// The newest query of each controller that it took.
     pub(super) taken: BTreeMap<usize, u64>,
     pub(super) members: BTreeMap<usize, Rec>,
+    /// The revision of what it serves, and when that was recovered, where revisions fall.
+    pub(super) read: Option<(u64, Option<UnixTime>)>,
+    /// The SVID that it shows, where it counts.
+    pub(super) own: Option<Svid>,
+    /// The issuers that it has loaded, where it takes its time; else all.
+    pub(super) loaded: Option<Vec<KeyId>>,
 }
 
 /// What of the state a replica acts on.
@@ -56,6 +62,8 @@ pub(super) struct Rec {
     pub(super) svid: Option<Svid>,
     /// When it last told of a handshake that failed.
     pub(super) failed: Option<u64>,
+    pub(super) mounted: Option<Vec<KeyId>>,
+    pub(super) clock_off: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +81,10 @@ pub(crate) struct Proxy {
     pub(super) denied: Vec<KeyId>,
     pub(super) svid: Option<Svid>,
     pub(super) reply: Option<(Svid, u64)>,
+    /// What its mounted file says, in a world that has any.
+    pub(super) mounted: Option<Vec<KeyId>>,
+    /// By more than clocks may be.
+    pub(super) clock_off: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -86,6 +98,8 @@ pub(crate) struct Svid {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Ctl {
     pub(crate) fence: Option<Fence>,
+    /// Where revisions fall.
+    pub(super) newest: Option<(u64, Option<UnixTime>)>,
     pub(super) nonce: u64,
     pub(super) pending: Option<Box<Pending>>,
 }
@@ -155,17 +169,16 @@ impl Rec {
             denied: proxy.denied.clone(),
             svid: proxy.svid,
             failed: None,
+            mounted: proxy.mounted.clone(),
+            clock_off: proxy.clock_off,
         }
     }
 
     /// As a replica reports it; its handshakes name the canaries' issuer.
-    pub(super) fn member(&self, n: usize, canary: Option<KeyId>) -> Member {
+    pub(super) fn member(&self, n: usize, canary: Option<KeyId>, skew: u64) -> Member {
         let (anchors, denied) = (self.anchors.iter().copied(), self.denied.iter().copied());
         let digest = steadfast_api::bundle::digest(anchors, denied);
-        let svid = self.svid.map(|svid| HeldSvid {
-            issuer: svid.issuer,
-            not_after: UnixTime::from_millis(svid.not_after * TICK),
-        });
+        let svid = self.svid.map(Svid::held);
         Member {
             instance: Instance { pod_uid: uid(n), started_at: started(self.started) },
             name: uid(n),
@@ -178,9 +191,11 @@ impl Rec {
             ack: Some(Ack {
                 seq: self.seq,
                 digest: KeyId::from_slice(&digest),
-                mounted: None,
+                mounted: self.mounted.as_ref().and_then(|anchors| {
+                    KeyId::from_slice(&steadfast_api::bundle::digest(anchors.iter().copied(), []))
+                }),
                 svid,
-                clock_offset_ms: 0,
+                clock_offset_ms: if self.clock_off { (skew * TICK) as i64 + 1 } else { 0 },
                 held: None,
             }),
             version: None,
@@ -199,6 +214,12 @@ impl Rec {
 }
 
 impl Svid {
+    /// As an ack tells it.
+    pub(super) fn held(self) -> HeldSvid {
+        let not_after = UnixTime::from_millis(self.not_after * TICK);
+        HeldSvid { issuer: self.issuer, not_after }
+    }
+
     pub(super) fn older(self, skew: u64) -> Self {
         if self.not_after > NOW + 1000 {
             return self;

@@ -32,6 +32,7 @@ impl World {
         for node in &mut self.nodes {
             if let Some(replica) = &mut node.replica {
                 replica.leased = false;
+                replica.own = replica.own.map(|svid| svid.older(skew));
                 for member in replica.members.values_mut() {
                     if !member.open {
                         member.last_heard = (member.last_heard - 1).max(OLDEST);
@@ -88,24 +89,26 @@ impl World {
         self
     }
 
+    /// A store counts what else is written to it, too: a state that comes after it was put back is
+    /// never taken for one from before by its revision alone.
     fn order_revisions(&mut self) {
-        let mut all = BTreeSet::from([self.revision]);
-        for controller in &self.controllers {
-            all.extend(controller.fence.as_ref().map(|fence| fence.revision));
-            all.extend(controller.pending.as_ref().map(|pending| pending.expected));
+        let mut all = BTreeSet::new();
+        self.each_revision(|revision| all.extend([*revision]));
+        let rank = |revision: u64| WRITES_BETWEEN * (1 + all.range(..revision).count() as u64);
+        self.each_revision(|revision| *revision = rank(*revision));
+    }
+
+    fn each_revision(&mut self, mut visit: impl FnMut(&mut u64)) {
+        visit(&mut self.revision);
+        self.backup.iter_mut().for_each(|(_, revision)| visit(revision));
+        for controller in &mut self.controllers {
+            controller.fence.iter_mut().for_each(|fence| visit(&mut fence.revision));
+            controller.newest.iter_mut().for_each(|(revision, _)| visit(revision));
+            controller.pending.iter_mut().for_each(|pending| visit(&mut pending.expected));
         }
-        let rank = |revision: u64| 1 + all.range(..revision).count() as u64;
-        let mut controllers = std::mem::take(&mut self.controllers);
-        for controller in &mut controllers {
-            if let Some(fence) = &mut controller.fence {
-                fence.revision = rank(fence.revision);
-            }
-            if let Some(pending) = &mut controller.pending {
-                pending.expected = rank(pending.expected);
-            }
+        for replica in self.nodes.iter_mut().filter_map(|node| node.replica.as_mut()) {
+            replica.read.iter_mut().for_each(|(revision, _)| visit(revision));
         }
-        self.controllers = controllers;
-        self.revision = rank(self.revision);
     }
 
     fn order_nonces(&mut self) {
@@ -145,6 +148,10 @@ fn older(state: &mut TrustDomainState) {
         *at = (*at - Duration::from_millis(TICK)).max(oldest);
     };
     older(&mut state.activated_at);
+    let ends = state.anchors.iter_mut().map(|anchor| &mut anchor.not_after);
+    let ends = ends.chain(state.issuers.iter_mut().map(|issuer| &mut issuer.not_after));
+    let ends = ends.chain(state.denied_issuers.iter_mut().map(|denied| &mut denied.until));
+    ends.filter(|at| at.as_millis() < FAR * TICK).for_each(older);
     if let Some(rotation) = &mut state.rotation {
         rotation.deadline.iter_mut().for_each(older);
         if rotation.canary().is_some() {
@@ -198,3 +205,8 @@ fn has_canaries(state: &TrustDomainState) -> bool {
 fn failure_older(failed: Option<u64>) -> Option<u64> {
     failed.map(|at| at - 1).filter(|at| at + CANARY_WINDOW > NOW)
 }
+
+/// What ends later does not end here.
+const FAR: u64 = NOW + 1000;
+/// Revisions between two that anybody remembers: more than the state is written in any world.
+const WRITES_BETWEEN: u64 = 1000;
