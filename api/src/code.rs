@@ -187,7 +187,7 @@ codes! {
         "If the named proxy is yours, restart it; otherwise find out who runs it.";
     STREAM_PROTOCOL "SFT-ID-031" "stream_protocol"
         "The trust stream does not follow its protocol"
-        "The first message was no hello, a second hello was sent, or a message has no content."
+        "The first message was no hello or none came in time, a second hello was sent, or what came is no message or a longer one than is taken."
         "Check that the proxy's version and the control plane's are at most one apart.";
     NOT_THE_CONTROLLER "SFT-ID-032" "not_the_controller"
         "Somebody else than the rotation controller asks about the fleet"

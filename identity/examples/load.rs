@@ -1,5 +1,5 @@
 //! Measures the identity process: CPU per SVID over gRPC and TLS, with a token of its own for each
-//! request. (What a trust stream takes is measured by `steadfast-benchmark`.)
+//! request and connections that are kept, so without handshakes. (What a trust stream takes is measured by `steadfast-benchmark`.)
 //!
 //! `cargo run --release -p steadfast-identity --example load -- PATH/TO/steadfast-identity`
 

@@ -1,4 +1,4 @@
-//! One port, all of it: gRPC by its paths, `GET /bundle` and `GET /jwks` beside it.
+//! What speaks HTTP: gRPC by its paths, `GET /bundle` and `GET /jwks` beside it.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};

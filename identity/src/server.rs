@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::front::Front;
 use crate::metrics::{Metrics, RefusalLabels};
-use crate::streams::Streams;
+use crate::streams::{STREAMS_MAX, Streams};
 
 /// Where a request came from, as an extension of it.
 #[derive(Clone, Copy, Debug)]
@@ -267,8 +267,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
 
 /// A minute, of all clients together; the rest are counted.
 const REFUSALS_TOLD_MAX: NonZeroU32 = NonZeroU32::new(10).unwrap();
-/// Per process: a proxy has one.
-const CONNECTIONS_MAX: usize = 24_000;
+/// Per process: a proxy has its stream and, while it asks for an SVID, another one.
+const CONNECTIONS_MAX: usize = 2 * STREAMS_MAX + 4_000;
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 const SEND_BUFFER_BYTES_MAX: usize = 64 * 1024;

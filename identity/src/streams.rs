@@ -16,7 +16,7 @@ use steadfast_api::trust::v1;
 use steadfast_api::trust::v1::stream_request::Message as FromProxy;
 use steadfast_api::trust::v1::stream_response::Message as ToProxy;
 use steadfast_api::{Code, SpiffeId, UnixTime};
-use steadfast_api_grpc::stream::{HEARTBEAT, PROXY_SILENT_MAX, Wire, WireError, framed};
+use steadfast_api_grpc::stream::{HEARTBEAT, SILENT_BEATS_MAX, Wire, WireError, framed};
 use steadfast_process::{Drain, ErrorChain};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
@@ -28,7 +28,7 @@ use crate::member::{Ack, Instance, Member};
 use crate::members::{Bounds, Joined, Members};
 use crate::metrics::RefusalLabels;
 use crate::orders::{Orders, Owed, Sent};
-use crate::refusal::{CODE_METADATA, Refusal};
+use crate::refusal::Refusal;
 use crate::replica::View;
 
 /// All trust streams of this replica.
@@ -106,42 +106,56 @@ impl Streams {
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin,
     {
-        let mut wire = Wire::new(io, MESSAGE_BYTES_MAX);
+        let mut wire = Wire::new(io, HELLO_BYTES_MAX);
         // A future for days should have no room for what it awaits once.
         let end = match Box::pin(Arc::clone(&self).open(&mut wire, peer)).await {
-            Ok(session) => session.run(&mut wire).await,
-            Err(status) => Some(status),
+            Ok(session) => {
+                wire.take_up_to(MESSAGE_BYTES_MAX);
+                session.run(&mut wire).await
+            }
+            Err(end) => end,
         };
         if let Some(status) = end {
-            let sft_code = status.metadata().get(CODE_METADATA).and_then(|code| code.to_str().ok());
-            let end = self.response(Some(ToProxy::End(v1::End {
-                code: status.code() as i32,
-                message: status.message().to_owned(),
-                sft_code: sft_code.unwrap_or_default().to_owned(),
-            })));
-            if wire.send(&framed(&end, &[])).await.is_ok() {
-                wire.end().await;
-            }
+            let (code, message) = (status.code() as i32, status.message().to_owned());
+            let end = self.response(Some(ToProxy::End(v1::End { code, message })));
+            wire.end(&framed(&end, &[])).await;
         }
     }
 
     /// Reads the hello.
+    ///
+    /// # Errors
+    /// How it ends instead: with a word, or with nobody there to hear one.
     async fn open<IO: AsyncRead + Send + Unpin>(
         self: Arc<Self>,
         wire: &mut Wire<IO>,
         peer: SocketAddr,
-    ) -> Result<Session, Status> {
+    ) -> Result<Session, Option<Status>> {
+        let first = tokio::select! {
+            first = tokio::time::timeout(HELLO_TIMEOUT, wire.next::<v1::StreamRequest>()) => first,
+            () = self.drain.wait() => return Err(Some(stopping())),
+        };
+        let first = match first {
+            Ok(Ok(Some(first))) => Ok(first),
+            // It has gone again: an end, not an event.
+            Ok(Ok(None) | Err(WireError::Io(_))) => return Err(None),
+            Ok(Err(error)) => Err(protocol(&format!("no hello came: {}", ErrorChain(&error)))),
+            Err(_) => Err(protocol("no hello came in time")),
+        };
         let mut known = None;
-        let hello = self.hello(wire, &mut known).await;
+        let hello = match first {
+            Ok(first) => self.hello(first, &mut known).await,
+            Err(refusal) => Err(refusal),
+        };
         let (instance, namespace, joined) = hello.map_err(|refusal| {
             self.refused(&refusal, known.as_ref(), peer);
-            refusal.status()
+            Some(refusal.status())
         })?;
         Ok(Session {
             views: self.certifier.replica.subscribe(),
             orders: self.orders.subscribe(),
             heartbeat: heartbeat(),
-            heard: Instant::now(),
+            silent: 0,
             sent: Sent::default(),
             streams: self,
             instance,
@@ -152,17 +166,13 @@ impl Streams {
         })
     }
 
-    /// Reads the hello and makes its sender a member.
-    async fn hello<IO: AsyncRead + Send + Unpin>(
+    /// Makes the sender of a hello a member.
+    async fn hello(
         &self,
-        wire: &mut Wire<IO>,
+        first: v1::StreamRequest,
         known: &mut Option<SpiffeId>,
     ) -> Result<(Instance, String, Joined), Refusal> {
-        let first = tokio::time::timeout(HELLO_TIMEOUT, wire.next::<v1::StreamRequest>())
-            .await
-            .map_err(|_| protocol("no hello came in time"))?
-            .map_err(|error| protocol(&format!("no hello came: {}", ErrorChain(&error))))?;
-        let Some(FromProxy::Hello(hello)) = first.and_then(|request| request.message) else {
+        let Some(FromProxy::Hello(hello)) = first.message else {
             return Err(protocol("the first message is no hello"));
         };
         let pod = self.certifier.reviews.review(&hello.token).await?;
@@ -248,8 +258,9 @@ struct Session {
     views: watch::Receiver<Option<Arc<View>>>,
     orders: watch::Receiver<Orders>,
     heartbeat: Interval,
-    /// When anything came last.
-    heard: Instant,
+    /// Heartbeats since anything came. No time: when the whole process was frozen, what came
+    /// meanwhile is still unread.
+    silent: u32,
     instance: Instance,
     namespace: String,
     id: u64,
@@ -272,7 +283,7 @@ impl Session {
             }
             tokio::select! {
                 received = wire.next() => {
-                    self.heard = Instant::now();
+                    self.silent = 0;
                     let taken = match received {
                         Ok(Some(request)) => self.receive(request),
                         Ok(None) | Err(WireError::Io(_)) => return None,
@@ -285,7 +296,8 @@ impl Session {
                 Ok(()) = self.views.changed() => {}
                 Ok(()) = self.orders.changed() => {}
                 _ = self.heartbeat.tick() => {
-                    if self.heard.elapsed() > PROXY_SILENT_MAX {
+                    self.silent += 1;
+                    if self.silent > SILENT_BEATS_MAX {
                         return Some(Status::deadline_exceeded("the proxy has gone silent"));
                     }
                     let alive = self.streams.response(None);
@@ -294,9 +306,7 @@ impl Session {
                 _ = &mut self.replaced => {
                     return Some(Status::aborted("the workload has opened a newer stream"));
                 }
-                () = self.streams.drain.wait() => {
-                    return Some(Status::unavailable("this replica is stopping"));
-                }
+                () = self.streams.drain.wait() => return Some(stopping()),
             }
         }
     }
@@ -352,6 +362,10 @@ fn protocol(what: &str) -> Refusal {
     Refusal::new(Code::STREAM_PROTOCOL, what)
 }
 
+fn stopping() -> Status {
+    Status::unavailable("this replica is stopping")
+}
+
 fn foreign(said: &str, own: &str) -> Refusal {
     let said: String = said.chars().take(UID_CHARS_SHOWN).collect();
     let what = format!("a message speaks for the pod {said:?}, the token is of {own:?}");
@@ -360,9 +374,11 @@ fn foreign(said: &str, own: &str) -> Refusal {
 
 /// Also of a request over gRPC: one of 8 KiB must still arrive, to be refused by its own code.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Of whom nobody knows yet who it is. A token has a few KiB.
+const HELLO_BYTES_MAX: usize = 16 * 1024;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Per replica: 17 KiB each make some 340 MiB.
-const STREAMS_MAX: usize = 20_000;
+pub const STREAMS_MAX: usize = 20_000;
 /// With those whose stream has ended.
 const MEMBERS_MAX: usize = 100_000;
 /// A proxy that is refused at once comes again every few seconds; one that is well, hardly ever.

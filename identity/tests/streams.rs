@@ -11,16 +11,19 @@ use steadfast_api::UnixTime;
 use steadfast_api::trust::v1;
 use steadfast_api::trust::v1::stream_request::Message as Up;
 use steadfast_api::trust::v1::stream_response::Message as Down;
+use steadfast_api_grpc::stream::{HEARTBEAT, SIGN_OF_LIFE, SILENT_BEATS_MAX, Wire, framed};
 use steadfast_identity::replica::LEASE;
 use steadfast_process::Clock as _;
 use steadfast_rotation_protocol::trust_domain::RenewOrder;
 use support::proxy::{ack, hello, open, web};
 use support::{Mesh, WAIT};
+use tokio::io::DuplexStream;
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 #[track_caller]
 fn assert_code(status: &Status, code: &str) {
-    assert_eq!(status.metadata().get("sft-code").unwrap(), code, "{status}");
+    assert!(status.message().starts_with(code), "{status}");
 }
 
 fn member(mesh: &Mesh) -> steadfast_identity::member::Member {
@@ -248,6 +251,56 @@ async fn past_the_lease_no_bundle_is_pushed_and_then_the_newest() {
     mesh.store.put_state(&state);
     mesh.store.down.store(false, Ordering::SeqCst);
     assert_eq!(proxy.bundle().await.seq, 3);
+}
+
+#[tokio::test]
+async fn a_draining_replica_waits_for_no_hello() {
+    let mesh = Mesh::start().await;
+    let (mut silent, served) = in_process(&mesh);
+    mesh.drain.start();
+    let ends = ended(&mut silent).await;
+    assert_eq!(ends.code, tonic::Code::Unavailable as i32);
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_proxy_that_says_nothing_more_is_given_up_and_one_that_is_alive_is_not() {
+    let mesh = Mesh::start().await;
+    let (mut proxy, served) = in_process(&mesh);
+    let hello = v1::StreamRequest { message: Some(hello("web", "uid-of-web-1")) };
+    proxy.send(&framed(&hello, &[])).await.unwrap();
+    mesh.wait(|| mesh.app.streams.members().iter().any(|m| m.open.is_some()), "open").await;
+    // Nothing here waits for anything but time and this stream.
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    for _ in 0..4 {
+        tokio::time::advance(SIGN_OF_LIFE).await;
+        proxy.send(&framed(&v1::StreamRequest::default(), &[])).await.unwrap();
+    }
+    let ends = ended(&mut proxy).await;
+    assert_eq!(ends.code, tonic::Code::DeadlineExceeded as i32);
+    assert!(began.elapsed() > SIGN_OF_LIFE * 4 + HEARTBEAT * SILENT_BEATS_MAX);
+    served.await.unwrap();
+    assert!(member(&mesh).open.is_none());
+}
+
+/// A stream without a network: time stands still in a test only where nobody waits for one.
+fn in_process(mesh: &Mesh) -> (Wire<DuplexStream>, JoinHandle<()>) {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let streams = mesh.app.streams.clone();
+    let peer = ([127, 0, 0, 1], 1).into();
+    #[expect(clippy::disallowed_methods, reason = "it is awaited")]
+    let served = tokio::spawn(async move { streams.serve(far, peer).await });
+    (Wire::new(near, 1 << 20), served)
+}
+
+async fn ended(wire: &mut Wire<DuplexStream>) -> v1::End {
+    loop {
+        let said: v1::StreamResponse = wire.next().await.unwrap().unwrap();
+        if let Some(Down::End(end)) = said.message {
+            return end;
+        }
+    }
 }
 
 #[tokio::test]

@@ -56,6 +56,11 @@ impl<IO> Wire<IO> {
     pub fn new(io: IO, message_bytes_max: usize) -> Self {
         Self { io, message_bytes_max, unread: BytesMut::new() }
     }
+
+    /// Takes messages up to this length from now on.
+    pub fn take_up_to(&mut self, message_bytes_max: usize) {
+        self.message_bytes_max = message_bytes_max;
+    }
 }
 
 impl<IO: AsyncRead + Unpin> Wire<IO> {
@@ -103,9 +108,13 @@ impl<IO: AsyncWrite + Unpin> Wire<IO> {
         Ok(sent.map_err(|_| WireError::Stuck)??)
     }
 
-    /// Sends nothing more. Whoever has gone already needs no word of it.
-    pub async fn end(mut self) {
-        let _ = tokio::time::timeout(WRITE_TIMEOUT, self.io.shutdown()).await;
+    /// Sends this as the last, unless the other end takes nothing: it is not waited for long.
+    pub async fn end(mut self, framed: &[u8]) {
+        let ending = async {
+            self.send(framed).await?;
+            Ok::<_, WireError>(self.io.shutdown().await?)
+        };
+        let _ = tokio::time::timeout(LAST_WORD_MAX, ending).await;
     }
 }
 
@@ -116,7 +125,7 @@ pub fn framed(fields: &impl Message, more: &[u8]) -> Vec<u8> {
     let mut framed = Vec::with_capacity(HEAD_BYTES + length);
     // What is sent is far shorter than 4 GiB; what is not is refused by its head.
     framed.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-    framed.extend_from_slice(&fields.encode_to_vec());
+    fields.encode_raw(&mut framed);
     framed.extend_from_slice(more);
     framed
 }
@@ -143,10 +152,12 @@ pub const HEARTBEAT: Duration = Duration::from_secs(10);
 pub const SERVICE_SILENT_MAX: Duration = Duration::from_secs(15);
 /// A proxy that has nothing to say says so this often.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
-/// A proxy that has said nothing for so long is gone.
-pub const PROXY_SILENT_MAX: Duration = Duration::from_secs(50);
+/// A proxy that has said nothing for so many heartbeats is gone.
+pub const SILENT_BEATS_MAX: u32 = 5;
 /// For whoever reads nothing more.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Whoever stops should not be held up by it.
+const LAST_WORD_MAX: Duration = Duration::from_secs(2);
 /// The length, with the highest byte first.
 const HEAD_BYTES: usize = 4;
 const READ_BYTES: usize = 4096;
@@ -202,6 +213,16 @@ mod tests {
         let fields = v1::StreamResponse { server_time, message: None };
         let mut framed = BytesMut::from(&*framed(&fields, &more));
         assert_eq!(take::<v1::StreamResponse>(&mut framed, MAX).unwrap(), Some(whole));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_nothing_is_waited_for_no_longer_than_said() {
+        let (near, _far) = tokio::io::duplex(8);
+        let mut wire = Wire::new(near, MAX);
+        assert!(matches!(wire.send(&[0; 64]).await, Err(WireError::Stuck)));
+        let began = tokio::time::Instant::now();
+        wire.end(&[0; 64]).await;
+        assert_eq!(began.elapsed(), LAST_WORD_MAX);
     }
 
     #[tokio::test]

@@ -17,9 +17,10 @@ use crate::token::{self, TokenError};
 pub(crate) struct Request {
     pub(crate) local: SpiffeId,
     pub(crate) token_file: std::path::PathBuf,
-    /// Where the trust stream goes, for a first try.
+    /// Where the trust stream goes: for a first try there, for others elsewhere.
     pub(crate) address: Option<SocketAddr>,
-    pub(crate) replica: usize,
+    /// From 1.
+    pub(crate) attempt: u32,
     pub(crate) timeout: Duration,
 }
 
@@ -80,10 +81,14 @@ async fn ask(dialer: &Dialer, request: Request) -> Result<Reply, CertifyError> {
     let token = token::read(&request.token_file)?;
     let key = SvidKey::generate()?;
     let csr = key.request()?;
-    let channel = match request.address {
-        Some(address) => dialer.channel_at(address).await?,
-        None => dialer.channel(request.replica).await?,
+    let address = match request.address.filter(|_| request.attempt == 1) {
+        Some(address) => address,
+        None => {
+            let replica = request.attempt.saturating_sub(1) as usize;
+            dialer.replica(replica, request.address).await.map_err(DialError::from)?
+        }
     };
+    let channel = dialer.channel_at(address).await?;
     let mut message = tonic::Request::new(CertifyRequest { token, csr });
     // Told to the service too, so that it does not sign for who has given up.
     message.set_timeout(request.timeout);

@@ -45,6 +45,13 @@ pub enum DialError {
     /// Not connected, or refused.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// It has no use for what we would say.
+    #[error(
+        "the identity service at {0} does not speak {protocol}: are its version and ours at most \
+         one apart?",
+        protocol = String::from_utf8_lossy(.1)
+    )]
+    Protocol(String, &'static [u8]),
     /// No bundle to verify it with.
     #[error(transparent)]
     Mounted(#[from] MountedError),
@@ -57,11 +64,6 @@ pub enum DialError {
 }
 
 impl Dialer {
-    /// A connection for requests to the n-th replica; there may be fewer, then it goes round.
-    pub(crate) async fn channel(&self, replica: usize) -> Result<Channel, DialError> {
-        self.channel_at(self.replica(replica).await?).await
-    }
-
     /// A connection for requests to the replica at this address.
     pub(crate) async fn channel_at(&self, address: SocketAddr) -> Result<Channel, DialError> {
         let mut once = Some(self.dial(address, ALPN_H2).await?);
@@ -87,9 +89,17 @@ impl Dialer {
         self.dial(address, stream::ALPN).await
     }
 
-    /// The address of the n-th replica; there may be fewer, then it goes round.
-    pub(crate) async fn replica(&self, replica: usize) -> Result<SocketAddr, ConnectError> {
-        let resolved = self.resolve().await?;
+    /// The address of the n-th replica; there may be fewer, then it goes round. This one is left
+    /// out if there are others.
+    pub(crate) async fn replica(
+        &self,
+        replica: usize,
+        not: Option<SocketAddr>,
+    ) -> Result<SocketAddr, ConnectError> {
+        let mut resolved = self.resolve().await?;
+        if resolved.iter().any(|address| Some(*address) != not) {
+            resolved.retain(|address| Some(*address) != not);
+        }
         let index = replica.checked_rem(resolved.len());
         index.and_then(|index| resolved.get(index)).copied().ok_or_else(|| ConnectError::Tcp {
             address: self.address.clone(),
@@ -111,7 +121,7 @@ impl Dialer {
         if live.bundle.is_some() {
             match self.handshake(&live, dial().await?, alpn).await {
                 Err(refusal) if refusal.code == Code::PEER_UNKNOWN_ISSUER => {}
-                result => return Ok(result.map_err(ConnectError::Refused)?),
+                result => return self.speaks(result.map_err(ConnectError::Refused)?, alpn),
             }
         }
         let mounted = self.mounted_context(live.bundle.as_deref())?;
@@ -119,8 +129,20 @@ impl Dialer {
             Err(refusal) if refusal.code == Code::PEER_UNKNOWN_ISSUER => {
                 Err(DialError::Stale(refusal))
             }
-            result => Ok(result.map_err(ConnectError::Refused)?),
+            result => self.speaks(result.map_err(ConnectError::Refused)?, alpn),
         }
+    }
+
+    /// TLS goes on where a server has chosen nothing.
+    fn speaks(
+        &self,
+        io: Vouched<TcpStream>,
+        alpn: &'static [u8],
+    ) -> Result<Vouched<TcpStream>, DialError> {
+        if io.tls().alpn() == Some(alpn) {
+            return Ok(io);
+        }
+        Err(DialError::Protocol(self.address.clone(), alpn))
     }
 
     /// The addresses of the service, each a replica.

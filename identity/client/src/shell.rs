@@ -230,8 +230,8 @@ impl Shell {
             local: self.config.local.spiffe_id(),
             token_file: self.config.token_file.clone(),
             // Whoever did not answer once is not asked again at once.
-            address: self.address.filter(|_| attempt == 1),
-            replica: attempt.saturating_sub(1) as usize,
+            attempt,
+            address: self.address,
             timeout,
         };
         let dialer = self.dialer.clone();

@@ -18,7 +18,7 @@ use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::Jitter;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Code;
 
 use crate::dial::{DialError, Dialer};
@@ -89,7 +89,7 @@ impl TrustStream {
 
     async fn follow(&self, replica: usize, opened: &mut bool) -> Result<Infallible, StreamError> {
         let token = token::read(&self.token_file)?;
-        let address = self.dialer.replica(replica).await.map_err(DialError::from)?;
+        let address = self.dialer.replica(replica, None).await.map_err(DialError::from)?;
         let io = self.dialer.stream_at(address).await?;
         self.tell(StreamEvent::Connected(address)).await?;
         let instance = Instance {
@@ -124,7 +124,8 @@ impl TrustStream {
         mut wire: Wire<Vouched<TcpStream>>,
         mut outgoing: mpsc::Receiver<StreamRequest>,
     ) -> Result<Infallible, StreamError> {
-        let mut alive = tokio::time::interval(SIGN_OF_LIFE);
+        let mut alive = tokio::time::interval_at(Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut silent_by = Instant::now() + SERVICE_SILENT_MAX;
         loop {
             tokio::select! {
@@ -154,7 +155,7 @@ impl TrustStream {
 /// What the service says, if that is not that it is the end.
 fn said(next: Option<StreamResponse>) -> Result<StreamResponse, StreamError> {
     match next {
-        Some(StreamResponse { message: Some(Said::End(End { code, message, .. })), .. }) => {
+        Some(StreamResponse { message: Some(Said::End(End { code, message })), .. }) => {
             Err(StreamError::Refused { code: Code::from(code), message })
         }
         Some(said) => Ok(said),
@@ -172,7 +173,7 @@ fn backoff(failures: u32, jitter: Jitter) -> Duration {
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(5);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Hello and a few acks; a service that takes none is too slow to count on.
+/// A few acks; a service that takes none is too slow to count on.
 const REQUESTS_MAX: usize = 8;
 /// A bundle of a hundred anchors is some 100 KiB.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;

@@ -79,11 +79,7 @@ impl Proxy {
         let said: v1::StreamResponse = said.unwrap().unwrap();
         assert!(said.server_time.is_some());
         match said.message {
-            Some(Down::End(end)) => {
-                let mut status = Status::new(Code::from(end.code), end.message);
-                status.metadata_mut().insert("sft-code", end.sft_code.parse().unwrap());
-                Err(status)
-            }
+            Some(Down::End(end)) => Err(Status::new(Code::from(end.code), end.message)),
             _ => Ok(said),
         }
     }

@@ -330,9 +330,10 @@ impl TrustDomainState {
                 rotation.since = now;
                 rotation.restart_deadline(now);
                 // An abort since may have taken back what was added, of which no tombstone tells:
-                // who holds it is asked once more.
-                if let (Phase::Preparing(_), false, Some(added)) =
-                    (&rotation.phase, rotation.turned_back, rotation.added)
+                // who holds it is asked once more. In a rescue nobody can be asked, or aborts.
+                let asks = !rotation.turned_back && !rotation.rescue;
+                if let (Phase::Preparing(_), true, Some(added)) =
+                    (&rotation.phase, asks, rotation.added)
                 {
                     rotation.phase = Phase::Staged(Staged { added });
                     self.set_state(added, AnchorState::Staged);

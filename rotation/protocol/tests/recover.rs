@@ -371,6 +371,11 @@ fn who_holds_what_was_added_is_asked_again_before_it_signs() {
         let rotation = state.rotation.as_ref().unwrap();
         assert!(matches!(rotation.phase, Phase::Staged(s) if s.added == id(3)), "{rotation:?}");
     }
+    // Nobody has an SVID, so nobody can be asked.
+    state.rotation = Some(Rotation { rescue: true, ..preparing(3) });
+    state.recover(&found, "a person".into(), NOW);
+    let rotation = state.rotation.as_ref().unwrap();
+    assert!(matches!(rotation.phase, Phase::Preparing(_)), "{rotation:?}");
 }
 
 /// To this anchor, after anchor 3 was added.
