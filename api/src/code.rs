@@ -311,6 +311,10 @@ codes! {
         "The peer's trust anchor has been withdrawn"
         "The connection was made while the bundle held the anchor that the peer's chain ends in. Requests end in good order; opaque connections and tunnels may go on until STEADFAST_PROXY_WITHDRAWN_TCP_DEADLINE and are cut then."
         "Nothing, if the peer comes back by itself. Otherwise have the application open a new connection, and see why the peer's SVID is still of the old anchor.";
+    PEER_NO_PROTOCOL "SFT-TLS-014" "no_protocol"
+        "The peer and we have no protocol in common"
+        "What answers or dials speaks TLS, but none of the protocols that it was offered (ALPN). Nothing was sent."
+        "Compare the versions of the two: they may be one release apart. If they are the same, find out what answers or dials there.";
 
     // TRU: the workload's own trust.
     SVID_EXPIRED "SFT-TRU-001" "svid_expired"

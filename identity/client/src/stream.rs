@@ -160,12 +160,13 @@ impl Failure {
             rustls::Error::AlertReceived(alert) if is_about_certificate(*alert) => {
                 Code::PEER_REFUSED_US
             }
+            rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+            | rustls::Error::NoApplicationProtocol => Code::PEER_NO_PROTOCOL,
             rustls::Error::NoCertificatesPresented => Code::PEER_NO_CERTIFICATE,
             rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature) => {
                 Code::PEER_BAD_SIGNATURE
             }
             rustls::Error::AlertReceived(_)
-            | rustls::Error::NoApplicationProtocol
             | rustls::Error::PeerIncompatible(_)
             | rustls::Error::InvalidMessage(
                 InvalidMessage::InvalidContentType

@@ -569,6 +569,21 @@ async fn what_speaks_no_tls_and_what_breaks_off_are_told_apart_from_bad_certific
     assert_eq!(refusal.code, Code::PEER_NOT_TLS, "{refusal}");
 }
 
+#[tokio::test]
+async fn a_peer_without_a_protocol_in_common_is_told_so_on_both_sides() {
+    let mesh = Mesh::new();
+    let (client, server) = (mesh.workload("client"), mesh.workload("server"));
+    let (near, far) = duplex(64 * 1024);
+    let expected = expected("server");
+    let (connected, accepted) = tokio::join!(
+        client.connect(near, &expected, Some(b"of tomorrow")),
+        server.accept(far, ClientAuth::Required, &[b"h2"]),
+    );
+    let refusals = (connected.err().unwrap(), accepted.err().unwrap());
+    assert_eq!(refusals.0.code, Code::PEER_NO_PROTOCOL, "{}", refusals.0);
+    assert_eq!(refusals.1.code, Code::PEER_NO_PROTOCOL, "{}", refusals.1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_says_nothing_is_given_up_at_the_deadline() {
     let mesh = Mesh::new();

@@ -17,7 +17,7 @@ use steadfast_api::trust::v1::{DeniedIssuer, Query, Renew};
 use steadfast_api::{Code, KeyId, UnixTime};
 use steadfast_identity_client::{BootstrapBundle, Config, Expected, Identity, Status, TlsContext};
 use steadfast_process::{Clock, Drain, Readiness, SystemClock};
-use support::service::{Behaviour, Service, World, acks, service_name, wire_bundle};
+use support::service::{Behaviour, Service, World, acks, hellos, service_name, wire_bundle};
 use support::{Authority, bundle, id, name};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -448,6 +448,28 @@ async fn a_service_that_went_away_is_found_again_without_losing_anything() {
     web.status("seq 2", |status| status.bundle_seq == Some(2)).await;
     assert_eq!(web.key(), key, "the SVID outlives the service");
     assert!(web.readiness.report().ready);
+}
+
+/// This service sends its bundle and then nothing, not even its time, on a connection that stands.
+#[tokio::test]
+async fn a_service_that_says_nothing_more_is_left_and_asked_again() {
+    let world = World::new();
+    let service = Service::start(&world, Duration::from_secs(3600)).await;
+    let web = Workload::start(&service, &[&world.anchor]);
+    web.ready().await;
+    let mut heard = service.heard.subscribe();
+    let again = heard.wait_for(|heard| hellos(heard) == 2);
+    tokio::time::timeout(DEADLINE, again).await.expect("another stream").unwrap();
+    assert!(web.readiness.report().ready, "a stream that was lost unreadies nobody");
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_speak_the_trust_stream_is_named_and_shown_no_token() {
+    let world = World::new();
+    let service = Service::start_without_streams(&world, Duration::from_secs(3600));
+    let web = Workload::start(&service, &[&world.anchor]);
+    web.unready("SFT-TLS-014 no_protocol").await;
+    assert_eq!(hellos(&service.heard.borrow()), 0);
 }
 
 /// Some of the waits above hold a deadline of 5 s and a retry.

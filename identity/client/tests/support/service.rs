@@ -93,10 +93,25 @@ impl Service {
         Self::start_on(listener, world, life)
     }
 
+    /// Starts one that answers requests and knows no trust stream.
+    pub(crate) fn start_without_streams(world: &Arc<World>, life: Duration) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_with(listener, world, life, &[b"h2"])
+    }
+
     pub(crate) fn start_on(
         listener: std::net::TcpListener,
         world: &Arc<World>,
         life: Duration,
+    ) -> Self {
+        Self::start_with(listener, world, life, &[ALPN, b"h2"])
+    }
+
+    fn start_with(
+        listener: std::net::TcpListener,
+        world: &Arc<World>,
+        life: Duration,
+        alpns: &'static [&'static [u8]],
     ) -> Self {
         listener.set_nonblocking(true).unwrap();
         let listener = TcpListener::from_std(listener).unwrap();
@@ -111,11 +126,11 @@ impl Service {
             life,
             drain: Drain::new(),
         };
-        service.serve(listener);
+        service.serve(listener, alpns);
         service
     }
 
-    fn serve(&self, listener: TcpListener) {
+    fn serve(&self, listener: TcpListener, alpns: &'static [&'static [u8]]) {
         let world = &self.world;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let contexts = Contexts::new(clock.clone());
@@ -130,7 +145,7 @@ impl Service {
             listener,
             contexts: contexts.subscribe(),
             client_auth: ClientAuth::None,
-            alpns: &[ALPN, b"h2"],
+            alpns,
             refusals: Refusals::new(&mut Registry::default(), clock),
             drain: self.drain.clone(),
         });
@@ -260,6 +275,14 @@ pub(crate) fn wire_bundle(seq: u64, anchors: &[&Authority]) -> Bundle {
         denied_issuers: Vec::new(),
         tombstones: Vec::new(),
     }
+}
+
+/// How many of what was heard are hellos: each begins a stream.
+pub(crate) fn hellos(heard: &[StreamRequest]) -> usize {
+    let is_hello = |request: &&StreamRequest| {
+        matches!(request.message, Some(stream_request::Message::Hello(_)))
+    };
+    heard.iter().filter(is_hello).count()
 }
 
 /// The acks among what was heard.
