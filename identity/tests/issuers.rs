@@ -7,6 +7,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use serde_json::json;
 use steadfast_api::KeyId;
 use steadfast_api::trust::v1::CertifyRequest;
 use steadfast_identity::authority::{Authority, ISSUER_LIFETIME, make_issuer};
@@ -14,7 +15,7 @@ use steadfast_platform::keys::{FileKeys, KeyStore as _, Zeroizing};
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::issuer::{Activated, IssuerPhase, IssuerRotation};
-use steadfast_rotation_protocol::rotation::{Canary, Goal, Next, Phase, Rotation};
+use steadfast_rotation_protocol::rotation::{Goal, Next, Phase, Rotation};
 use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, DeniedIssuer, Halt, Selector,
 };
@@ -119,8 +120,8 @@ async fn canaries_get_their_svids_of_another_issuer_and_nobody_else_does() {
     state.issuers.push(next.as_issuer(standby.id));
     let selector = Selector::Namespace("demo".into());
     let plan = CanaryPlan { selector, window: Duration::from_secs(60) };
-    let phase =
-        Phase::Canary(Canary { to: standby.id, issuer: next.id, plan: plan.clone(), renew: None });
+    let canary = json!({"to": standby.id, "issuer": next.id, "plan": plan, "renew": null});
+    let phase = serde_json::from_value(json!({"canary": canary})).unwrap();
     let now = mesh.clock.now();
     state.rotation = Some(Rotation {
         number: 1,

@@ -361,7 +361,7 @@ async fn keys_gone(dir: &Path, state: &TrustDomainState) -> Vec<String> {
 fn next_active(state: &TrustDomainState) -> Option<KeyId> {
     use steadfast_rotation_protocol::rotation::{Phase, Preparing};
     match state.rotation.as_ref().map(|rotation| &rotation.phase) {
-        Some(Phase::Preparing(Preparing { to })) => Some(*to),
+        Some(Phase::Preparing(Preparing { to, .. })) => Some(*to),
         _ => None,
     }
 }

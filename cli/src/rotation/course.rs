@@ -281,10 +281,10 @@ const NAMED_MAX: usize = 10;
 mod tests {
     use std::time::Duration;
 
+    use serde_json::json;
     use steadfast_rotation_protocol::Instance;
     use steadfast_rotation_protocol::census::{Missing, Reason, Tally};
     use steadfast_rotation_protocol::evidence::{Said, Witness};
-    use steadfast_rotation_protocol::rotation::{Generating, Staged};
 
     use super::*;
 
@@ -297,7 +297,7 @@ mod tests {
         let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
         let began = NOW - Duration::from_secs(30);
         let step = Step {
-            phase: Phase::Generating(Generating).name(),
+            phase: PhaseName::Generating,
             at: began + Duration::from_millis(1_500),
             acked: 0,
             evidence: None,
@@ -315,7 +315,7 @@ mod tests {
             abort: false,
             turned_back: false,
             rescue: false,
-            phase: Phase::Staged(Staged { added: standby }),
+            phase: serde_json::from_value(json!({"staged": {"added": standby}})).unwrap(),
             steps: vec![step],
         });
         state

@@ -1,7 +1,8 @@
 //! The rotation of a trust anchor: its phases, and how each becomes the next.
 //!
 //! A phase is a value of its own type that is consumed by what follows, and takes the guards that
-//! it needs by value ([`crate::guard`]): an illegal transition has no code to write. Each changes
+//! it needs by value ([`crate::guard`]); nobody outside of this crate can make one. So an illegal
+//! transition has no code to write. An emergency and a recovery have transitions of their own. Each changes
 //! the stored state once; [`crate::controller`] persists that before anything else happens. The
 //! set of anchors changes by adding or by removing, never by both at once.
 //!
@@ -174,10 +175,12 @@ impl PhaseName {
 
 /// See [`Phase::Generating`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Generating;
 
 /// See [`Phase::Staged`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Staged {
     /// The anchor that was added.
     pub added: KeyId,
@@ -185,6 +188,7 @@ pub struct Staged {
 
 /// See [`Phase::Preparing`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Preparing {
     /// The anchor that becomes active.
     pub to: KeyId,
@@ -192,6 +196,7 @@ pub struct Preparing {
 
 /// See [`Phase::Canary`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Canary {
     /// The anchor that becomes active.
     pub to: KeyId,
@@ -206,14 +211,17 @@ pub struct Canary {
 
 /// See [`Phase::Activated`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Activated;
 
 /// See [`Phase::Draining`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Draining;
 
 /// See [`Phase::Withdrawn`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Withdrawn;
 
 impl Generating {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use serde_json::json;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_rotation_protocol::census::{Ack, Held as Told, Listed, Member, ProxyStatus};
 use steadfast_rotation_protocol::census::{Replica, Round};
@@ -14,7 +15,7 @@ use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Signed, Timings, Wait,
 };
 use steadfast_rotation_protocol::recover::{Ailment, Findings, Held, HeldAnchor, RecoverRefused};
-use steadfast_rotation_protocol::rotation::{Phase, PhaseName, Preparing, Rotation};
+use steadfast_rotation_protocol::rotation::{Phase, PhaseName, Rotation};
 use steadfast_rotation_protocol::schedule::Schedule;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorRecord, AnchorState, Halt, IssuerRecord, Label, Promise, Request,
@@ -394,7 +395,7 @@ fn preparing(to: u8) -> Rotation {
     }
     let mut rotation = alone.state.rotation.unwrap();
     rotation.added = Some(id(3));
-    rotation.phase = Phase::Preparing(Preparing { to: id(to) });
+    rotation.phase = serde_json::from_value(json!({"preparing": {"to": id(to)}})).unwrap();
     rotation
 }
 

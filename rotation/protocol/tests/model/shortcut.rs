@@ -6,7 +6,7 @@ use std::time::Duration;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Ack, Member, Round};
 use steadfast_rotation_protocol::controller::{Controller, Memory, Observation, Timings};
-use steadfast_rotation_protocol::rotation::{Phase, Withdrawn};
+use steadfast_rotation_protocol::rotation::Phase;
 use steadfast_rotation_protocol::trust_domain::AnchorState;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,8 +152,10 @@ impl Shortcut {
                 state.seq += 1;
                 let issuer = state.issuers.iter().find(|issuer| issuer.anchor_id == retiring);
                 state.active_issuer = issuer.map_or(state.active_issuer, |issuer| issuer.id);
-                if let Some(rotation) = &mut state.rotation {
-                    rotation.phase = Phase::Withdrawn(Withdrawn);
+                // No code outside of the protocol can make a phase; a stored state can.
+                let withdrawn = serde_json::from_str(r#"{"withdrawn":null}"#);
+                if let (Some(rotation), Ok(withdrawn)) = (&mut state.rotation, withdrawn) {
+                    rotation.phase = withdrawn;
                 }
             }
             Self::ExemptionEndsWithTheRotation if state.rotation.is_none() => {
