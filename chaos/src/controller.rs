@@ -12,8 +12,10 @@ use steadfast_rotation::event_log::EventLog;
 use steadfast_rotation::metrics::Metrics;
 use steadfast_rotation::shell::{LookError, Parts};
 use steadfast_rotation::{Anchors, Shell};
+use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::Wait;
 
+use crate::faults::name_of;
 use crate::mutant::Mutant;
 use crate::ops::{Call, Op, Port, Reply, Task};
 use crate::parts::MachineClock;
@@ -196,14 +198,12 @@ impl World {
 
     /// A call has arrived: it is done whether or not its caller still lives, unless it died first.
     pub(crate) fn called(&mut self, task: TaskId, life: u32, call: Call) {
-        if self.plan.wanted.hazard == Hazard::DeadlyWrites
-            && task == TaskId::Controller(0)
-            && matches!(call.op, Op::Cas { .. })
-            && self.chance(25)
-        {
-            self.arm(0);
-        }
+        let write = self.deadly_write(task, life, &call.op);
         let dies = self.countdown(task, life);
+        if let (Some(write), Some(done)) = (write, dies) {
+            let when = if done { "after" } else { "before" };
+            self.count_fault(&format!("controller killed {when} {write}"));
+        }
         if dies == Some(false) {
             return;
         }
@@ -217,6 +217,36 @@ impl World {
             let reply = Box::new(reply);
             self.queue.push(at, Event::Answer { task, life, reply, answer });
         }
+    }
+
+    /// Each kind of write kills the controller before it is done, the next of its kind after, and
+    /// later ones by chance. Its kind is the phases that it leads from and to.
+    fn deadly_write(&mut self, task: TaskId, life: u32, op: &Op) -> Option<String> {
+        let Op::Cas { key, value: Some(value), .. } = op else { return None };
+        let hazard = self.plan.wanted.hazard;
+        if hazard != Hazard::DeadlyWrites
+            || (task, self.controllers[0].life) != (TaskId::Controller(0), life)
+        {
+            return None;
+        }
+        let kind = if key == TRUST_DOMAIN_KEY {
+            let next: TrustDomainState = serde_json::from_slice(value).unwrap();
+            let next = next.rotation.map(|rotation| rotation.phase.name());
+            format!("{} to {}", name_of(self.phase()), name_of(next))
+        } else {
+            key.split('/').next().unwrap_or_default().to_owned()
+        };
+        let seen = self.counts.deadly_writes.entry(kind.clone()).or_default();
+        *seen += 1;
+        let (deadly, done) = match *seen {
+            1 => (true, false),
+            2 => (true, true),
+            _ => (self.chance(25), self.chance(50)),
+        };
+        if deadly && !self.faults.over {
+            self.controllers[0].dies_at = Some((0, done));
+        }
+        Some(kind)
     }
 
     /// Whether the caller dies at this call: before it is done, or after.

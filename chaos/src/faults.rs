@@ -513,7 +513,7 @@ impl Fault {
     }
 }
 
-fn name_of(phase: Option<PhaseName>) -> String {
+pub(crate) fn name_of(phase: Option<PhaseName>) -> String {
     phase
         .map_or_else(|| "between rotations".to_owned(), |phase| format!("{phase:?}").to_lowercase())
 }

@@ -30,8 +30,15 @@ impl World {
     /// Once an hour, and sometimes in the middle of things.
     pub(crate) fn operate(&mut self) {
         self.see_to_what_waits();
-        if self.plan.wanted.hazard == Hazard::Restores && !self.faults.over {
-            self.restore_next();
+        match self.plan.wanted.hazard {
+            Hazard::Restores => {
+                if !self.faults.over {
+                    self.restore_next();
+                }
+                self.order_canary("store put back, canary");
+            }
+            Hazard::DeadlyWrites => self.order_canary("controller killed, canary"),
+            Hazard::All | Hazard::None | Hazard::Restarts => {}
         }
         if self.plan.wanted.hazard == Hazard::All && !self.faults.over {
             let share = HOUR.as_secs_f64() / self.plan.order_every.as_secs_f64();
@@ -234,6 +241,21 @@ impl World {
                 });
             }
         }
+    }
+
+    /// Until this has happened: no schedule begins a rotation with canaries.
+    fn order_canary(&mut self, fault: &str) {
+        let well = self.faults.restored_at.is_none() && self.unwell().is_none();
+        let free = self.state.rotation.is_none() && self.state.requested.is_none();
+        if self.faults.over || self.counts.faults.contains_key(fault) || !well || !free {
+            return;
+        }
+        let plan =
+            CanaryPlan { selector: Selector::Namespace("shop".to_owned()), window: MINUTE * 10 };
+        let (by, canary) = ("operator".to_owned(), Some(plan));
+        self.order("rotate, canary", |state, at| {
+            state.request(Request { by, at, anchor: None, replaces: None, canary }).is_ok()
+        });
     }
 
     fn canary(&mut self) -> Option<CanaryPlan> {

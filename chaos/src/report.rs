@@ -33,6 +33,9 @@ pub struct Counts {
     pub handshakes: u64,
     /// Writes of the state.
     pub writes: u64,
+    /// Writes of the controller by their kind, where each is deadly.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub deadly_writes: BTreeMap<String, u64>,
     /// Writes of the state that came too late.
     pub conflicts: u64,
     /// Keys destroyed.
@@ -92,6 +95,7 @@ impl Counts {
             (&mut self.faults, &other.faults),
             (&mut self.orders, &other.orders),
             (&mut self.checks, &other.checks),
+            (&mut self.deadly_writes, &other.deadly_writes),
         ];
         for (mine, theirs) in maps {
             for (key, count) in theirs {

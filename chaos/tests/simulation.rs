@@ -67,9 +67,15 @@ fn directed(hazard: Hazard) -> Counts {
 
 #[test]
 fn a_controller_that_dies_between_any_two_of_its_writes_ends_its_rotations() {
-    let Counts { faults, .. } = directed(Hazard::DeadlyWrites);
+    let Counts { faults, deadly_writes, .. } = directed(Hazard::DeadlyWrites);
     for phase in PHASES {
         assert!(faults.contains_key(&format!("controller killed, {phase}")), "{phase}: {faults:?}");
+    }
+    for write in deadly_writes.keys() {
+        for when in ["before", "after"] {
+            let kill = format!("controller killed {when} {write}");
+            assert!(faults.contains_key(&kill), "not {kill}: {faults:?}");
+        }
     }
 }
 
@@ -165,5 +171,5 @@ fn anchors_that_change_places_in_one_write_are_found() {
     assert_eq!(found(Mutant::Swap, 1..20).map(|f| f.1), Some("S6"));
 }
 
-const PHASES: [&str; 6] =
-    ["generating", "staged", "preparing", "activated", "draining", "withdrawn"];
+const PHASES: [&str; 7] =
+    ["generating", "staged", "preparing", "canary", "activated", "draining", "withdrawn"];
