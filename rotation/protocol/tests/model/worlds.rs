@@ -124,12 +124,20 @@ pub(crate) fn cut_for_good() -> Vec<Config> {
     ]
 }
 
-/// The last phases with two workloads, and with two replicas where it stays small.
+/// The last phases with two workloads, with two replicas where it stays small, and with two
+/// controllers.
 pub(crate) fn last_phases() -> Vec<Config> {
     use Order::{Abort, Rotate};
     let from = |phase: PhaseName, replicas: usize, orders: &[Order]| {
         let name = format!("{orders:?} from {phase:?} (2 of {replicas})");
         Config { small: true, replicas, from: Some(phase), ..world(&name, orders) }
+    };
+    let two_controllers = |phase: PhaseName| Config {
+        name: format!("two controllers from {phase:?} (1 of 1)"),
+        proxies: 1,
+        controllers: 2,
+        slow_writes: true,
+        ..from(phase, 1, &[Rotate])
     };
     vec![
         from(PhaseName::Draining, 2, &[Rotate]),
@@ -138,6 +146,9 @@ pub(crate) fn last_phases() -> Vec<Config> {
         from(PhaseName::Draining, 1, &[Rotate, Abort]),
         Config { small: false, ..from(PhaseName::Staged, 2, &[Rotate, Abort]) },
         Config { small: false, ..from(PhaseName::Draining, 2, &[Rotate, Abort]) },
+        two_controllers(PhaseName::Staged),
+        two_controllers(PhaseName::Draining),
+        two_controllers(PhaseName::Withdrawn),
     ]
 }
 
