@@ -81,4 +81,22 @@ mod tests {
         }
         check(&Cli::command());
     }
+
+    #[test]
+    fn every_command_about_trust_can_answer_in_json() {
+        fn check(command: &clap::Command) {
+            if command.has_subcommands() {
+                return command.get_subcommands().for_each(check);
+            }
+            let mut args = command.get_arguments();
+            let json = args.any(|arg| {
+                arg.get_short() == Some('o')
+                    && arg.get_possible_values().iter().any(|value| value.matches("json", false))
+            });
+            assert!(json, "{}", command.get_name());
+        }
+        for name in ["anchor", "issuer", "trust", "consumer"] {
+            check(Cli::command().find_subcommand(name).unwrap());
+        }
+    }
 }
