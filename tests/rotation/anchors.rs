@@ -24,6 +24,7 @@ async fn anchors_of_openssl_are_rotated_to_and_from_under_load_without_a_failed_
         owner.goes_to_an_anchor_whose_key_is_given_away().await;
         owner.goes_to_the_one_that_was_prepared(prepared).await;
         owner.goes_to_an_anchor_whose_issuer_is_waited_for().await;
+        owner.goes_back_to_an_anchor_of_the_mesh_s_own().await;
     };
     without_a_failed_request(field.load(), story).await;
 }
@@ -59,7 +60,7 @@ impl Owner<'_> {
         let root = self.root("p256", "ec -pkeyopt ec_paramgen_curve:P-256");
         let anchor = self.import(&["anchor", "import", &root, "--key", &self.path("p256.key")]);
         assert!(self.key(anchor).exists());
-        self.order_rotation(anchor).await;
+        self.order_rotation(Some(anchor)).await;
         self.rotated_to(anchor, old).await;
     }
 
@@ -67,7 +68,7 @@ impl Owner<'_> {
     /// the key that was given away is destroyed.
     async fn goes_to_the_one_that_was_prepared(&self, anchor: KeyId) {
         let old = self.active().await;
-        self.order_rotation(anchor).await;
+        self.order_rotation(Some(anchor)).await;
         self.rotated_to(anchor, old).await;
         until("the key of the old anchor is destroyed", MOMENT, || async {
             let key = self.key(old);
@@ -87,7 +88,7 @@ impl Owner<'_> {
         let old = self.active().await;
         let root = self.root("rsa", "rsa -pkeyopt rsa_keygen_bits:4096");
         let anchor = self.import(&["anchor", "import", &root]);
-        self.order_rotation(anchor).await;
+        self.order_rotation(Some(anchor)).await;
         until("the owner is waited for", ROTATION, || async {
             let (_, page) = get(self.mesh.rotation_admin, "/rotation.json").await?;
             let waits = page.contains("\"signature\"") && page.contains(&anchor.to_string());
@@ -107,6 +108,17 @@ impl Owner<'_> {
         assert!(refused.contains("was withdrawn"), "{refused}");
     }
 
+    /// The standby has waited all the while; what it leaves is an RSA anchor whose key is elsewhere.
+    async fn goes_back_to_an_anchor_of_the_mesh_s_own(&self) {
+        let old = self.active().await;
+        let state = self.mesh.trust_domain().await.0;
+        let standby = state.in_state(AnchorState::Standby).next().unwrap().id;
+        self.order_rotation(None).await;
+        self.rotated_to(standby, old).await;
+        let web = self.steadfast(&["identity", "demo/web-0", "-o", "json"]);
+        assert!(web.contains(&standby.to_string()), "{web}");
+    }
+
     async fn active(&self) -> KeyId {
         self.mesh.trust_domain().await.0.active_anchor().unwrap().id
     }
@@ -115,7 +127,7 @@ impl Owner<'_> {
         self.mesh.dir().join(format!("keys/anchors/{anchor}.key"))
     }
 
-    async fn order_rotation(&self, anchor: KeyId) {
+    async fn order_rotation(&self, anchor: Option<KeyId>) {
         // What was condemned before is destroyed first, so that nobody writes meanwhile.
         until("nothing is left of the rotation before", MOMENT, || async {
             let state = self.mesh.trust_domain().await.0;
@@ -124,9 +136,7 @@ impl Owner<'_> {
         .await;
         let order = |state: &mut steadfast_rotation_protocol::TrustDomainState| {
             let (by, at) = ("a test".to_owned(), state.activated_at);
-            state
-                .request(Request { by, at, anchor: Some(anchor), canary: None, replaces: None })
-                .unwrap();
+            state.request(Request { by, at, anchor, canary: None, replaces: None }).unwrap();
         };
         self.mesh.change_trust(order).await;
     }
