@@ -234,7 +234,8 @@ impl World {
             let next = next.rotation.map(|rotation| rotation.phase.name());
             format!("{} to {}", name_of(self.phase()), name_of(next))
         } else {
-            key.split('/').next().unwrap_or_default().to_owned()
+            // Without what it is the evidence of.
+            key.split('/').take(2).collect::<Vec<_>>().join("/")
         };
         let seen = self.counts.deadly_writes.entry(kind.clone()).or_default();
         *seen += 1;
