@@ -6,9 +6,11 @@
 //! Nothing here sleeps for luck: [`until`] waits for a state, with a deadline.
 
 pub mod app;
+pub mod cluster;
 pub mod load;
 pub mod mesh;
 pub mod metrics;
+pub mod namespaces;
 pub mod netns;
 pub mod peer;
 pub mod process;

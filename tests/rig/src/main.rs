@@ -1,16 +1,22 @@
 //! What the tests start in namespaces: an application, a load generator, a reader of admin ports,
 //! and peers with certificates of the tests' making.
 
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use steadfast_test_rig::app::App;
 use steadfast_test_rig::load::Load;
 use steadfast_test_rig::metrics::get;
 use steadfast_test_rig::peer::Peer;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 #[tokio::main(flavor = "current_thread")]
@@ -31,8 +37,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         ["get", addr, path] => {
-            let (status, body) =
-                get(addr.parse::<SocketAddr>()?, path).await.map_err(anyhow::Error::msg)?;
+            let (status, body) = get(*addr, path).await.map_err(anyhow::Error::msg)?;
             println!("{}\n{body}", status.as_u16());
             Ok(ExitCode::SUCCESS)
         }
@@ -44,11 +49,14 @@ async fn main() -> anyhow::Result<ExitCode> {
             println!("{}", serde_json::from_str::<Peer>(peer)?.serve().await);
             Ok(ExitCode::SUCCESS)
         }
+        ["relay", listen, netns, target] => {
+            relay(listen.parse()?, Path::new(netns), target.parse()?).await
+        }
         other => {
             eprintln!(
                 "{other:?}: expected http ADDR, tcp ADDR, server-first ADDR, \
                  talk ADDR GREETING_BYTES BYTES, load JSON, get ADDR PATH, \
-                 connect JSON or serve JSON"
+                 connect JSON, serve JSON or relay ADDR NETNS ADDR"
             );
             Ok(ExitCode::from(2))
         }
@@ -73,6 +81,25 @@ async fn talk(addr: &str, greeting_bytes: usize, bytes: usize) -> anyhow::Result
     let text = |bytes: &[u8]| format!("{:?}", String::from_utf8_lossy(bytes));
     let greeting = if greeting.is_empty() { String::new() } else { text(&greeting) + ", " };
     Ok(format!("{greeting}{bytes} bytes back, then {}", text(&back[bytes..])))
+}
+
+/// Listens here, and connects from within another network namespace: sockets stay where they were
+/// made, and this program is one thread.
+async fn relay(listen: SocketAddr, netns: &Path, target: SocketAddr) -> anyhow::Result<ExitCode> {
+    let listener = TcpListener::bind(listen).await?;
+    let netns = File::open(netns)?;
+    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    println!("listening on {listen}");
+    let mut relayed = JoinSet::new();
+    loop {
+        let (mut near, _) = listener.accept().await?;
+        while relayed.try_join_next().is_some() {}
+        relayed.spawn(async move {
+            // Who asks sees the end of its connection, whatever the reason was.
+            let mut far = TcpStream::connect(target).await?;
+            copy_bidirectional(&mut near, &mut far).await
+        });
+    }
 }
 
 async fn serve(app: App) -> anyhow::Result<ExitCode> {

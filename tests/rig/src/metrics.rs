@@ -1,6 +1,7 @@
 //! Reading a process's admin port.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::time::timeout;
 
 /// The samples of one scrape.
@@ -74,9 +75,12 @@ impl Sample {
 ///
 /// # Errors
 /// What failed, in words.
-pub async fn get(addr: SocketAddr, path: &str) -> Result<(StatusCode, String), String> {
+pub async fn get(
+    addr: impl ToSocketAddrs + Display,
+    path: &str,
+) -> Result<(StatusCode, String), String> {
     let ask = async {
-        let stream = TcpStream::connect(addr).await.map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(&addr).await.map_err(|error| error.to_string())?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
                 .await

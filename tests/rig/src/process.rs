@@ -4,9 +4,12 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
+use crate::namespaces::child_of;
 use crate::wait::until;
 
 /// A running process and its log.
@@ -28,6 +31,8 @@ pub struct Spec {
     pub command: Vec<String>,
     /// Its environment, beside PATH.
     pub env: Vec<(String, String)>,
+    /// What puts it into the namespaces of a [`Namespaces`](crate::namespaces::Namespaces).
+    pub entrance: Vec<String>,
     /// The network namespace it runs in.
     pub netns: Option<String>,
     /// The user it runs as, where not the test's own.
@@ -62,8 +67,17 @@ impl Process {
 
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
-        // It may have ended by itself: both then fail, and it is gone.
-        let _ = self.child.kill();
+        // What stands between reaps it, and ends as it did.
+        let pid = self.pid();
+        let between = pid != self.child.id();
+        let killed = between && {
+            let kill = Command::new("kill").args(["-KILL", &pid.to_string()]).output();
+            kill.is_ok_and(|output| output.status.success())
+        };
+        // It may have ended by itself: these then fail, and it is gone.
+        if !killed {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 
@@ -83,7 +97,7 @@ impl Process {
     }
 
     fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
+        let pid = self.pid().to_string();
         let sent = Command::new("kill").args([signal, &pid]).status();
         assert!(sent.is_ok_and(|status| status.success()), "{} is gone", self.name);
     }
@@ -99,9 +113,13 @@ impl Process {
         .code()
     }
 
-    /// Its process id.
+    /// Its process id. Where it has other process ids than we, what put it there stands between.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        // What is before its own first argument: how it gets to its place.
+        let forked =
+            self.command.iter().take(PLACE_WORDS).any(|word| word == "--pid" || word == "--fork");
+        let child = if forked { child_of(self.child.id()) } else { None };
+        child.unwrap_or(self.child.id())
     }
 
     /// Whether it still runs.
@@ -163,6 +181,11 @@ impl Spec {
     /// these replaces itself by the next, so the process id stays that of the program.
     fn full_command(&self) -> Vec<String> {
         let mut command = Vec::new();
+        if !self.entrance.is_empty() {
+            // Of the two, the outer may have to wait for the inner, which runs elsewhere.
+            command.extend(["setpriv", "--pdeathsig", "KILL"].map(str::to_owned));
+            command.extend(self.entrance.iter().cloned());
+        }
         if let Some(netns) = &self.netns {
             command.extend(["nsenter".to_owned(), format!("--net=/run/netns/{netns}")]);
         }
@@ -182,17 +205,40 @@ impl Spec {
 
 fn spawn(command: &[String], env: &[(String, String)], log: &Path) -> Child {
     let file = File::options().create(true).append(true).open(log).expect("the log opens");
-    Command::new(&command[0])
+    let mut program = Command::new(&command[0]);
+    program
         .args(&command[1..])
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .envs(env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(file.try_clone().expect("the log can be shared"))
-        .stderr(file)
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"))
+        .stderr(file);
+    let (started, child) = channel();
+    let asked = spawner().send((program, started));
+    asked.expect("the thread that starts processes goes on");
+    let child = child.recv().expect("the thread that starts processes answers");
+    child.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"))
 }
+
+/// A thread that starts every process and never ends: `PR_SET_PDEATHSIG` fires when the *thread*
+/// ends that started a process, and a test's thread may end before what other tests share.
+fn spawner() -> &'static Sender<Order> {
+    static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
+    SPAWNER.get_or_init(|| {
+        let (orders, queue) = channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut program, started) in queue {
+                // Whoever asked has panicked, if it does not wait.
+                let _ = started.send(program.spawn());
+            }
+        });
+        orders
+    })
+}
+
+/// What to start, and who waits for it.
+type Order = (Command, Sender<std::io::Result<Child>>);
 
 /// A binary of this workspace: beside the test's own, where cargo puts both.
 pub fn binary_path(name: &str) -> PathBuf {
@@ -228,6 +274,8 @@ pub fn free_addr() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, free_port()).into()
 }
 
+/// `setpriv --pdeathsig KILL nsenter` and six words of where to.
+const PLACE_WORDS: usize = 10;
 const FIRST_PORT: u16 = 12_000;
 const PORTS: u16 = 20_000;
 const LOG_LINES_SHOWN: usize = 40;

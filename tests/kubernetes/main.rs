@@ -1,0 +1,3 @@
+//! Everything about Kubernetes, on a real one.
+
+mod cluster;
