@@ -2,10 +2,11 @@
 //!
 //! The standalone platform is here in full: `steadfast-store` opens the store's file and serves it
 //! to the other processes over a unix socket, watches the manifests, issues tokens and projects
-//! them for each workload.
+//! them for each workload. On Kubernetes the API server is the store.
 
 pub mod follow;
 pub mod keys;
+pub mod kubernetes;
 pub mod names;
 pub mod standalone;
 pub mod store;

@@ -3,9 +3,12 @@
 //! What the API server is on Kubernetes. Revisions are of the whole store: every write gets the
 //! next one, without holes, so that a watch which resumes from a revision misses nothing.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use steadfast_api::UnixTime;
 
 /// The revision of one write; 0 is before the first.
 #[derive(
@@ -60,6 +63,14 @@ pub enum StoreError {
     /// The caller may not do that.
     #[error("not permitted: {0}")]
     Denied(String),
+    /// Somebody else has changed an object of ours so that it says nothing.
+    #[error("{key:?} in the store cannot be read: {why}; put it back from a backup")]
+    Unreadable {
+        /// Which key.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The store cannot be reached or did not answer in time.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
@@ -89,7 +100,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Revision, StoreError>;
 
     /// Every change after `from` of keys that begin with `prefix`, without a hole, for ever: the
-    /// stream ends with an error only.
+    /// stream ends with an error only. What was told at once is followed by [`Event::Synced`], from
+    /// where another watch goes on.
     async fn watch(
         &self,
         prefix: &str,
@@ -119,7 +131,18 @@ pub const EVIDENCE_PREFIX: &str = "trust/evidence/";
 /// Where it is written down which evidence there is.
 pub const EVIDENCE_INDEX_KEY: &str = "trust/evidence-index";
 
-/// Where it is kept which controller of rotations leads.
+/// Which controller of rotations leads, as it is kept at [`LEADER_KEY`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderLease {
+    /// Which process.
+    pub holder: String,
+    /// When it was taken or renewed last, by the store's clock.
+    pub renewed_at: UnixTime,
+    /// How long it holds from then on.
+    pub duration: Duration,
+}
+
+/// Where it is kept which controller of rotations leads: a [`LeaderLease`] in JSON.
 pub const LEADER_KEY: &str = "trust/rotation-leader";
 
 /// What workloads hold, as long as the trust domain is halted: the `Findings` of the rotation

@@ -1,3 +1,4 @@
 //! Everything about Kubernetes, on a real one.
 
 mod cluster;
+mod store;

@@ -322,7 +322,11 @@ impl StoreService for Draining {
             }
             Err(StoreError::Denied(why)) => Outcome::Denied(why),
             Err(StoreError::WriteFailed(why)) => Outcome::WriteFailed(why),
-            Err(error @ (StoreError::Compacted(_) | StoreError::Unavailable(_))) => {
+            Err(
+                error @ (StoreError::Compacted(_)
+                | StoreError::Unavailable(_)
+                | StoreError::Unreadable { .. }),
+            ) => {
                 return Err(Status::unavailable(error.to_string()));
             }
         };

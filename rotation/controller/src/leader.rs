@@ -7,22 +7,9 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use steadfast_api::UnixTime;
-use steadfast_platform::store::LEADER_KEY;
+use steadfast_platform::store::{LEADER_KEY, LeaderLease};
 use steadfast_platform::{Store, StoreError};
 use steadfast_rotation_protocol::controller::Now;
-
-/// The lease as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
-    /// Which process.
-    pub holder: String,
-    /// When it was taken or renewed last, by the store's clock.
-    pub renewed_at: UnixTime,
-    /// How long it holds from then on.
-    pub duration: Duration,
-}
 
 /// Whether we lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +80,7 @@ impl Candidate {
     pub async fn resign(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         self.held = None;
         let Some(entry) = store.get(LEADER_KEY).await? else { return Ok(()) };
-        let lease: Option<Lease> = serde_json::from_slice(&entry.value).ok();
+        let lease: Option<LeaderLease> = serde_json::from_slice(&entry.value).ok();
         if lease.is_some_and(|lease| lease.holder == self.name) {
             store.compare_and_swap(LEADER_KEY, Some(entry.revision), None).await?;
         }
@@ -103,13 +90,15 @@ impl Candidate {
     async fn claim(&mut self, store: &dyn Store, now: Now) -> Result<Role, StoreError> {
         let entry = store.get(LEADER_KEY).await?;
         // One that does not parse holds nobody back.
-        let lease =
-            entry.as_ref().and_then(|entry| serde_json::from_slice::<Lease>(&entry.value).ok());
-        if let Some(lease) = lease.filter(|lease| lease.holder != self.name && lease.holds(now)) {
+        let lease = entry
+            .as_ref()
+            .and_then(|entry| serde_json::from_slice::<LeaderLease>(&entry.value).ok());
+        if let Some(lease) = lease.filter(|lease| lease.holder != self.name && holds(lease, now)) {
             self.held = None;
             return Ok(Role::Follows { leader: lease.holder });
         }
-        let ours = Lease { holder: self.name.clone(), renewed_at: now.wall, duration: DURATION };
+        let ours =
+            LeaderLease { holder: self.name.clone(), renewed_at: now.wall, duration: DURATION };
         let value = serde_json::to_vec(&ours).map_err(|e| StoreError::Denied(e.to_string()))?;
         let expected = entry.map(|entry| entry.revision);
         match store.compare_and_swap(LEADER_KEY, expected, Some(value.into())).await {
@@ -127,12 +116,11 @@ impl Candidate {
     }
 }
 
-impl Lease {
-    /// Whether it holds now. One that is dated in the future, by a clock that was set back since,
-    /// holds no longer than any other.
-    fn holds(&self, now: Now) -> bool {
-        now.wall < self.renewed_at + self.duration && self.renewed_at < now.wall + self.duration
-    }
+/// Whether a lease holds now. One that is dated in the future, by a clock that was set back since,
+/// holds no longer than any other.
+fn holds(lease: &LeaderLease, now: Now) -> bool {
+    let LeaderLease { renewed_at, duration, .. } = *lease;
+    now.wall < renewed_at + duration && renewed_at < now.wall + duration
 }
 
 /// How long a controller that has died is waited for.

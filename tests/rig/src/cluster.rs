@@ -14,6 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use futures::future::{join, join_all};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use steadfast_platform::kubernetes::{ServerClock, connect};
 use tempfile::TempDir;
 
 use self::addons::COREDNS;
@@ -58,7 +61,8 @@ impl Deref for Cluster {
 }
 
 impl Cluster {
-    /// Starts one with so many nodes, and waits until they are ready and names are resolved.
+    /// Starts one with so many nodes, and waits until they are ready and names are resolved. One
+    /// without nodes runs nothing, and is an API server with all that it has.
     pub async fn start(nodes: u8) -> Self {
         let parts = Parts::find();
         let dir = TempDir::with_prefix("steadfast-cluster-").expect("a folder for the cluster");
@@ -101,7 +105,9 @@ impl Cluster {
             kubectl.wait_for(&["--for=condition=Ready", &format!("node/{}", node.name())]).await;
         }
         let names = ["--namespace=kube-system", "--for=condition=Available", "deployment/coredns"];
-        kubectl.wait_for(&names).await;
+        if !nodes.is_empty() {
+            kubectl.wait_for(&names).await;
+        }
         Self {
             relay,
             nodes,
@@ -138,6 +144,13 @@ impl Cluster {
     pub fn connect(&self, node: usize, connected: bool) {
         let state = if connected { "up" } else { "down" };
         self.fabric.run(&format!("ip link set {} {state}", self.nodes[node].name()));
+    }
+
+    /// A client of the API server, as the cluster's administrator, and its clock.
+    pub async fn client(&self) -> (Client, ServerClock) {
+        let config = Kubeconfig::read_from(self.kubeconfig()).expect("it was written");
+        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
+        connect(config.expect("it is good")).expect("a client")
     }
 
     /// What is where the control plane is.
