@@ -9,6 +9,7 @@ use steadfast_api::UnixTime;
 use steadfast_platform::store::{LEDGER_KEY, RESOURCES_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Revision, StoreError};
 use steadfast_rotation::event_log::EventLog;
+use steadfast_rotation::listing::Carries;
 use steadfast_rotation::metrics::Metrics;
 use steadfast_rotation::shell::{LookError, Parts};
 use steadfast_rotation::{Anchors, Shell};
@@ -70,6 +71,8 @@ impl World {
             anchor_lifetime: self.plan.anchor_life,
             control_namespace: "steadfast".to_owned(),
             held: Box::new(|| None),
+            carries: Carries::Unless,
+            mirrors_show: Box::new(|_| true),
             event_log: EventLog::default(),
             name: format!("controller#{index}"),
             metrics: Metrics::new(&mut Registry::default()),

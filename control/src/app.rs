@@ -17,9 +17,10 @@ use steadfast_identity_client::{
     BootstrapBundle, ClientAuth, Config as IdentityConfig, ConfigError, Identity, Incoming, Status,
     incoming,
 };
-use steadfast_platform::Store;
-use steadfast_platform::standalone::{Client, Directory};
+use steadfast_platform::access::{Access, Place};
+use steadfast_platform::kubernetes::{ConnectError, Namespaces};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_platform::{Store, bundle_file};
 use steadfast_process::admin::Admin;
 use steadfast_process::drain::terminated;
 use steadfast_process::readiness::Component;
@@ -41,6 +42,9 @@ pub enum AppError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}; is another process there?")]
     Bind(SocketAddr, #[source] io::Error),
+    /// There is no API server to be found.
+    #[error("there is no way to the store")]
+    Connect(#[from] ConnectError),
     /// The configuration of its identity.
     #[error("control's own identity cannot be configured")]
     Identity(#[from] ConfigError),
@@ -66,7 +70,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         None => None,
     };
     let resources = readiness.component("resources", "the resources of the store are not read yet");
-    let store: Arc<dyn Store> = Arc::new(Client::new(&Directory::new(&config.dir)));
+    // It reads nothing of what lies with the anchors.
+    let control = config.control_namespace.clone();
+    let namespaces = Namespaces { anchors: control.clone(), control };
+    let Access { store, place, .. } = config.platform.open(namespaces).await?;
 
     // Everything has the trust domain in its name. Until the store tells it, the admin port says
     // what is waited for.
@@ -93,6 +100,16 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         || Destination::new(board.clone(), metrics.clone(), drain.clone(), settings.clone());
 
     let mut tasks = Tasks::new();
+    if let Place::Kubernetes(..) = place {
+        let keep = bundle_file::keep(Arc::clone(&store), config.bundle_file.clone());
+        let stop = drain.clone();
+        tasks.spawn("own bundle", async move {
+            tokio::select! {
+                never = keep => match never {},
+                () = stop.wait() => Ok::<_, Infallible>(()),
+            }
+        });
+    }
     let tls = incoming(Incoming {
         listener,
         contexts: identity.contexts(),

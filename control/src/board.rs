@@ -76,16 +76,13 @@ impl Board {
         self.change(|index| put_all(index, batch));
     }
 
-    /// Everything that is not listed is gone; what is listed but not in the batch could not be
-    /// read, and stays as it was.
-    pub(crate) fn replace(&self, listed: &HashSet<(Kind, Name)>, batch: Vec<Change>) {
+    /// Everything of a kind that is not listed is gone; what is listed but not in the batch could
+    /// not be read, and stays as it was.
+    pub(crate) fn replace(&self, kind: Kind, listed: &HashSet<Name>, batch: Vec<Change>) {
         self.change(|index| {
-            for kind in Kind::ALL {
-                for name in index.names(kind) {
-                    let key = (kind, name);
-                    if !listed.contains(&key) {
-                        index.delete(kind, key.1);
-                    }
+            for name in index.names(kind) {
+                if !listed.contains(&name) {
+                    index.delete(kind, name);
                 }
             }
             put_all(index, batch);

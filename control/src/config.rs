@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use steadfast_platform::access::{Platform, PlatformArgs};
 use steadfast_process::flags::{ConfigErrors, Flags};
 use steadfast_process::log;
 
@@ -16,9 +17,8 @@ use steadfast_process::log;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "steadfast-control", version, about, long_about)]
 pub struct Args {
-    /// The state directory of the mesh, where `steadfast-store` listens.
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    #[command(flatten)]
+    platform: PlatformArgs,
 
     /// Where sidecars connect, by mutual TLS.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8086")]
@@ -46,11 +46,13 @@ pub struct Args {
     identity_addr: String,
 
     /// The projected token of control's own pod [default: `token` in DIR/pods/NAMESPACE/POD,
-    /// where NAMESPACE is the control plane's and POD is steadfast-control-0].
+    /// where NAMESPACE is the control plane's and POD is steadfast-control-0; on Kubernetes, in
+    /// /var/run/steadfast].
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// The mounted trust bundle of control's own pod [default: bundle.json beside the token].
+    /// The mounted trust bundle of control's own pod [default: bundle.json beside the token; on
+    /// Kubernetes it is written by itself, to /var/lib/steadfast/bundle.json].
     #[arg(long, value_name = "FILE")]
     bundle_file: Option<PathBuf>,
 
@@ -70,8 +72,8 @@ pub struct Args {
 /// What the process runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The state directory.
-    pub dir: PathBuf,
+    /// Where it runs.
+    pub platform: Platform,
     /// Where sidecars connect.
     pub listen: SocketAddr,
     /// Where plaintext is served.
@@ -106,7 +108,8 @@ impl Args {
         let plaintext_listen =
             self.plaintext_listen.as_deref().map(|text| flags.loopback("--plaintext-listen", text));
         let namespace = flags.namespace("--control-namespace", self.control_namespace);
-        let pod = self.dir.join("pods").join(&namespace).join("steadfast-control-0");
+        let platform = self.platform.check(&mut flags);
+        let pod = platform.pod_directory(&namespace, "steadfast-control");
         let config = Config {
             listen: flags.address("--listen", &self.listen),
             plaintext_listen: plaintext_listen.flatten(),
@@ -115,7 +118,7 @@ impl Args {
             cluster_domain: flags.domain("--cluster-domain", self.cluster_domain),
             identity_addr: flags.host_and_port("--identity-addr", self.identity_addr),
             token_file: self.token_file.unwrap_or_else(|| pod.join("token")),
-            bundle_file: self.bundle_file.unwrap_or_else(|| pod.join("bundle.json")),
+            bundle_file: self.bundle_file.unwrap_or_else(|| platform.bundle_file(&pod)),
             grace_period: flags.duration(
                 "--shutdown-grace-period",
                 &self.shutdown_grace_period,
@@ -123,7 +126,7 @@ impl Args {
             ),
             log_filter: self.log,
             log_format: flags.log_format("--log-format", &self.log_format),
-            dir: self.dir,
+            platform,
         };
         flags.check(config)
     }
@@ -137,7 +140,7 @@ mod tests {
     use super::*;
 
     fn check(more: &[&str]) -> Result<Config, ConfigErrors> {
-        Args::parse_from(["steadfast-control", "--dir", "/state"].iter().chain(more)).check()
+        Args::parse_from(["steadfast-control", "--dir", "/"].iter().chain(more)).check()
     }
 
     #[test]
@@ -164,7 +167,7 @@ mod tests {
     fn files_are_those_of_controls_own_pod() {
         let usual = check(&["--control-namespace", "mesh", "--plaintext-listen", "[::1]:8087"]);
         let usual = usual.unwrap();
-        let pod = PathBuf::from("/state/pods/mesh/steadfast-control-0");
+        let pod = PathBuf::from("/pods/mesh/steadfast-control-0");
         assert_eq!(
             (usual.token_file, usual.bundle_file),
             (pod.join("token"), pod.join("bundle.json"))

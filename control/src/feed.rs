@@ -1,13 +1,15 @@
 //! Follows the resources of the store and puts them on the board.
 //!
-//! Changes are gathered until the store says that it has told everything up to a revision, so that
-//! what was written together is seen together. While the store is away the board keeps what it
-//! has, which is logged once and counted, and once more when it is back.
+//! Each kind is followed by itself, as the API server tells them. Changes are gathered until the
+//! store says that it has told everything up to a revision, so that what was written together is
+//! seen together. While the store is away the board keeps what it has, which is logged once and
+//! counted, and once more when it is back.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures::future::select_all;
 use steadfast_platform::follow::{self as store_follow, Change as StoreChange};
 use steadfast_platform::store::{Entry, Event, RESOURCES_PREFIX};
 use steadfast_platform::{Store, StoreError};
@@ -26,21 +28,49 @@ pub async fn follow(
     clock: Arc<dyn Clock>,
     synced: Component,
 ) -> Infallible {
-    let mut feed = Feed { board, metrics, clock, synced, batch: Vec::new(), away: false };
-    store_follow::follow(store, RESOURCES_PREFIX, move |change| feed.tell(change)).await
+    let standing = Standing { away: BTreeSet::new(), unread: Kind::ALL.into() };
+    let common = Arc::new(Common { board, metrics, clock, synced, standing: Mutex::new(standing) });
+    let kinds = Kind::ALL.map(|kind| {
+        let (store, mut feed) = (Arc::clone(&store), Feed::new(kind, Arc::clone(&common)));
+        let follow = async move {
+            let prefix = format!("{RESOURCES_PREFIX}{}/", kind.as_str());
+            store_follow::follow(store, &prefix, move |change| feed.tell(change)).await
+        };
+        Box::pin(follow)
+    });
+    select_all(kinds).await.0
 }
 
-struct Feed {
+/// What all kinds have in common.
+struct Common {
     board: Arc<Board>,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
     synced: Component,
+    standing: Mutex<Standing>,
+}
+
+/// How far the kinds are.
+struct Standing {
+    /// Those that the store does not tell of at the moment.
+    away: BTreeSet<Kind>,
+    /// Those that were not read yet.
+    unread: BTreeSet<Kind>,
+}
+
+/// One kind.
+struct Feed {
+    kind: Kind,
+    common: Arc<Common>,
     /// What came since the last revision that was told in full.
     batch: Vec<Change>,
-    away: bool,
 }
 
 impl Feed {
+    fn new(kind: Kind, common: Arc<Common>) -> Self {
+        Self { kind, common, batch: Vec::new() }
+    }
+
     fn tell(&mut self, change: StoreChange<'_>) {
         match change {
             StoreChange::Event(Event::Deleted { key, .. }) => {
@@ -70,50 +100,61 @@ impl Feed {
             Err(error) => self.unreadable(&entry.key, &error),
         }
         for note in notes {
-            self.metrics.note();
+            self.common.metrics.note();
             tracing::warn!(object = %entry.key, "{note}");
         }
     }
 
     fn unreadable(&self, key: &str, error: &(dyn std::error::Error + 'static)) {
-        self.metrics.unreadable();
+        self.common.metrics.unreadable();
         let error = ErrorChain(error);
         tracing::error!(object = key, %error, "a resource does not parse; its last good form stays");
     }
 
-    /// The whole state at one revision: what is not in it is gone.
+    /// The whole kind at one revision: what is not in it is gone.
     fn reset(&mut self, entries: &[Entry]) {
         self.batch.clear();
         let listed = entries.iter().filter_map(|entry| parse_key(&entry.key).ok().flatten());
-        let listed: HashSet<_> = listed.collect();
+        let listed: HashSet<_> = listed.map(|(_, name)| name).collect();
         entries.iter().for_each(|entry| self.put(entry));
-        self.board.replace(&listed, std::mem::take(&mut self.batch));
+        self.common.board.replace(self.kind, &listed, std::mem::take(&mut self.batch));
         self.heard();
-        self.board.set_synced();
-        self.synced.ready();
+        let read = {
+            let mut standing = self.common.standing();
+            standing.unread.remove(&self.kind) && standing.unread.is_empty()
+        };
+        if read {
+            self.common.board.set_synced();
+            self.common.synced.ready();
+        }
     }
 
     fn publish(&mut self) {
         if !self.batch.is_empty() {
-            self.board.apply(std::mem::take(&mut self.batch));
+            self.common.board.apply(std::mem::take(&mut self.batch));
         }
     }
 
     fn heard(&mut self) {
-        if std::mem::take(&mut self.away) {
+        let Common { board, metrics, .. } = &*self.common;
+        let mut standing = self.common.standing();
+        if standing.away.remove(&self.kind) && standing.away.is_empty() {
             tracing::info!("the store is back");
         }
-        self.metrics.store_heard();
-        for kind in Kind::ALL {
-            self.metrics.set_resources(kind, self.board.count(kind));
+        if standing.away.is_empty() {
+            metrics.store_heard();
         }
+        metrics.set_resources(self.kind, board.count(self.kind));
     }
 
     fn failed(&mut self, error: &StoreError) {
         // What came before the failure is not told again.
         self.publish();
-        self.metrics.store_silent(self.clock.now());
-        if !std::mem::replace(&mut self.away, true) {
+        let Common { metrics, clock, .. } = &*self.common;
+        metrics.store_silent(clock.now());
+        let mut standing = self.common.standing();
+        let first = standing.away.is_empty();
+        if standing.away.insert(self.kind) && first {
             let code = steadfast_api::Code::STORE_UNAVAILABLE;
             tracing::warn!(
                 %code,
@@ -121,5 +162,12 @@ impl Feed {
                 "the store is away; what was last known stays in force"
             );
         }
+    }
+}
+
+impl Common {
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        // Each change is one call: a panic leaves nothing half done.
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use steadfast_platform::access::{Access, Place};
 use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
-use steadfast_platform::standalone::{Client, Directory, Tokens};
+use steadfast_platform::kubernetes::{ConnectError, KubeTokens, Namespaces, Purpose, SecretKeys};
+use steadfast_platform::standalone::Tokens;
 use steadfast_platform::{Store, TokenReview};
 use steadfast_process::admin::Admin;
 use steadfast_process::tasks::TaskError;
@@ -68,6 +70,9 @@ pub enum AppError {
     /// An address that cannot be listened on.
     #[error("cannot listen on {0}: is another process there already?")]
     Bind(SocketAddr, #[source] std::io::Error),
+    /// There is no API server to be found.
+    #[error("there is no way to the store")]
+    Connect(#[from] ConnectError),
     /// The directory of the issuers' keys.
     #[error("cannot use the directory of the issuers' keys")]
     Keys(#[from] KeyStoreError),
@@ -82,12 +87,14 @@ pub enum AppError {
     Tls(#[from] rustls::Error),
 }
 
-/// Runs the standalone service until SIGTERM.
+/// Runs the service until SIGTERM.
 ///
 /// # Errors
 /// Why it did not start, or which service failed.
 pub async fn run(config: Config) -> Result<(), AppError> {
-    let directory = Directory::new(&config.dir);
+    let control = config.control_namespace.clone();
+    // It may not read what lies with the anchors, but for what a trust domain is founded on.
+    let namespaces = Namespaces { anchors: config.anchors_namespace.clone(), control };
     let listener = bind(config.listen).await?;
     let admin = bind(config.admin).await?;
     let plaintext = match config.plaintext_listen {
@@ -95,25 +102,27 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         None => None,
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let client = Client::new(&directory);
-    let offset = client.clone();
-    let store: Arc<dyn Store> = Arc::new(client);
-    let (tokens, follow_tokens) = Tokens::new(Arc::clone(&store), Arc::clone(&clock));
-    let platform = Platform {
-        store,
-        keys: Arc::new(FileKeys::open(directory.issuer_keys())?),
-        tokens,
-        clock,
-        clock_offset_ms: Box::new(move || offset.clock_offset_millis()),
-    };
+    let Access { store, clock_offset_ms, place } = config.platform.open(namespaces).await?;
     let (mut tasks, drain, mut registry) = (Tasks::new(), Drain::new(), Registry::default());
+    let (keys, tokens): (Arc<dyn KeyStore>, Arc<dyn TokenReview>) = match place {
+        Place::Kubernetes(client, Namespaces { control, .. }) => (
+            Arc::new(SecretKeys::new(client.clone(), &control, Purpose::Issuers)),
+            Arc::new(KubeTokens::new(client)),
+        ),
+        Place::Standalone(directory) => {
+            let (tokens, follow_tokens) = Tokens::new(Arc::clone(&store), Arc::clone(&clock));
+            tasks.spawn("tokens", until(drain.clone(), follow_tokens));
+            (Arc::new(FileKeys::open(directory.issuer_keys())?), tokens)
+        }
+    };
+    let clock_offset_ms = Box::new(move || clock_offset_ms());
+    let platform = Platform { store, keys, tokens, clock, clock_offset_ms };
     let log = LogConfig {
-        directory: directory.log(),
+        directory: config.log_dir.clone(),
         file_bytes_max: config.log_file_bytes_max,
         files_kept: config.log_files_kept,
     };
     let app = App::start(&config, platform, log, &mut registry, &mut tasks, &drain)?;
-    tasks.spawn("tokens", until(drain.clone(), follow_tokens));
     let tls = server_config(Arc::clone(&app.own))?;
     tasks.spawn("listener", app.server.clone().serve(listener, Some(tls)));
     if let Some(plaintext) = plaintext {

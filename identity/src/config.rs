@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use steadfast_platform::access::{Platform, PlatformArgs};
+use steadfast_platform::standalone::Directory;
 use steadfast_platform::token::IDENTITY_AUDIENCE;
 use steadfast_process::flags::{ConfigErrors, Flags};
 use steadfast_process::log::Format;
@@ -14,10 +16,10 @@ use crate::limits::Rates;
 
 /// Issues the SVIDs of a mesh: to every workload its own, for a token that proves it.
 ///
-/// It needs the state directory that steadfast-store serves and `steadfast trust init` has filled:
-/// it keeps the keys of issuers in DIR/keys/issuers, appends to DIR/log, talks to DIR/store.sock,
-/// and shuts itself out of everything else (above all the keys of anchors) where the kernel has
-/// Landlock.
+/// Standalone it needs the state directory that steadfast-store serves and `steadfast trust init`
+/// has filled: it keeps the keys of issuers in DIR/keys/issuers, appends to DIR/log, talks to
+/// DIR/store.sock, and shuts itself out of everything else (above all the keys of anchors) where the
+/// kernel has Landlock. On Kubernetes it keeps the keys of issuers as Secrets of its namespace.
 ///
 /// GET /ready on the admin port says what it waits for, GET /metrics what it counts. To loopback
 /// only, GET /identity.json tells its own SVID and GET /members who has a trust stream here; POST
@@ -27,9 +29,8 @@ use crate::limits::Rates;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "steadfast-identity", version, max_term_width = 100)]
 pub struct Args {
-    /// The state directory of the mesh
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    #[command(flatten)]
+    platform: PlatformArgs,
     /// Where to serve TLS: gRPC, GET /bundle and GET /jwks
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     listen: String,
@@ -45,6 +46,10 @@ pub struct Args {
     /// The namespace of the control plane, a part of every DNS identity
     #[arg(long, value_name = "NAME", default_value = "steadfast")]
     control_namespace: String,
+    /// On Kubernetes, the namespace of the anchors' keys, of which nothing else is read than what a
+    /// new trust domain is founded on
+    #[arg(long, value_name = "NAME", default_value = "steadfast-anchors")]
+    anchors_namespace: String,
     /// Whom tokens must be for
     #[arg(long, value_name = "NAME", default_value = IDENTITY_AUDIENCE)]
     audience: String,
@@ -57,6 +62,9 @@ pub struct Args {
     /// How many SVIDs a minute one workload gets
     #[arg(long, value_name = "N", default_value = "120")]
     svids_per_workload_per_minute: String,
+    /// Where the issuance log is kept [default: DIR/log; on Kubernetes, /var/log/steadfast]
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
     /// The size at which a file of the issuance log is rotated, in MiB
     #[arg(long, value_name = "N", default_value = "64")]
     log_file_mib: String,
@@ -77,8 +85,8 @@ pub struct Args {
 /// What the process runs with.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The state directory.
-    pub dir: PathBuf,
+    /// Where it runs.
+    pub platform: Platform,
     /// Where TLS is served.
     pub listen: SocketAddr,
     /// Where plaintext is served.
@@ -89,10 +97,14 @@ pub struct Config {
     pub svid_ttl: Duration,
     /// The namespace of the control plane.
     pub control_namespace: String,
+    /// The namespace of the anchors' keys.
+    pub anchors_namespace: String,
     /// Whom tokens must be for.
     pub audience: String,
     /// How much is let through.
     pub rates: Rates,
+    /// Where the issuance log is kept.
+    pub log_dir: PathBuf,
     /// The size at which the issuance log is rotated.
     pub log_file_bytes_max: u64,
     /// How many rotated files are kept.
@@ -112,9 +124,11 @@ impl Args {
     /// Every flag that cannot be used.
     pub fn check(self) -> Result<Config, ConfigErrors> {
         let mut flags = Flags::default();
-        if !self.dir.is_dir() {
-            flags.wrong("--dir", &self.dir.display().to_string(), "no such directory");
-        }
+        let platform = self.platform.check(&mut flags);
+        let log_dir = self.log_dir.unwrap_or_else(|| match &platform {
+            Platform::Kubernetes => LOG_DIRECTORY.into(),
+            Platform::Standalone(dir) => Directory::new(dir).log(),
+        });
         let plaintext_listen =
             self.plaintext_listen.as_deref().map(|text| flags.loopback("--plaintext-listen", text));
         let config = Config {
@@ -134,15 +148,18 @@ impl Args {
             log_files_kept: flags.count("--log-files-kept", &self.log_files_kept).get() as usize,
             log_format: flags.log_format("--log-format", &self.log_format),
             control_namespace: flags.namespace("--control-namespace", self.control_namespace),
+            anchors_namespace: flags.namespace("--anchors-namespace", self.anchors_namespace),
             audience: flags.filled("--audience", self.audience),
             log_filter: self.log,
             restarted: self.restarted,
-            dir: self.dir,
+            log_dir,
+            platform,
         };
         flags.check(config)
     }
 }
 
+const LOG_DIRECTORY: &str = "/var/log/steadfast";
 /// Below, a renewal has no time for a second try.
 const SVID_TTL_MIN: Duration = Duration::from_secs(2);
 /// An issuer has 30 days and is rotated when 10 are left.

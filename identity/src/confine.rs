@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use landlock::{
@@ -73,7 +74,7 @@ pub fn alone(restarted: bool) -> Result<(), ConfineError> {
 ///
 /// # Errors
 /// A kernel with Landlock that refuses a rule.
-pub fn confine(directory: &Directory) -> Result<Confinement, ConfineError> {
+pub fn confine(directory: Option<&Directory>, log: &Path) -> Result<Confinement, ConfineError> {
     let refused = |error: &dyn std::fmt::Display| ConfineError::Landlock(error.to_string());
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     // Keys of issuers are made, and destroyed.
@@ -84,8 +85,11 @@ pub fn confine(directory: &Directory) -> Result<Confinement, ConfineError> {
         .handle_access(AccessFs::from_all(ABI_KNOWN))
         .and_then(Ruleset::create)
         .map_err(|error| refused(&error))?;
-    let mut rules: Vec<(std::path::PathBuf, BitFlags<AccessFs>)> =
-        vec![(directory.issuer_keys(), keys), (directory.log(), append)];
+    let mut rules: Vec<(PathBuf, BitFlags<AccessFs>)> = vec![(log.to_owned(), append)];
+    match directory {
+        Some(directory) => rules.push((directory.issuer_keys(), keys)),
+        None => rules.extend(KUBERNETES_FILES.map(|path| (path.into(), read))),
+    }
     // How many cores the process may use is read from there; without it the machine's are taken.
     rules.extend(SYSTEM_FILES.map(|path| (path.into(), read)));
     for (path, access) in rules {
@@ -104,8 +108,12 @@ pub fn confine(directory: &Directory) -> Result<Confinement, ConfineError> {
     })
 }
 
-/// Says in one line how far the process is confined, and looks whether it is true.
-pub fn report(confinement: Confinement, directory: &Directory) {
+/// Says in one line how far the process is confined, and looks whether it is true. On Kubernetes
+/// the keys of anchors are no files, and RBAC keeps them from us.
+pub fn report(confinement: Confinement, directory: Option<&Directory>) {
+    let Some(directory) = directory else {
+        return tracing::info!(?confinement, "Landlock: nothing but the log and the pod's token");
+    };
     let anchors = directory.anchor_keys();
     let reachable = std::fs::read_dir(&anchors).is_ok();
     let path = anchors.display();
@@ -137,4 +145,6 @@ const ALLOCATOR_VARIABLE: &str = "_RJEM_MALLOC_CONF";
 const ALLOCATOR_OPTIONS: &str = "background_thread:false,cache_oblivious:false";
 /// One entry for each thread.
 const TASKS: &str = "/proc/self/task";
+/// Of a pod: what the API server is spoken to with, and how names are resolved.
+const KUBERNETES_FILES: [&str; 2] = ["/var/run/secrets/kubernetes.io", "/etc"];
 const SYSTEM_FILES: [&str; 2] = ["/proc/self", "/sys/fs/cgroup"];

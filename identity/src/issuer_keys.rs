@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast_api::{KeyId, UnixTime};
+use steadfast_api::{KeyId, TrustDomain, UnixTime};
 use steadfast_platform::keys::{KeyStore, KeyStoreError};
-use steadfast_platform::store::ISSUER_REQUESTS_PREFIX;
+use steadfast_platform::store::{FOUNDATION_KEY, ISSUER_REQUESTS_PREFIX};
 use steadfast_platform::{Entry, Store, StoreError};
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::trust_domain::{IssuerRequest, WantedIssuer};
+use steadfast_rotation_protocol::trust_domain::{Foundation, IssuerRequest, WantedIssuer};
 
 use crate::authority::{SKEW, issuer_csr};
 use crate::key::AuthorityKey;
@@ -118,14 +118,14 @@ impl IssuerKeys {
     pub async fn look(&mut self) -> Result<(), IssuerKeyError> {
         let Ok(view) = self.replica.current() else {
             self.useless.clear();
-            return Ok(());
+            return self.found().await;
         };
         let (requests, _) = self.store.list(ISSUER_REQUESTS_PREFIX).await?;
         self.delete_old(&view, &requests).await?;
         let wishes: BTreeMap<_, _> = view.state.wishes().map(|wish| (wish.number, wish)).collect();
         self.made.retain(|number, _| wishes.contains_key(number));
         for wish in wishes.into_values() {
-            self.answer(&view, wish, &requests).await?;
+            self.answer(&view.state.trust_domain, wish, &requests).await?;
         }
         self.destroy_useless(&view, &requests).await
     }
@@ -149,9 +149,21 @@ impl IssuerKeys {
         Ok(())
     }
 
+    /// Asks for the first issuer of a trust domain that is being founded, if one is. Keys of others
+    /// who did so too are destroyed once there is a state that does not name them.
+    async fn found(&mut self) -> Result<(), IssuerKeyError> {
+        let Some(entry) = self.store.get(FOUNDATION_KEY).await? else { return Ok(()) };
+        let Ok(foundation) = serde_json::from_slice::<Foundation>(&entry.value) else {
+            return Err(IssuerKeyError::Key(format!("{FOUNDATION_KEY} does not parse")));
+        };
+        let Some(wish) = foundation.wish() else { return Ok(()) };
+        let (requests, _) = self.store.list(ISSUER_REQUESTS_PREFIX).await?;
+        self.answer(&foundation.trust_domain, wish, &requests).await
+    }
+
     async fn answer(
         &mut self,
-        view: &View,
+        trust_domain: &TrustDomain,
         wish: WantedIssuer,
         requests: &[Entry],
     ) -> Result<(), IssuerKeyError> {
@@ -169,7 +181,7 @@ impl IssuerKeys {
         let mut made = match self.made.remove(&wish.number).filter(current) {
             Some(made) => made,
             None if posted => return Ok(()),
-            None => Made { request: self.make(view, wish).await?, posted: Posted::No },
+            None => Made { request: self.make(trust_domain, wish).await?, posted: Posted::No },
         };
         let outcome = self.post(&key, &mut made).await;
         self.made.insert(wish.number, made);
@@ -194,9 +206,13 @@ impl IssuerKeys {
 
     /// A key that is kept, and the request for it. One that is lost to a crash before it is posted
     /// is nobody's: it is found and destroyed as such.
-    async fn make(&self, view: &View, wish: WantedIssuer) -> Result<IssuerRequest, IssuerKeyError> {
+    async fn make(
+        &self,
+        trust_domain: &TrustDomain,
+        wish: WantedIssuer,
+    ) -> Result<IssuerRequest, IssuerKeyError> {
         let key = AuthorityKey::of(self.keys.make().await?);
-        let csr = issuer_csr(&view.state.trust_domain, &key)
+        let csr = issuer_csr(trust_domain, &key)
             .map_err(|error| IssuerKeyError::Key(ErrorChain(&error).to_string()))?;
         let WantedIssuer { anchor_id, number } = wish;
         Ok(IssuerRequest { number, anchor_id, key_id: key.id(), csr })

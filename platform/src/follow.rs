@@ -65,10 +65,11 @@ async fn once(
     loop {
         match events.next().await {
             Some(Ok(event)) => {
-                *seen = Some(match &event {
-                    Event::Deleted { revision, .. } | Event::Synced(revision) => *revision,
-                    Event::Put(entry) => entry.revision,
-                });
+                // The revision of an entry is its own: where to go on is told with what came at
+                // once, and whatever came since the last such word is told again.
+                if let Event::Synced(revision) = &event {
+                    *seen = Some(*revision);
+                }
                 tell(Change::Event(event));
             }
             Some(Err(error)) => return error,
@@ -139,13 +140,15 @@ mod tests {
             let (key, value) = ("a".to_owned(), Bytes::new());
             Ok(Event::Put(Entry { key, value, revision: Revision(revision) }))
         };
+        let synced = |revision| Ok(Event::Synced(Revision(revision)));
         let away = || Err(StoreError::Unavailable("away".to_owned()));
         let compacted = Err(StoreError::Compacted(Revision(90)));
         let (asked, mut questions) = mpsc::unbounded_channel();
         let script = Script {
             lists: Mutex::new([5, 100].into()),
             watches: Mutex::new(
-                [vec![put(6), put(7), away()], vec![away()], vec![compacted]].into(),
+                [vec![put(6), put(7), synced(7), put(8), away()], vec![away()], vec![compacted]]
+                    .into(),
             ),
             asked,
         };
@@ -173,6 +176,8 @@ mod tests {
         while let Ok(text) = tellings.try_recv() {
             all.push(text);
         }
-        assert_eq!(all, ["reset 5", "put 6", "put 7", "failed", "failed", "failed", "reset 100"]);
+        let expected =
+            ["reset 5", "put 6", "put 7", "event", "put 8", "failed", "failed", "failed"];
+        assert_eq!(all, [&expected[..], &["reset 100"]].concat());
     }
 }

@@ -4,6 +4,8 @@
 //! to the other processes over a unix socket, watches the manifests, issues tokens and projects
 //! them for each workload. On Kubernetes the API server is the store.
 
+pub mod access;
+pub mod bundle_file;
 pub mod follow;
 pub mod keys;
 pub mod kubernetes;

@@ -116,6 +116,10 @@ pub const TRUST_DOMAIN_KEY: &str = "trust/domain";
 /// JSON, which identity posts and the rotation controller signs.
 pub const ISSUER_REQUESTS_PREFIX: &str = "trust/issuer-requests/";
 
+/// Where it is kept how far the founding of a trust domain is: a `Foundation` in JSON. There is none
+/// once there is a trust domain.
+pub const FOUNDATION_KEY: &str = "trust/foundation";
+
 /// The prefix of what finds an anchor's key again that was made before a crash:
 /// `trust/anchor-keys/<rotation>-<attempt>`, the key's id in JSON.
 pub const ANCHOR_KEYS_PREFIX: &str = "trust/anchor-keys/";
@@ -148,6 +152,10 @@ pub const LEADER_KEY: &str = "trust/rotation-leader";
 /// What workloads hold, as long as the trust domain is halted: the `Findings` of the rotation
 /// controller in JSON, which `steadfast trust recover` reads.
 pub const FINDINGS_KEY: &str = "trust/findings";
+
+/// The prefix of mirrors of the bundle, `mirrors/<namespace>`: their files by name, in JSON. On
+/// Kubernetes each is a ConfigMap.
+pub const MIRRORS_PREFIX: &str = "mirrors/";
 
 /// The prefix of resources: `resources/<kind>/<namespace>/<name>`, each a Kubernetes object in
 /// JSON; the namespace of a cluster-wide object is empty.

@@ -257,7 +257,9 @@ pub fn rates(n: u32) -> Rates {
 pub fn config() -> Config {
     let any = "127.0.0.1:0".parse().unwrap();
     Config {
-        dir: "/".into(),
+        platform: steadfast_platform::access::Platform::Standalone("/".into()),
+        log_dir: "/".into(),
+        anchors_namespace: "steadfast-anchors".to_owned(),
         listen: any,
         plaintext_listen: None,
         admin: any,

@@ -2,8 +2,8 @@
 
 use kube::core::ApiResource;
 
-use crate::names::{ObjectName, parse_resource_key};
-use crate::store::{ISSUER_REQUESTS_PREFIX, LEADER_KEY, TRUST_DOMAIN_KEY};
+use crate::names::{ObjectName, check_namespace, parse_resource_key};
+use crate::store::{ISSUER_REQUESTS_PREFIX, LEADER_KEY, MIRRORS_PREFIX, TRUST_DOMAIN_KEY};
 
 /// What a key is to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub(super) enum Place {
     Domain,
     /// Which controller of rotations leads.
     Leader,
+    /// The mirror of the bundle in this namespace.
+    Mirror(String),
     /// Anything else of ours, by the name of its ConfigMap.
     Record(Scope, String),
     /// An object of somebody else's.
@@ -44,6 +46,9 @@ impl Place {
             TRUST_DOMAIN_KEY => return Some(Self::Domain),
             LEADER_KEY => return Some(Self::Leader),
             _ => {}
+        }
+        if let Some(namespace) = key.strip_prefix(MIRRORS_PREFIX) {
+            return check_namespace(namespace).ok().map(|()| Self::Mirror(namespace.to_owned()));
         }
         if let Some((kind, name)) = parse_resource_key(key) {
             return Some(Self::Resource(Kind::find(kind)?, name));
@@ -140,6 +145,10 @@ mod tests {
         }
         assert_eq!(Place::of("trust/domain"), Some(Place::Domain));
         assert_eq!(Place::of("trust/rotation-leader"), Some(Place::Leader));
+        assert_eq!(Place::of("mirrors/demo"), Some(Place::Mirror("demo".to_owned())));
+        for other in ["mirrors/", "mirrors/a/b"] {
+            assert_eq!(Place::of(other), None, "{other}");
+        }
         for other in ["tokens/jwks", "trust/", "trust/a.b", "trust/../x", "resources/Node//n", "x"]
         {
             assert_eq!(Place::of(other), None, "{other}");

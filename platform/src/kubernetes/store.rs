@@ -29,8 +29,8 @@ use super::Namespaces;
 use super::place::{Kind, Place, Scope};
 use crate::names::{ObjectName, resource_key};
 use crate::store::{
-    Entry, Event, LEADER_KEY, LeaderLease, RESOURCES_PREFIX, Revision, Store, StoreError,
-    TRUST_DOMAIN_KEY,
+    Entry, Event, LEADER_KEY, LeaderLease, MIRRORS_PREFIX, RESOURCES_PREFIX, Revision, Store,
+    StoreError, TRUST_DOMAIN_KEY,
 };
 
 /// The store, through the API server.
@@ -52,6 +52,9 @@ impl KubeStore {
             Place::Domain => (self.all(Kind::DOMAIN), DOMAIN_NAME.to_owned()),
             Place::Leader => {
                 (self.namespaced(Kind::LEASE, &self.namespaces.anchors), LEASE_NAME.to_owned())
+            }
+            Place::Mirror(namespace) => {
+                (self.namespaced(Kind::RECORD, namespace), MIRROR_NAME.to_owned())
             }
             Place::Record(scope, name) => (self.records(*scope), format!("{RECORD_PREFIX}{name}")),
             Place::Resource(kind, name) if name.namespace.is_empty() => {
@@ -89,6 +92,12 @@ impl KubeStore {
                 labels: None,
                 form: Form::Domain,
             });
+        }
+        if prefix == MIRRORS_PREFIX {
+            // By name, so that the right to read them is no right to read any other.
+            let fields = Some(format!("metadata.name={MIRROR_NAME}"));
+            let api = self.all(Kind::RECORD);
+            return Ok(Range { api, fields, labels: None, form: Form::Mirror });
         }
         if let Some(rest) = prefix.strip_prefix(RESOURCES_PREFIX) {
             let kind = rest.strip_suffix('/').and_then(Kind::find);
@@ -354,6 +363,8 @@ enum Form {
     Domain,
     /// The fields of a Lease.
     Leader,
+    /// The files of a ConfigMap.
+    Mirror,
     /// The bytes of a ConfigMap.
     Record,
     /// The whole object.
@@ -365,6 +376,7 @@ impl Form {
         match place {
             Place::Domain => Self::Domain,
             Place::Leader => Self::Leader,
+            Place::Mirror(_) => Self::Mirror,
             Place::Record(..) => Self::Record,
             Place::Resource(kind, _) => Self::Resource(kind),
         }
@@ -376,6 +388,10 @@ impl Form {
         let key = match self {
             Self::Domain => TRUST_DOMAIN_KEY.to_owned(),
             Self::Leader => LEADER_KEY.to_owned(),
+            Self::Mirror => {
+                let namespace = object.metadata.namespace.clone().unwrap_or_default();
+                format!("{MIRRORS_PREFIX}{namespace}")
+            }
             Self::Record => match name.strip_prefix(RECORD_PREFIX) {
                 Some(name) => Place::record_key(name),
                 None => return Ok(None),
@@ -411,6 +427,11 @@ impl Form {
                 let lease = object.data.get("spec").and_then(lease_of).unwrap_or_default();
                 serde_json::to_vec(&lease).map_err(|error| unreadable(key, &error))?
             }
+            // Also one that somebody has emptied: it is written anew.
+            Self::Mirror => match object.data.get("data") {
+                Some(files) => files.to_string().into_bytes(),
+                None => Vec::new(),
+            },
             Self::Record => {
                 let value = object.data.pointer("/binaryData/value").and_then(Value::as_str);
                 let value = value.ok_or_else(|| unreadable(key, &"it has no binaryData.value"))?;
@@ -434,6 +455,7 @@ impl Form {
                 let lease = serde_json::from_slice(value);
                 Ok(("spec", spec_of(&lease.map_err(|error| unreadable(key, &error))?)))
             }
+            Self::Mirror => Ok(("data", parsed()?)),
             Self::Record => Ok(("binaryData", json!({ "value": BASE64.encode(value) }))),
             Self::Resource(_) => Err(StoreError::Denied(format!("{key:?} is not ours to write"))),
         }
@@ -444,14 +466,15 @@ impl Form {
         let kind = match self {
             Self::Domain => Kind::DOMAIN,
             Self::Leader => Kind::LEASE,
-            Self::Record => Kind::RECORD,
+            Self::Mirror | Self::Record => Kind::RECORD,
             Self::Resource(kind) => kind,
         };
         let (field, part) = self.part(key, value)?;
         let mut object = DynamicObject::new(name, &kind.resource()).data(json!({ field: part }));
-        let labels = [(RECORD_LABEL, "true"), ("app.kubernetes.io/part-of", "steadfast")];
+        let record = matches!(self, Self::Record).then_some((RECORD_LABEL, "true"));
+        let labels = record.into_iter().chain([("app.kubernetes.io/part-of", "steadfast")]);
         let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        object.metadata.labels = Some(labels.into());
+        object.metadata.labels = Some(labels.collect());
         Ok(object)
     }
 
@@ -539,6 +562,8 @@ fn described(error: &kube::Error) -> String {
 /// There is one trust domain in a cluster.
 const DOMAIN_NAME: &str = "steadfast";
 const LEASE_NAME: &str = "steadfast-rotation";
+/// In every namespace.
+const MIRROR_NAME: &str = "steadfast-trust-bundle";
 const RECORD_PREFIX: &str = "steadfast.";
 const RECORD_LABEL: &str = "trust.steadfast.dev/record";
 /// A thousand pods are some 8 MiB.
@@ -573,6 +598,7 @@ mod tests {
             (TRUST_DOMAIN_KEY, r#"{"seq":1}"#.to_owned()),
             (LEADER_KEY, serde_json::to_string(&lease).unwrap()),
             ("trust/ledger/0", "any \u{0} bytes".to_owned()),
+            ("mirrors/demo", r#"{"bundle.json":"{}"}"#.to_owned()),
         ];
         for (key, value) in cases {
             let form = Form::of(&Place::of(key).unwrap());

@@ -23,6 +23,7 @@ use super::directory::{Directory, PodDirectory};
 use super::engine::{Engine, Value, Write};
 use super::issuer::{Holder, Issuer, IssuerError};
 use super::metrics::{Metrics, ResultLabels};
+use crate::bundle_file::{self, BUNDLE_FILE};
 use crate::keys::create_private_dir;
 use crate::names::ObjectName;
 use crate::names::{parse_resource_key, resource_key};
@@ -239,8 +240,8 @@ fn holder(
 fn bundle(state: &[u8]) -> Result<Arc<[u8]>, String> {
     let state: TrustDomainState =
         serde_json::from_slice(state).map_err(|error| error.to_string())?;
-    let bundle = state.bundle().map_err(|error| ErrorChain(&error).to_string())?;
-    Ok((bundle.to_jwks() + "\n").into_bytes().into())
+    let mut files = bundle_file::files(&state)?;
+    Ok(files.remove(BUNDLE_FILE).unwrap_or_default().into_bytes().into())
 }
 
 /// One round over all directories.

@@ -135,6 +135,26 @@ impl Anchors {
         self.certified(trust_domain, id, now, lifetime).await.map(Some)
     }
 
+    /// An anchor of a trust domain that is being founded, none of `used`: of a key that is there,
+    /// or of a new one.
+    ///
+    /// # Errors
+    /// [`AnchorsError`]
+    pub async fn first(
+        &self,
+        trust_domain: &TrustDomain,
+        used: &[KeyId],
+        now: UnixTime,
+        lifetime: Duration,
+    ) -> Result<AnchorRecord, AnchorsError> {
+        let kept = self.kept().await?;
+        let id = match kept.into_iter().find(|id| !used.contains(id)) {
+            Some(id) => id,
+            None => self.places[0].make().await?.id(),
+        };
+        self.certified(trust_domain, id, now, lifetime).await
+    }
+
     /// The keys of all anchors, of whatever is known.
     ///
     /// # Errors

@@ -10,14 +10,15 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
 use prometheus_client::registry::Registry;
 use steadfast_api::spiffe::SpiffeError;
-use steadfast_api::{DnsIdentity, TrustAnchor, TrustDomain};
+use steadfast_api::{DnsIdentity, TrustAnchor, TrustDomain, UnixTime};
 use steadfast_identity_client::{
     BootstrapBundle, Config as IdentityConfig, ConfigError, Identity, Status, TlsContext,
 };
-use steadfast_platform::Store;
+use steadfast_platform::access::{Access, Place};
 use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
-use steadfast_platform::standalone::{Client, Directory};
+use steadfast_platform::kubernetes::{ConnectError, Namespaces, Purpose, SecretKeys};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
+use steadfast_platform::{Store, bundle_file};
 use steadfast_process::admin::Admin;
 use steadfast_process::drain::terminated;
 use steadfast_process::readiness::Component;
@@ -33,7 +34,10 @@ use crate::anchors::Anchors;
 use crate::config::Config;
 use crate::event_log::EventLog;
 use crate::fleet::Network;
+use crate::founding::{Founder, Progress};
+use crate::listing::Carries;
 use crate::metrics::Metrics;
+use crate::mirror::Mirrors;
 use crate::shell::{Parts, Shell};
 use crate::token::Token;
 
@@ -43,6 +47,9 @@ pub enum AppError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}; is another process there?")]
     Bind(SocketAddr, #[source] std::io::Error),
+    /// There is no API server to be found.
+    #[error("there is no way to the store")]
+    Connect(#[from] ConnectError),
     /// The configuration of its identity.
     #[error("the controller's own identity cannot be configured")]
     Identity(#[from] ConfigError),
@@ -66,35 +73,38 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let listener = TcpListener::bind(config.admin).await;
     let listener = listener.map_err(|error| AppError::Bind(config.admin, error))?;
-    let directory = Directory::new(&config.dir);
-    let client = Client::new(&directory);
-    let offset = client.clone();
-    let store: Arc<dyn Store> = Arc::new(client);
+    let namespaces = Namespaces {
+        control: config.control_namespace.clone(),
+        anchors: config.anchors_namespace.clone(),
+    };
+    let Access { store, clock_offset_ms, place } = config.platform.open(namespaces).await?;
+    let token = config.token.clone().map(Token::new);
+    let (anchors, founder) = keys(&config, &place, token.as_ref(), &store)?;
     let state = readiness.component("trust_domain", "the store has not been read yet");
+    let offset = Arc::clone(&clock_offset_ms);
     let founded = tokio::select! {
-        found = founded(&*store, &state) => found,
+        found = founded(&*store, founder.as_ref(), &*clock, &*offset, &state) => found,
         stopped = terminated() => return stopped.map_err(|e| TaskError::Signals(e).into()),
     };
     let (trust_domain, lease) = (founded.trust_domain, founded.read_lease);
     let mut registry = Registry::default();
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
     let contexts = identity.contexts();
-    let files: Arc<dyn KeyStore> = Arc::new(FileKeys::open(directory.anchor_keys())?);
-    let token = config.token.clone().map(Token::new);
-    let anchors = match &token {
-        Some(token) => Anchors::new(Arc::new(token.clone()), [files], Arc::clone(&store)),
-        None => Anchors::new(files, [], Arc::clone(&store)),
-    };
+    let mirrors = matches!(place, Place::Kubernetes(..)).then(|| Mirrors::new(Arc::clone(&store)));
+    let carries = if mirrors.is_some() { Carries::Container } else { Carries::Unless };
+    let (shown, for_bundle) = (mirrors.clone(), Arc::clone(&store));
     let mut shell = Shell::new(Parts {
         anchors,
         fleet: Arc::new(Network::new(identity.replicas(), config.identity_addr.clone())),
         store,
         clock,
-        clock_offset_ms: Box::new(move || offset.clock_offset_millis()),
+        clock_offset_ms: Box::new(move || clock_offset_ms()),
         held: Box::new(move || held(&contexts.borrow())),
         timings: Timings { lease, ..config.timings },
         anchor_lifetime: config.anchor_lifetime,
         control_namespace: config.control_namespace.clone(),
+        carries,
+        mirrors_show: Box::new(move |seq| shown.as_ref().is_none_or(|shown| shown.show(seq))),
         event_log: EventLog::new(config.event_log.clone()),
         name: name(),
         metrics: Metrics::new(&mut registry),
@@ -105,6 +115,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         .with_routes(move |request| page(request, &status, &standing, &round));
     let mut tasks = Tasks::new();
     tasks.spawn("identity", identity.run(drain.clone()));
+    if let Some(mirrors) = mirrors {
+        let keep = bundle_file::keep(for_bundle, config.bundle_file.clone());
+        tasks.spawn("own bundle", until(drain.clone(), keep));
+        tasks.spawn("mirrors", until(drain.clone(), mirrors.run(shell.standing())));
+    }
     let stop = drain.clone();
     tasks.spawn("rotation", async move {
         let run = until(stop, shell.run(&state)).await;
@@ -119,18 +134,63 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     Ok(tasks.run(&drain, DRAIN_DEADLINE).await?)
 }
 
-/// The state of the trust domain that the store knows; waits until it knows one. What is taken from
-/// it never changes.
-async fn founded(store: &dyn Store, waiting: &Component) -> TrustDomainState {
+/// The keys of anchors, and who founds a trust domain if there is none: standalone, a person does.
+fn keys(
+    config: &Config,
+    place: &Place,
+    token: Option<&Token>,
+    store: &Arc<dyn Store>,
+) -> Result<(Anchors, Option<Founder>), AppError> {
+    let own: Arc<dyn KeyStore> = match place {
+        Place::Kubernetes(client, Namespaces { anchors, .. }) => {
+            Arc::new(SecretKeys::new(client.clone(), anchors, Purpose::Anchors))
+        }
+        Place::Standalone(directory) => Arc::new(FileKeys::open(directory.anchor_keys())?),
+    };
+    let anchors = match token {
+        Some(token) => Anchors::new(Arc::new(token.clone()), [own], Arc::clone(store)),
+        None => Anchors::new(own, [], Arc::clone(store)),
+    };
+    let founds = config.founds.clone().filter(|_| matches!(place, Place::Kubernetes(..)));
+    let founder = founds.map(|founds| Founder {
+        store: Arc::clone(store),
+        anchors: anchors.clone(),
+        founds,
+        anchor_lifetime: config.anchor_lifetime,
+        issuer_lifetime: config.timings.issuer_life,
+    });
+    Ok((anchors, founder))
+}
+
+/// The state of the trust domain that the store knows; waits until it knows one, or founds it. What
+/// is taken from it never changes.
+async fn founded(
+    store: &dyn Store,
+    founder: Option<&Founder>,
+    clock: &dyn Clock,
+    clock_offset_ms: &(dyn Fn() -> Option<i64> + Send + Sync),
+    waiting: &Component,
+) -> TrustDomainState {
     let mut logged = String::new();
     loop {
-        let reason = match store.get(TRUST_DOMAIN_KEY).await {
-            Ok(Some(entry)) => match serde_json::from_slice::<TrustDomainState>(&entry.value) {
+        let founding = match founder {
+            Some(founder) => Some(founder.step(store_time(clock.now(), clock_offset_ms())).await),
+            None => None,
+        };
+        let reason = match (store.get(TRUST_DOMAIN_KEY).await, founding) {
+            (Ok(Some(entry)), _) => match serde_json::from_slice(&entry.value) {
                 Ok(state) => return state,
                 Err(error) => format!("the trust domain in the store cannot be read: {error}"),
             },
-            Ok(None) => "the store has no trust domain yet: run `steadfast trust init`".to_owned(),
-            Err(error) => ErrorChain(&error).to_string(),
+            (Err(error), _) => ErrorChain(&error).to_string(),
+            (Ok(None), None) => {
+                "the store has no trust domain yet: run `steadfast trust init`".to_owned()
+            }
+            (Ok(None), Some(Ok(Progress::Founded | Progress::Moved))) => continue,
+            (Ok(None), Some(Ok(Progress::WaitsForIdentity))) => {
+                "identity has not asked for the first issuer of the trust domain yet".to_owned()
+            }
+            (Ok(None), Some(Err(error))) => ErrorChain(&error).to_string(),
         };
         waiting.not_ready(&reason);
         if logged != reason {
@@ -139,6 +199,13 @@ async fn founded(store: &dyn Store, waiting: &Component) -> TrustDomainState {
         }
         tokio::time::sleep(TRUST_DOMAIN_PAUSE).await;
     }
+}
+
+/// What the store's clock says, as far as it is known.
+fn store_time(now: UnixTime, offset_ms: Option<i64>) -> UnixTime {
+    let offset = offset_ms.unwrap_or_default();
+    let off = Duration::from_millis(offset.unsigned_abs());
+    if offset < 0 { now + off } else { now - off }
 }
 
 /// By what other controllers know this process: where it runs, and which one it is there.

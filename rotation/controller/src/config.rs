@@ -6,18 +6,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use steadfast_api::TrustDomain;
 use steadfast_identity::authority::SKEW;
 use steadfast_identity::replica::LEASE;
+use steadfast_platform::access::{Platform, PlatformArgs};
 use steadfast_process::flags::{ConfigErrors, Flags};
 use steadfast_process::{duration, log};
 use steadfast_rotation_protocol::controller::Timings;
 use steadfast_rotation_protocol::schedule::{Schedule, Window};
+use steadfast_rotation_protocol::trust_domain::{READ_LEASE, READ_LEASE_MIN};
 
+use crate::founding::Founds;
 use crate::token::TokenConfig;
 
 /// Rotates the issuers and trust anchors of a mesh, by schedule and when a person asks for it.
 ///
-/// It alone reads the keys of anchors, DIR/keys/anchors. It follows the stored state, asks the
+/// It alone reads the keys of anchors, DIR/keys/anchors or on Kubernetes the Secrets of a namespace
+/// of their own. It follows the stored state, asks the
 /// replicas of the identity service who holds what, and takes no step that somebody would notice.
 /// Several may run: the store decides between them. While none runs, nothing expires for days.
 ///
@@ -26,23 +31,32 @@ use crate::token::TokenConfig;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "steadfast-rotation", version, about, long_about, max_term_width = 100)]
 pub struct Args {
-    /// The state directory of the mesh
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    #[command(flatten)]
+    platform: PlatformArgs,
     /// Where /metrics, /live and /ready are
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9991")]
     admin: String,
     /// The namespace of the control plane, a part of every DNS identity
     #[arg(long, value_name = "NAME", default_value = "steadfast")]
     control_namespace: String,
+    /// On Kubernetes, the namespace of the anchors' keys, which nobody else may read
+    #[arg(long, value_name = "NAME", default_value = "steadfast-anchors")]
+    anchors_namespace: String,
+    /// On Kubernetes, the trust domain that is founded when there is none yet. It never changes
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    trust_domain: String,
+    /// On Kubernetes, the read lease of a trust domain that is founded: 3s to 15s. It never changes
+    #[arg(long, value_name = "TIME", default_value = "15s")]
+    read_lease: String,
     /// The identity service, as host:port; every address of the host is a replica
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     identity_addr: String,
     /// The projected token of the controller's own pod [default: `token` in
-    /// DIR/pods/NAMESPACE/steadfast-rotation-0]
+    /// DIR/pods/NAMESPACE/steadfast-rotation-0, on Kubernetes in /var/run/steadfast]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// The mounted trust bundle of the controller's own pod [default: bundle.json beside the token]
+    /// The mounted trust bundle of the controller's own pod [default: bundle.json beside the token; on
+    /// Kubernetes it is written by itself, to /var/lib/steadfast/bundle.json]
     #[arg(long, value_name = "FILE")]
     bundle_file: Option<PathBuf>,
     /// Over how long the renewals of a drain are spread
@@ -95,12 +109,16 @@ pub struct Args {
 /// What the process runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The state directory.
-    pub dir: PathBuf,
+    /// Where it runs.
+    pub platform: Platform,
     /// Where the admin port is.
     pub admin: SocketAddr,
     /// The namespace of the control plane.
     pub control_namespace: String,
+    /// The namespace of the anchors' keys.
+    pub anchors_namespace: String,
+    /// What is founded where there is no trust domain yet.
+    pub founds: Option<Founds>,
     /// The identity service.
     pub identity_addr: String,
     /// The token of its own pod.
@@ -128,11 +146,9 @@ impl Args {
     /// Every flag that cannot be used.
     pub fn check(self) -> Result<Config, ConfigErrors> {
         let mut flags = Flags::default();
-        if !self.dir.is_dir() {
-            flags.wrong("--dir", &self.dir.display().to_string(), "no such directory");
-        }
+        let platform = self.platform.check(&mut flags);
         let namespace = flags.namespace("--control-namespace", self.control_namespace);
-        let pod = self.dir.join("pods").join(&namespace).join("steadfast-rotation-0");
+        let pod = platform.pod_directory(&namespace, "steadfast-rotation");
         let (least, most) = (Duration::from_secs(1), DAY * 3660);
         let mut time = |flag: &str, value: &str| flags.duration(flag, value, least..=most);
         let timings = Timings {
@@ -179,16 +195,29 @@ impl Args {
             control_namespace: namespace,
             identity_addr: flags.host_and_port("--identity-addr", self.identity_addr),
             token_file: self.token_file.unwrap_or_else(|| pod.join("token")),
-            bundle_file: self.bundle_file.unwrap_or_else(|| pod.join("bundle.json")),
+            bundle_file: self.bundle_file.unwrap_or_else(|| platform.bundle_file(&pod)),
             timings: Timings { schedule, ..timings },
             anchor_lifetime,
             token,
             event_log: self.event_log,
             log_filter: self.log,
             log_format: flags.log_format("--log-format", &self.log_format),
-            dir: self.dir,
+            anchors_namespace: flags.namespace("--anchors-namespace", self.anchors_namespace),
+            founds: founds(&mut flags, &self.trust_domain, &self.read_lease),
+            platform,
         };
         flags.check(config)
+    }
+}
+
+fn founds(flags: &mut Flags, trust_domain: &str, read_lease: &str) -> Option<Founds> {
+    let read_lease = flags.duration("--read-lease", read_lease, READ_LEASE_MIN..=READ_LEASE);
+    match trust_domain.parse::<TrustDomain>() {
+        Ok(trust_domain) => Some(Founds { trust_domain, read_lease }),
+        Err(error) => {
+            flags.wrong("--trust-domain", trust_domain, &error.to_string());
+            None
+        }
     }
 }
 
@@ -255,6 +284,8 @@ mod tests {
             "--issuer-left=30d",
             "--maintenance-window=25:00+4h",
             "--renew-window=soon",
+            "--trust-domain=Example",
+            "--read-lease=1m",
         ];
         let args = Args::parse_from(["steadfast-rotation"].iter().chain(&flags));
         let error = args.check().unwrap_err().to_string();

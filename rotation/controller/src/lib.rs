@@ -8,6 +8,7 @@ pub mod app;
 pub mod config;
 
 pub mod fleet;
+pub mod founding;
 pub mod leader;
 pub mod ledger;
 pub mod listing;
@@ -17,6 +18,7 @@ pub mod event_log;
 pub mod events;
 pub mod evidence;
 pub mod metrics;
+pub mod mirror;
 
 pub mod anchors;
 pub mod external;

@@ -9,14 +9,28 @@ use steadfast_platform::store::RESOURCES_PREFIX;
 use steadfast_platform::{Entry, Store, StoreError};
 use steadfast_rotation_protocol::census::{Listed, ProxyStatus};
 
+/// How a pod says that it carries our proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// It has the proxy's container; and each of our own processes speaks for itself.
+    Container,
+    /// Every pod does, unless it is annotated otherwise: standalone, where containers are no matter.
+    Unless,
+}
+
 /// What was read last: parsing ten thousand pods is work, and between two looks hardly one changes.
-#[derive(Default)]
 pub struct Listing {
+    carries: Carries,
     /// By key.
     pods: HashMap<String, (Box<[u8]>, Option<Listed>)>,
 }
 
 impl Listing {
+    /// Nothing was read yet.
+    pub fn new(carries: Carries) -> Self {
+        Self { carries, pods: HashMap::new() }
+    }
+
     /// The list, read from the store itself: what was taken before a fence does not count. The
     /// replicas of identity are not in it: they are asked themselves.
     ///
@@ -36,7 +50,7 @@ impl Listing {
             let pod = known.unwrap_or_else(|| {
                 // A copy: what came in one message with it is not kept.
                 let value = Box::from(&*entry.value);
-                (value, listed(&entry, control_namespace))
+                (value, listed(&entry, self.carries, control_namespace))
             });
             all.extend(pod.1.clone());
             self.pods.insert(entry.key, pod);
@@ -47,7 +61,7 @@ impl Listing {
 
 /// A pod, as the census asks for it. One that does not parse may run all the same: it is asked for
 /// by the name of its key, and nobody can answer for it until it is mended.
-fn listed(entry: &Entry, control_namespace: &str) -> Option<Listed> {
+fn listed(entry: &Entry, carries: Carries, control_namespace: &str) -> Option<Listed> {
     let (_, name) = parse_resource_key(&entry.key)?;
     let Ok(pod) = serde_json::from_slice::<Pod>(&entry.value) else {
         let name = name.to_string();
@@ -57,22 +71,50 @@ fn listed(entry: &Entry, control_namespace: &str) -> Option<Listed> {
     if name.namespace == control_namespace && account == Some(SERVICE_ACCOUNT) {
         return None;
     }
-    let annotations = pod.metadata.annotations.as_ref();
-    let inject = annotations.and_then(|annotations| annotations.get(INJECT));
-    if inject.is_some_and(|inject| inject == "disabled") {
-        return None;
-    }
+    let ours = name.namespace == control_namespace
+        && account.is_some_and(|account| OWN_ACCOUNTS.contains(&account));
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let proxy = match phase {
-        Some("Succeeded" | "Failed") => ProxyStatus::Ended,
-        Some("Pending") => ProxyStatus::NotStarted,
+    let proxy = match (phase, carries) {
+        (Some("Succeeded" | "Failed"), _) => ProxyStatus::Ended,
+        // A native sidecar runs while the pod is still pending.
+        (_, Carries::Container) if has_proxy(&pod) => container(&pod, |name| name == PROXY),
+        (_, Carries::Container) if ours => container(&pod, |_| true),
+        (Some("Pending"), _) => ProxyStatus::NotStarted,
         // Also where nobody says: it may run.
         _ => ProxyStatus::Running,
     };
+    let annotations = pod.metadata.annotations.as_ref();
+    let inject = annotations.and_then(|annotations| annotations.get(INJECT));
+    let carried = match carries {
+        Carries::Container => has_proxy(&pod) || ours,
+        Carries::Unless => inject.is_none_or(|inject| inject != "disabled"),
+    };
+    if !carried {
+        return None;
+    }
     let pod_uid = pod.metadata.uid.unwrap_or_else(|| name.to_string());
     Some(Listed { pod_uid, name: name.to_string(), proxy })
 }
 
+fn has_proxy(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(|c| c.name == PROXY)
+}
+
+/// Whether one of these containers runs, by the pod's status.
+fn container(pod: &Pod, which: impl Fn(&str) -> bool) -> ProxyStatus {
+    let Some(status) = &pod.status else { return ProxyStatus::NotStarted };
+    let of = [&status.container_statuses, &status.init_container_statuses];
+    let mut all = of.into_iter().flatten().flatten().filter(|container| which(&container.name));
+    let runs =
+        all.any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
+    if runs { ProxyStatus::Running } else { ProxyStatus::NotStarted }
+}
+
+/// Linkerd's name of the proxy's container.
+const PROXY: &str = "linkerd-proxy";
+/// Our own processes that have SVIDs, beside identity.
+const OWN_ACCOUNTS: [&str; 2] = ["steadfast-control", "steadfast-rotation"];
 /// Linkerd's: `disabled` is a pod without a proxy.
 const INJECT: &str = "linkerd.io/inject";
 
@@ -92,7 +134,9 @@ mod tests {
 
     #[test]
     fn a_pod_is_asked_for_unless_it_has_ended_or_has_no_proxy() {
-        let status = |value: &str| listed(&entry(value), "steadfast").map(|listed| listed.proxy);
+        let status = |value: &str| {
+            listed(&entry(value), Carries::Unless, "steadfast").map(|listed| listed.proxy)
+        };
         assert_eq!(status(r#"{"metadata":{"uid":"u"}}"#), Some(ProxyStatus::Running));
         for (phase, expected) in [
             ("Running", ProxyStatus::Running),
@@ -109,8 +153,48 @@ mod tests {
     }
 
     #[test]
+    fn on_kubernetes_a_pod_is_asked_for_while_its_proxy_runs_whatever_the_pods_phase_says() {
+        let status = |namespace: &str, pod: serde_json::Value| {
+            let key = format!("resources/Pod/{namespace}/web-0");
+            let entry = Entry { key, ..entry(&pod.to_string()) };
+            listed(&entry, Carries::Container, "steadfast").map(|listed| listed.proxy)
+        };
+        let pod = |phase: &str, sidecar: &str, state: serde_json::Value| {
+            serde_json::json!({
+                "metadata": { "uid": "u" },
+                "spec": {
+                    "serviceAccountName": "steadfast-control",
+                    "containers": [{ "name": "app" }],
+                    "initContainers": [{ "name": sidecar }],
+                },
+                "status": {
+                    "phase": phase,
+                    "initContainerStatuses": [{
+                        "name": sidecar, "state": state, "image": "", "imageID": "",
+                        "ready": true, "restartCount": 0,
+                    }],
+                },
+            })
+        };
+        let running = serde_json::json!({ "running": {} });
+        let waiting = serde_json::json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+        for phase in ["Pending", "Running", "Unknown"] {
+            let runs = status("demo", pod(phase, "linkerd-proxy", running.clone()));
+            assert_eq!(runs, Some(ProxyStatus::Running), "{phase}");
+            let waits = status("demo", pod(phase, "linkerd-proxy", waiting.clone()));
+            assert_eq!(waits, Some(ProxyStatus::NotStarted), "{phase}");
+        }
+        let ended = status("demo", pod("Failed", "linkerd-proxy", running.clone()));
+        assert_eq!(ended, Some(ProxyStatus::Ended));
+        assert_eq!(status("demo", pod("Running", "other", running.clone())), None);
+        // Our own processes are members without a sidecar.
+        let own = status("steadfast", pod("Running", "other", running));
+        assert_eq!(own, Some(ProxyStatus::Running));
+    }
+
+    #[test]
     fn a_pod_that_does_not_parse_is_a_debtor_by_its_name() {
-        let listed = listed(&entry("no pod"), "steadfast").unwrap();
+        let listed = listed(&entry("no pod"), Carries::Unless, "steadfast").unwrap();
         assert_eq!((listed.name.as_str(), listed.proxy), ("demo/web-0", ProxyStatus::Running));
     }
 }

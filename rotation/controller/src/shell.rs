@@ -30,7 +30,7 @@ use crate::evidence::{self, KeepError};
 use crate::external::Told;
 use crate::leader::{Candidate, Role};
 use crate::ledger::Ledger;
-use crate::listing::Listing;
+use crate::listing::{Carries, Listing};
 use crate::metrics::{LookResult, Metrics};
 
 /// The replicas of identity.
@@ -61,6 +61,10 @@ pub struct Parts {
     pub anchor_lifetime: Duration,
     /// The namespace of the control plane.
     pub control_namespace: String,
+    /// How a pod says that it carries our proxy.
+    pub carries: Carries,
+    /// Whether every mirror of the bundle shows this sequence number, where mirrors are our affair.
+    pub mirrors_show: Box<dyn Fn(u64) -> bool + Send + Sync>,
     /// Where decisions are told with what they were made of.
     pub event_log: EventLog,
     /// By what the other controllers know us; no other process has this name.
@@ -158,6 +162,7 @@ impl Shell {
         let standing =
             watch::Sender::new(Standing { timings: Some(parts.timings), ..Standing::default() });
         let candidate = Candidate::new(parts.name.clone());
+        let listing = Listing::new(parts.carries);
         Self {
             parts,
             controller,
@@ -176,7 +181,7 @@ impl Shell {
             in_vain: 0,
             made: None,
             signed: None,
-            listing: Listing::default(),
+            listing,
             ledger: None,
             past: None,
             before: None,
@@ -270,9 +275,10 @@ impl Shell {
             signed: self.signed.clone(),
             keyless,
             undestroyed,
-            mirrors_current: round
-                .as_ref()
-                .is_some_and(|round| census::mirrors_behind(&state, round).is_empty()),
+            mirrors_current: (self.parts.mirrors_show)(state.seq)
+                && round
+                    .as_ref()
+                    .is_some_and(|round| census::mirrors_behind(&state, round).is_empty()),
             clock_offset_ms: (self.parts.clock_offset_ms)(),
             round,
             state,

@@ -20,6 +20,7 @@ use steadfast_rotation::Anchors;
 use steadfast_rotation::event_log::EventLog;
 use steadfast_rotation::evidence::{self, KeepError};
 use steadfast_rotation::leader::{Candidate, Role};
+use steadfast_rotation::listing::Carries;
 use steadfast_rotation::metrics::Metrics;
 use steadfast_rotation::shell::{Fleet, Parts, Shell};
 use steadfast_rotation_protocol::TrustDomainState;
@@ -238,6 +239,8 @@ impl Mesh {
             },
             anchor_lifetime: DAY * 761,
             control_namespace: "steadfast".to_owned(),
+            carries: Carries::Unless,
+            mirrors_show: Box::new(|_| true),
             event_log: EventLog::default(),
             name: name.to_owned(),
             metrics: Metrics::new(&mut Registry::default()),

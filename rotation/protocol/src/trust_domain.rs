@@ -257,6 +257,25 @@ pub struct WantedIssuer {
     pub number: u64,
 }
 
+/// What a trust domain is founded on, before it has its first issuer and so before it has a state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foundation {
+    /// Its name.
+    pub trust_domain: TrustDomain,
+    /// As in the state.
+    pub read_lease: Duration,
+    /// The active anchor and the standby; empty before they are made.
+    pub anchors: Vec<AnchorRecord>,
+}
+
+impl Foundation {
+    /// The issuer that identity is to make; `None` before there are anchors. No state has its
+    /// number.
+    pub fn wish(&self) -> Option<WantedIssuer> {
+        self.anchors.first().map(|anchor| WantedIssuer { anchor_id: anchor.id, number: 0 })
+    }
+}
+
 /// The answer to a [`WantedIssuer`]: identity has made the key and keeps it. It is an object of its
 /// own, under its number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -520,6 +539,8 @@ fn read_lease_default() -> Duration {
 
 /// `Tc`: the read lease, unless a shorter one is chosen when the trust domain is founded.
 pub const READ_LEASE: Duration = Duration::from_secs(15);
+/// Below, a store that is slow for a moment stops the issuing.
+pub const READ_LEASE_MIN: Duration = Duration::from_secs(3);
 
 /// Where the key of an anchor is that is not ours to keep.
 pub const EXTERNAL: &str = "external";

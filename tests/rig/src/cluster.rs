@@ -20,6 +20,7 @@ use steadfast_platform::kubernetes::{ServerClock, connect};
 use tempfile::TempDir;
 
 use self::addons::COREDNS;
+pub use self::install::{CONTROL_NAMESPACE, chart};
 pub use self::kubectl::Kubectl;
 pub use self::node::Node;
 use self::pki::Pki;
@@ -28,6 +29,7 @@ use crate::process::{Process, Spec, binary_path, free_addr};
 
 mod addons;
 mod images;
+mod install;
 mod kubectl;
 mod node;
 mod pki;

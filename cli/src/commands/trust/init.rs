@@ -20,7 +20,7 @@ use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_platform::{Store as _, StoreError};
 use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::trust_domain::READ_LEASE;
+use steadfast_rotation_protocol::trust_domain::{READ_LEASE, READ_LEASE_MIN};
 
 use crate::store::{self, StoreProblem};
 
@@ -314,8 +314,6 @@ impl fmt::Display for Outcome {
 
 /// The trust domain of a mesh that was given no other name.
 pub(crate) const TRUST_DOMAIN_DEFAULT: &str = "cluster.local";
-/// Below, a store that is slow for a moment stops the issuing.
-const READ_LEASE_MIN: Duration = Duration::from_secs(3);
 /// The manifest of the control plane.
 pub(crate) const MANIFEST: &str = "steadfast.yaml";
 

@@ -1,0 +1,60 @@
+//! The mesh in a cluster, as its charts install it.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::Cluster;
+
+impl Cluster {
+    /// Installs the charts with these values, and waits until the control plane is ready.
+    pub async fn install(&self, values: &[&str]) {
+        for program in PROGRAMS {
+            self.import(program);
+        }
+        self.helm(&["install", "steadfast-crds", &chart("steadfast-crds")]);
+        let chart = chart("steadfast");
+        let mut args = vec!["install", "steadfast", &chart, "--create-namespace"];
+        args.extend(["--namespace", CONTROL_NAMESPACE]);
+        for value in IMAGES.iter().chain(values) {
+            args.extend(["--set", value]);
+        }
+        self.helm(&args);
+        self.control_plane_ready().await;
+    }
+
+    /// Waits until every process of the control plane is ready.
+    pub async fn control_plane_ready(&self) {
+        for component in ["identity", "rotation", "control"] {
+            let deployment = format!("deployment/steadfast-{component}");
+            let namespace = format!("--namespace={CONTROL_NAMESPACE}");
+            self.wait_for(&["--for=condition=Available", &deployment, &namespace]).await;
+        }
+    }
+
+    /// What `helm` prints; panics with its error when it fails.
+    pub fn helm(&self, args: &[&str]) -> String {
+        let output = Command::new(self.parts.path("helm"))
+            .env("HOME", self.dir.path())
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(args)
+            .output()
+            .expect("helm starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "helm {args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+}
+
+/// One of our charts.
+pub fn chart(name: &str) -> String {
+    let charts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/charts");
+    charts.join(name).display().to_string()
+}
+
+/// Where the control plane is.
+pub const CONTROL_NAMESPACE: &str = "steadfast";
+/// What a mesh is made of.
+const PROGRAMS: [&str; 4] =
+    ["steadfast-identity", "steadfast-rotation", "steadfast-control", "steadfast-proxy"];
+const IMAGES: [&str; 3] = ["image.registry=localhost", "image.tag=1", "image.pullPolicy=Never"];
