@@ -103,7 +103,10 @@ pub(crate) fn import(input: &[u8]) -> bool {
         let anchor_id = state.import_anchor(anchor).unwrap();
         let number = state.request_issuer(anchor_id, 1).unwrap().number;
         let key_id = TrustAnchor::parse(&pki().issuer).unwrap().id();
-        (state, IssuerRequest { number, anchor_id, key_id, csr: Vec::new() })
+        (
+            state,
+            IssuerRequest { number, anchor_id, key_id, csr: Vec::new(), key_ref: String::new() },
+        )
     });
     let now = UnixTime::from_secs(NOW_SECS);
     let mut taken = false;

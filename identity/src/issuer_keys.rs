@@ -215,7 +215,8 @@ impl IssuerKeys {
         let csr = issuer_csr(trust_domain, &key)
             .map_err(|error| IssuerKeyError::Key(ErrorChain(&error).to_string()))?;
         let WantedIssuer { anchor_id, number } = wish;
-        Ok(IssuerRequest { number, anchor_id, key_id: key.id(), csr })
+        let key_id = key.id();
+        Ok(IssuerRequest { number, anchor_id, key_id, csr, key_ref: self.keys.place_of(key_id) })
     }
 
     async fn post(&self, key: &str, made: &mut Made) -> Result<(), IssuerKeyError> {

@@ -399,7 +399,8 @@ impl Asked {
         let WantedIssuer { number, .. } = state.request_issuer(anchor_id, 7).unwrap();
         let (key, _) = AuthorityKey::generate().unwrap();
         let csr = issuer_csr(&domain(), &key).unwrap();
-        let request = IssuerRequest { number, anchor_id, key_id: key.id(), csr };
+        let request =
+            IssuerRequest { number, anchor_id, key_id: key.id(), csr, key_ref: String::new() };
         Self { state, key, request }
     }
 

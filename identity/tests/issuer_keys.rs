@@ -142,6 +142,7 @@ async fn a_request_of_a_wish_that_is_newer_than_the_view_stays() {
         anchor_id: mesh.founding.active.id,
         key_id: KeyId::of_spki(b"another replica's"),
         csr: vec![1],
+        key_ref: String::new(),
     };
     for number in [0, revision + 1000] {
         let key = format!("{ISSUER_REQUESTS_PREFIX}{number}");

@@ -16,7 +16,9 @@ use steadfast_platform::keys::{KeyStore, KeyStoreError, self_test};
 use steadfast_platform::store::ANCHOR_KEYS_PREFIX;
 use steadfast_platform::{Revision, Store, StoreError};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::trust_domain::{AnchorRecord, Condemned, IssuerRecord, Label};
+use steadfast_rotation_protocol::trust_domain::{
+    AnchorRecord, Condemned, IssuerRecord, IssuerRequest, Label,
+};
 
 /// The keys of anchors.
 #[derive(Clone)]
@@ -187,13 +189,17 @@ impl Anchors {
         &self,
         trust_domain: &TrustDomain,
         anchor: &AnchorRecord,
-        csr: &[u8],
+        request: &IssuerRequest,
         now: UnixTime,
         lifetime: Duration,
     ) -> Result<IssuerRecord, AnchorsError> {
-        let (domain, der, csr) = (trust_domain.clone(), anchor.der.clone(), csr.to_vec());
+        let (domain, der) = (trust_domain.clone(), anchor.der.clone());
+        let csr = request.csr.clone();
         let sign = move |key: AuthorityKey| sign_issuer(&domain, &der, &key, &csr, now, lifetime);
-        self.with_key(anchor.id, sign).await
+        let signed = self.with_key(anchor.id, sign).await?;
+        // Only identity knows where it keeps the key; one of an older version does not say it.
+        let place = Some(&request.key_ref).filter(|place| !place.is_empty()).cloned();
+        Ok(IssuerRecord { key_ref: place.unwrap_or(signed.key_ref.clone()), ..signed })
     }
 
     /// Works with a key that has just shown that it signs. A device may take its time over it, so

@@ -177,20 +177,20 @@ async fn founded(
             Some(founder) => Some(founder.step(store_time(clock.now(), clock_offset_ms())).await),
             None => None,
         };
-        let reason = match (store.get(TRUST_DOMAIN_KEY).await, founding) {
-            (Ok(Some(entry)), _) => match serde_json::from_slice(&entry.value) {
+        let reason = match (founding, store.get(TRUST_DOMAIN_KEY).await) {
+            (Some(Err(error)), _) => ErrorChain(&error).to_string(),
+            (Some(Ok(Progress::Moved)), _) => continue,
+            (Some(Ok(Progress::WaitsForIdentity)), _) => {
+                "identity has not asked for the first issuer of the trust domain yet".to_owned()
+            }
+            (_, Ok(Some(entry))) => match serde_json::from_slice(&entry.value) {
                 Ok(state) => return state,
                 Err(error) => format!("the trust domain in the store cannot be read: {error}"),
             },
-            (Err(error), _) => ErrorChain(&error).to_string(),
-            (Ok(None), None) => {
+            (_, Ok(None)) => {
                 "the store has no trust domain yet: run `steadfast trust init`".to_owned()
             }
-            (Ok(None), Some(Ok(Progress::Founded | Progress::Moved))) => continue,
-            (Ok(None), Some(Ok(Progress::WaitsForIdentity))) => {
-                "identity has not asked for the first issuer of the trust domain yet".to_owned()
-            }
-            (Ok(None), Some(Err(error))) => ErrorChain(&error).to_string(),
+            (_, Err(error)) => ErrorChain(&error).to_string(),
         };
         waiting.not_ready(&reason);
         if logged != reason {

@@ -153,8 +153,8 @@ impl Founder {
         let request = serde_json::from_slice::<IssuerRequest>(&entry.value);
         let request = request.map_err(|error| FoundError::State(ISSUER_REQUESTS_PREFIX, error))?;
         let Foundation { trust_domain, read_lease, anchors } = foundation;
-        let (csr, lifetime) = (&request.csr, self.issuer_lifetime);
-        let issuer = self.anchors.sign(&trust_domain, &anchors[0], csr, now, lifetime).await?;
+        let (anchor, lifetime) = (&anchors[0], self.issuer_lifetime);
+        let issuer = self.anchors.sign(&trust_domain, anchor, &request, now, lifetime).await?;
         let mut state = TrustDomainState::founded(trust_domain, anchors, issuer, now);
         state.read_lease = read_lease;
         let anchor = state.anchors[0].id;

@@ -557,7 +557,7 @@ impl Shell {
         let Some(anchor) = state.anchor(wanted.anchor_id) else { return Ok(()) };
         let (now, lifetime) = (self.wall(), self.parts.timings.issuer_life);
         let anchors = &self.parts.anchors;
-        let issuer = anchors.sign(&state.trust_domain, anchor, &request.csr, now, lifetime).await?;
+        let issuer = anchors.sign(&state.trust_domain, anchor, &request, now, lifetime).await?;
         self.signed = Some(Signed { wanted, issuer });
         Ok(())
     }

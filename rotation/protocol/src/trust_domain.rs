@@ -289,6 +289,9 @@ pub struct IssuerRequest {
     /// PKCS#10, DER in hex: its signature shows that identity holds the key.
     #[serde(with = "hex_bytes")]
     pub csr: Vec<u8>,
+    /// Where identity keeps it, for people.
+    #[serde(default)]
+    pub key_ref: String,
 }
 
 /// A key that is to be destroyed.

@@ -20,6 +20,7 @@ use steadfast_platform::kubernetes::{ServerClock, connect};
 use tempfile::TempDir;
 
 use self::addons::COREDNS;
+pub use self::images::load;
 pub use self::install::{CONTROL_NAMESPACE, chart};
 pub use self::kubectl::Kubectl;
 pub use self::node::Node;

@@ -43,13 +43,7 @@ impl Namespaces {
 
     /// What puts a program into them.
     pub fn entrance(&self) -> Vec<String> {
-        let kinds: &[&str] = match self.kind {
-            Kind::Network => &["--net"],
-            Kind::Machine => &["--net", "--mount", "--uts", "--ipc", "--pid"],
-        };
-        let mut command = vec!["nsenter".to_owned(), format!("--target={}", self.pid())];
-        command.extend(kinds.iter().map(ToString::to_string));
-        command
+        entrance(self.pid(), self.kind)
     }
 
     /// Runs a script in them; panics with what it printed when it fails.
@@ -83,6 +77,17 @@ impl Namespaces {
     pub fn end(&mut self) {
         self.holder.kill();
     }
+}
+
+/// What puts a program into the namespaces of this process.
+pub fn entrance(pid: u32, kind: Kind) -> Vec<String> {
+    let kinds: &[&str] = match kind {
+        Kind::Network => &["--net"],
+        Kind::Machine => &["--net", "--mount", "--uts", "--ipc", "--pid"],
+    };
+    let mut command = vec!["nsenter".to_owned(), format!("--target={pid}")];
+    command.extend(kinds.iter().map(ToString::to_string));
+    command
 }
 
 /// The first child of a process.

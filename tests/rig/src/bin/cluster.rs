@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use steadfast_test_rig::cluster::{Cluster, parts_root};
+use steadfast_test_rig::cluster::{Cluster, load, parts_root};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
@@ -28,9 +28,10 @@ async fn run() -> anyhow::Result<ExitCode> {
         ["up", "--nodes", nodes] => up(&files, nodes_of(nodes)?).await?,
         ["down"] => down(&files).await?,
         ["status"] => return status(&files),
+        ["load"] => load_images(&files)?,
         ["hold", nodes] => hold(&files, nodes_of(nodes)?).await?,
         other => {
-            eprintln!("{other:?}: expected up [--nodes N], down or status");
+            eprintln!("{other:?}: expected up [--nodes N], load, down or status");
             return Ok(ExitCode::from(2));
         }
     }
@@ -70,6 +71,7 @@ async fn up(files: &Files, nodes: u8) -> anyhow::Result<()> {
     println!("  export KUBECONFIG={}", files.kubeconfig.display());
     println!("  export PATH={}:$PATH        # kubectl and helm", files.bin.display());
     println!("\n  kubectl get nodes");
+    println!("  tests/kubernetes/cluster install  # Steadfast, as it is built from here");
     println!("  tests/kubernetes/cluster down     # ends it");
     Ok(())
 }
@@ -83,6 +85,8 @@ async fn hold(files: &Files, nodes: u8) -> anyhow::Result<()> {
         cluster = Cluster::start(nodes) => cluster,
         _ = terminate.recv() => return Ok(()),
     };
+    let nodes = cluster.nodes().iter().map(|node| format!("{}\n", node.namespaces.pid()));
+    fs::write(&files.nodes, nodes.collect::<String>())?;
     // Complete at once, and for its owner alone: it names a token.
     let draft = files.kubeconfig.with_extension("new");
     let _ = fs::remove_file(&draft);
@@ -97,6 +101,16 @@ async fn hold(files: &Files, nodes: u8) -> anyhow::Result<()> {
     let _ = fs::remove_file(&files.kubeconfig);
     drop(cluster);
     let _ = fs::remove_file(&files.pid);
+    Ok(())
+}
+
+/// Brings our own programs, as they are built now, into every node.
+fn load_images(files: &Files) -> anyhow::Result<()> {
+    ensure!(files.holder().is_some(), "no cluster is up: tests/kubernetes/cluster up");
+    let nodes = fs::read_to_string(&files.nodes)?;
+    let nodes = nodes.lines().map(str::parse::<u32>).collect::<Result<Vec<_>, _>>()?;
+    load(&nodes);
+    println!("loaded the images localhost/steadfast-*:1 into {} nodes", nodes.len());
     Ok(())
 }
 
@@ -140,6 +154,8 @@ struct Files {
     kubeconfig: PathBuf,
     log: PathBuf,
     pid: PathBuf,
+    /// The first process of each node.
+    nodes: PathBuf,
 }
 
 impl Files {
@@ -150,6 +166,7 @@ impl Files {
             kubeconfig: root.join("kubeconfig"),
             log: root.join("cluster.log"),
             pid: root.join("cluster.pid"),
+            nodes: root.join("cluster.nodes"),
         }
     }
 

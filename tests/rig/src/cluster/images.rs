@@ -5,7 +5,25 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use super::Parts;
+use super::node::import;
+use crate::namespaces::{Kind, entrance};
 use crate::process::binary_path;
+
+/// Brings the images of all programs of a mesh into nodes of a cluster that another process holds, by
+/// the first process of each.
+pub fn load(nodes: &[u32]) {
+    let parts = Parts::find();
+    for program in PROGRAMS {
+        let image = of_program(&parts, program);
+        for node in nodes {
+            import(&entrance(*node, Kind::Machine), &parts, &image);
+        }
+    }
+}
+
+/// What a mesh is made of.
+pub(super) const PROGRAMS: [&str; 4] =
+    ["steadfast-identity", "steadfast-rotation", "steadfast-control", "steadfast-proxy"];
 
 /// The image `localhost/<program>:1`, made anew where the program is newer.
 pub(super) fn of_program(parts: &Parts, program: &str) -> PathBuf {

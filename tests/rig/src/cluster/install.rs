@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::Cluster;
+use super::images::PROGRAMS;
 
 impl Cluster {
     /// Installs the charts with these values, and waits until the control plane is ready.
@@ -54,7 +55,4 @@ pub fn chart(name: &str) -> String {
 
 /// Where the control plane is.
 pub const CONTROL_NAMESPACE: &str = "steadfast";
-/// What a mesh is made of.
-const PROGRAMS: [&str; 4] =
-    ["steadfast-identity", "steadfast-rotation", "steadfast-control", "steadfast-proxy"];
 const IMAGES: [&str; 3] = ["image.registry=localhost", "image.tag=1", "image.pullPolicy=Never"];

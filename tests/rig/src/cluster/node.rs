@@ -70,11 +70,11 @@ impl Node {
         let containerd = write("containerd.toml", CONTAINERD.to_owned());
         let containerd = start("containerd", vec![format!("--config={containerd}")]);
         until(&format!("containerd of {name} answers"), DEADLINE, || async {
-            ctr(&namespaces, place.parts, &["version"])
+            ctr(&namespaces.entrance(), place.parts, &["version"])
         })
         .await;
         for image in ["pause", "coredns", "busybox"] {
-            import(&namespaces, place.parts, &place.parts.image(image));
+            import(&namespaces.entrance(), place.parts, &place.parts.image(image));
         }
         let kubelet = write("kubelet.yaml", kubelet(place.dir, group, &name));
         let kubelet = start(
@@ -107,7 +107,7 @@ impl Node {
 
     /// Brings in an image in the form of `docker save`.
     pub(super) fn import(&self, parts: &Parts, image: &Path) {
-        import(&self.namespaces, parts, image);
+        import(&self.namespaces.entrance(), parts, image);
     }
 
     pub(super) fn end(&mut self) {
@@ -133,14 +133,14 @@ pub(super) fn pod_subnet(index: u8) -> String {
     format!("10.244.{index}.0/24")
 }
 
-fn import(namespaces: &Namespaces, parts: &Parts, image: &Path) {
+/// Brings an image into a node that is entered so.
+pub(super) fn import(entrance: &[String], parts: &Parts, image: &Path) {
     let image = image.display().to_string();
-    ctr(namespaces, parts, &["--namespace=k8s.io", "images", "import", "--local", &image])
+    ctr(entrance, parts, &["--namespace=k8s.io", "images", "import", "--local", &image])
         .unwrap_or_else(|error| panic!("{image} cannot be imported: {error}"));
 }
 
-fn ctr(namespaces: &Namespaces, parts: &Parts, args: &[&str]) -> Result<String, String> {
-    let entrance = namespaces.entrance();
+fn ctr(entrance: &[String], parts: &Parts, args: &[&str]) -> Result<String, String> {
     let output = Command::new(&entrance[0])
         .args(&entrance[1..])
         .arg(parts.path("ctr"))
