@@ -11,12 +11,14 @@ use kube::{Client, Config};
 
 pub use self::clock::ServerClock;
 pub use self::keys::{Purpose, SecretKeys};
+pub use self::status::DomainStatus;
 pub use self::store::KubeStore;
 pub use self::tokens::KubeTokens;
 
 mod clock;
 mod keys;
 mod place;
+mod status;
 mod store;
 mod tokens;
 

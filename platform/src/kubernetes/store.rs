@@ -540,7 +540,7 @@ fn watch_failed(error: kube::Error, from: Revision) -> StoreError {
     }
 }
 
-fn failed(error: kube::Error) -> StoreError {
+pub(super) fn failed(error: kube::Error) -> StoreError {
     match &error {
         kube::Error::Api(status) if matches!(status.code, UNAUTHORIZED | FORBIDDEN) => {
             StoreError::Denied(described(&error))
@@ -560,7 +560,7 @@ fn described(error: &kube::Error) -> String {
 }
 
 /// There is one trust domain in a cluster.
-const DOMAIN_NAME: &str = "steadfast";
+pub(super) const DOMAIN_NAME: &str = "steadfast";
 const LEASE_NAME: &str = "steadfast-rotation";
 /// In every namespace.
 const MIRROR_NAME: &str = "steadfast-trust-bundle";

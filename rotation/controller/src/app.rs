@@ -16,7 +16,7 @@ use steadfast_identity_client::{
 };
 use steadfast_platform::access::{Access, Place};
 use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
-use steadfast_platform::kubernetes::{ConnectError, Namespaces, Purpose, SecretKeys};
+use steadfast_platform::kubernetes::{ConnectError, DomainStatus, Namespaces, Purpose, SecretKeys};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_platform::{Store, bundle_file};
 use steadfast_process::admin::Admin;
@@ -31,6 +31,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::anchors::Anchors;
+use crate::conditions;
 use crate::config::Config;
 use crate::event_log::EventLog;
 use crate::fleet::Network;
@@ -91,6 +92,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
     let contexts = identity.contexts();
     let mirrors = matches!(place, Place::Kubernetes(..)).then(|| Mirrors::new(Arc::clone(&store)));
+    let status_clock = Arc::clone(&clock);
     let carries = if mirrors.is_some() { Carries::Container } else { Carries::Unless };
     let (shown, for_bundle) = (mirrors.clone(), Arc::clone(&store));
     let mut shell = Shell::new(Parts {
@@ -119,6 +121,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let keep = bundle_file::keep(for_bundle, config.bundle_file.clone());
         tasks.spawn("own bundle", until(drain.clone(), keep));
         tasks.spawn("mirrors", until(drain.clone(), mirrors.run(shell.standing())));
+    }
+    if let Place::Kubernetes(client, _) = place {
+        let status = DomainStatus::new(client);
+        let keep = conditions::keep(status, shell.standing(), Arc::clone(&status_clock));
+        tasks.spawn("status", until(drain.clone(), keep));
     }
     let stop = drain.clone();
     tasks.spawn("rotation", async move {

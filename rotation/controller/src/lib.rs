@@ -5,6 +5,7 @@
 //! restart may not lose. Modules stand in the order in which a look goes.
 
 pub mod app;
+pub mod conditions;
 pub mod config;
 
 pub mod fleet;
