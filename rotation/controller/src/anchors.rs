@@ -199,7 +199,7 @@ impl Anchors {
         let signed = self.with_key(anchor.id, sign).await?;
         // Only identity knows where it keeps the key; one of an older version does not say it.
         let place = Some(&request.key_ref).filter(|place| !place.is_empty()).cloned();
-        Ok(IssuerRecord { key_ref: place.unwrap_or(signed.key_ref.clone()), ..signed })
+        Ok(IssuerRecord { key_ref: place.unwrap_or_else(|| signed.key_ref.clone()), ..signed })
     }
 
     /// Works with a key that has just shown that it signs. A device may take its time over it, so
