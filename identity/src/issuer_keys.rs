@@ -118,7 +118,7 @@ impl IssuerKeys {
     pub async fn look(&mut self) -> Result<(), IssuerKeyError> {
         let Ok(view) = self.replica.current() else {
             self.useless.clear();
-            return self.found().await;
+            return if self.replica.is_unfounded() { self.found().await } else { Ok(()) };
         };
         let (requests, _) = self.store.list(ISSUER_REQUESTS_PREFIX).await?;
         self.delete_old(&view, &requests).await?;

@@ -63,6 +63,8 @@ pub struct Replica {
     trouble: Mutex<Refusal>,
     /// Whether the last read has warned of the clock.
     drifting: AtomicBool,
+    /// Whether the last read that was answered has found no trust domain.
+    unfounded: AtomicBool,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
 }
@@ -182,6 +184,7 @@ impl Replica {
             lease: Lease::default(),
             trouble: Mutex::new(trouble),
             drifting: AtomicBool::new(false),
+            unfounded: AtomicBool::new(false),
             clock,
             metrics,
         })
@@ -197,6 +200,11 @@ impl Replica {
             Some(view) if self.lease.holds(self.clock.since_boot()) => Ok(view),
             _ => Err(self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()),
         }
+    }
+
+    /// Whether the store has said that there is no trust domain.
+    pub fn is_unfounded(&self) -> bool {
+        self.unfounded.load(Ordering::Acquire)
     }
 
     /// The newest view there has been: to be told of, never to be acted on.
@@ -257,12 +265,16 @@ impl Replica {
         let refuse = |what: String| Refusal::new(Code::LEASE_EXPIRED, what);
         let entry = match read {
             Ok(Ok(Some(entry))) => entry,
-            Ok(Ok(None)) => return Err(refuse(NO_TRUST_DOMAIN.to_owned())),
+            Ok(Ok(None)) => {
+                self.unfounded.store(true, Ordering::Release);
+                return Err(refuse(NO_TRUST_DOMAIN.to_owned()));
+            }
             Ok(Err(error)) => return Err(refuse(error.to_string())),
             Err(_) => {
                 return Err(refuse(format!("the store has not answered in {patience:?}")));
             }
         };
+        self.unfounded.store(false, Ordering::Release);
         self.answered(sent, &entry, sources).await
     }
 
