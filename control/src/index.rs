@@ -22,7 +22,7 @@ pub use snapshot::{
 };
 
 use objects::{Namespace, Pod, Service, ServicePort, Slice, SlicePort, TargetPort};
-use ports::PortSet;
+pub(crate) use ports::PortSet;
 
 /// What makes a DNS identity of a service account.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,13 +5,14 @@
 //! snapshots (`index`, pure), which are handed to whoever has subscribed (`board`); a stream
 //! (`server`) asks for a `target` and sends what has changed since it last spoke (`wire`,
 //! `profile`, both pure). Nothing here holds a key but its own SVID's, and nothing is written to
-//! the store.
+//! the store. What becomes of a pod that is created in a mesh is decided by `inject`, pure too.
 
 pub mod app;
 mod board;
 pub mod config;
 mod feed;
 pub mod index;
+pub mod inject;
 mod metrics;
 mod profile;
 mod server;

@@ -53,6 +53,19 @@ impl PortSet {
     }
 }
 
+impl fmt::Display for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (first, last)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{first}")?;
+            if first != last {
+                write!(f, "-{last}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn parse_range(part: &str) -> Option<(u16, u16)> {
     let (first, last) = part.split_once('-').unwrap_or((part, part));
     let (first, last) = (port(first)?, port(last)?);
