@@ -56,8 +56,9 @@ pub(super) fn strings(map: &Value) -> Annotations {
 fn init(said: &Said, settings: &Settings) -> Value {
     let Ports { inbound, outbound, admin } = Ports::of(said);
     let own = format!("{TAP_PORT},{admin}");
-    let skipped =
-        said.text("skip-inbound-ports").map_or(own.clone(), |ports| format!("{ports},{own}"));
+    let skipped = said
+        .text("skip-inbound-ports")
+        .map_or_else(|| own.clone(), |ports| format!("{ports},{own}"));
     let mut args = vec![
         format!("--inbound-port={inbound}"),
         format!("--outbound-port={outbound}"),
