@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use steadfast_api::UnixTime;
+use steadfast_platform::kubernetes::Namespaces;
 use steadfast_platform::store::{LEDGER_KEY, RESOURCES_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Revision, StoreError};
 use steadfast_rotation::event_log::EventLog;
@@ -69,7 +70,10 @@ impl World {
             clock_offset_ms: Box::new(move || Some(off.off_ms())),
             timings: self.plan.timings,
             anchor_lifetime: self.plan.anchor_life,
-            control_namespace: "steadfast".to_owned(),
+            namespaces: Namespaces {
+                control: "steadfast".to_owned(),
+                anchors: "steadfast".to_owned(),
+            },
             held: Box::new(|| None),
             carries: Carries::Unless,
             mirrors_show: Box::new(|_| true),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use steadfast_platform::access::{Access, Place};
 use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
-use steadfast_platform::kubernetes::{ConnectError, KubeTokens, Namespaces, Purpose, SecretKeys};
+use steadfast_platform::kubernetes::{ConnectError, KubeTokens, Purpose, SecretKeys};
 use steadfast_platform::standalone::Tokens;
 use steadfast_platform::{Store, TokenReview};
 use steadfast_process::admin::Admin;
@@ -92,9 +92,6 @@ pub enum AppError {
 /// # Errors
 /// Why it did not start, or which service failed.
 pub async fn run(config: Config) -> Result<(), AppError> {
-    let control = config.control_namespace.clone();
-    // It may not read what lies with the anchors, but for what a trust domain is founded on.
-    let namespaces = Namespaces { anchors: config.anchors_namespace.clone(), control };
     let listener = bind(config.listen).await?;
     let admin = bind(config.admin).await?;
     let plaintext = match config.plaintext_listen {
@@ -102,11 +99,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         None => None,
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let Access { store, clock_offset_ms, place } = config.platform.open(namespaces).await?;
+    let Access { store, clock_offset_ms, place } = config.platform.open(config.namespaces.clone()).await?;
     let (mut tasks, drain, mut registry) = (Tasks::new(), Drain::new(), Registry::default());
     let (keys, tokens): (Arc<dyn KeyStore>, Arc<dyn TokenReview>) = match place {
-        Place::Kubernetes(client, Namespaces { control, .. }) => (
-            Arc::new(SecretKeys::new(client.clone(), &control, Purpose::Issuers)),
+        Place::Kubernetes(client, namespaces) => (
+            Arc::new(SecretKeys::new(client.clone(), &namespaces.control, Purpose::Issuers)),
             Arc::new(KubeTokens::new(client)),
         ),
         Place::Standalone(directory) => {
@@ -163,7 +160,8 @@ impl App {
             clock,
             metrics: metrics.clone(),
             profile: Profile {
-                control_namespace: config.control_namespace.clone(),
+                control_namespace: config.namespaces.control.clone(),
+                controller_namespace: config.namespaces.anchors.clone(),
                 svid_lifetime: config.svid_ttl,
             },
             in_flight: Semaphore::new(IN_FLIGHT_MAX),

@@ -50,6 +50,8 @@ pub struct Certifier {
 pub struct Profile {
     /// The namespace of the control plane, part of every DNS identity.
     pub control_namespace: String,
+    /// The namespace of the controller of rotations.
+    pub controller_namespace: String,
     /// How long an SVID lives from now.
     pub svid_lifetime: Duration,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use steadfast_platform::access::{Platform, PlatformArgs};
+use steadfast_platform::kubernetes::Namespaces;
 use steadfast_platform::standalone::Directory;
 use steadfast_platform::token::IDENTITY_AUDIENCE;
 use steadfast_process::flags::{ConfigErrors, Flags};
@@ -46,7 +47,7 @@ pub struct Args {
     /// The namespace of the control plane, a part of every DNS identity
     #[arg(long, value_name = "NAME", default_value = "steadfast")]
     control_namespace: String,
-    /// On Kubernetes, the namespace of the anchors' keys, of which nothing else is read than what a
+    /// On Kubernetes, the namespace of the controller and of the anchors' keys, of which nothing else is read than what a
     /// new trust domain is founded on
     #[arg(long, value_name = "NAME", default_value = "steadfast-anchors")]
     anchors_namespace: String,
@@ -95,10 +96,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// How long an SVID lives.
     pub svid_ttl: Duration,
-    /// The namespace of the control plane.
-    pub control_namespace: String,
-    /// The namespace of the anchors' keys.
-    pub anchors_namespace: String,
+    /// Where the processes of the control plane and their keys are.
+    pub namespaces: Namespaces,
     /// Whom tokens must be for.
     pub audience: String,
     /// How much is let through.
@@ -131,6 +130,10 @@ impl Args {
         });
         let plaintext_listen =
             self.plaintext_listen.as_deref().map(|text| flags.loopback("--plaintext-listen", text));
+        let namespaces = platform.namespaces(
+            flags.namespace("--control-namespace", self.control_namespace),
+            flags.namespace("--anchors-namespace", self.anchors_namespace),
+        );
         let config = Config {
             listen: flags.address("--listen", &self.listen),
             plaintext_listen: plaintext_listen.flatten(),
@@ -147,8 +150,7 @@ impl Args {
                 * (1 << 20),
             log_files_kept: flags.count("--log-files-kept", &self.log_files_kept).get() as usize,
             log_format: flags.log_format("--log-format", &self.log_format),
-            control_namespace: flags.namespace("--control-namespace", self.control_namespace),
-            anchors_namespace: flags.namespace("--anchors-namespace", self.anchors_namespace),
+            namespaces,
             audience: flags.filled("--audience", self.audience),
             log_filter: self.log,
             restarted: self.restarted,

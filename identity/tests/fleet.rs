@@ -49,7 +49,7 @@ async fn only_the_controller_of_the_control_namespace_may_ask() {
     let mesh = Mesh::start().await;
     {
         let mut known = mesh.tokens.known.lock().unwrap();
-        let elsewhere = token_of("demo", "steadfast-rotation", "rotation-2");
+        let elsewhere = token_of("steadfast", "steadfast-rotation", "rotation-2");
         known.insert("elsewhere".into(), Ok(elsewhere));
         known.insert("beside".into(), Ok(token_of("steadfast", "steadfast-identity", "i-1")));
     }

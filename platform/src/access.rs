@@ -73,6 +73,14 @@ impl Platform {
         }
     }
 
+    /// Where our own objects lie, as flags say it.
+    pub fn namespaces(&self, control: String, anchors: String) -> Namespaces {
+        match self {
+            Self::Kubernetes => Namespaces { control, anchors },
+            Self::Standalone(_) => Namespaces { anchors: control.clone(), control },
+        }
+    }
+
     /// Where such a pod has its bundle: on Kubernetes it reads the store and writes it itself, so
     /// that it can start before there is any mirror.
     pub fn bundle_file(&self, pod: &Path) -> PathBuf {

@@ -22,12 +22,14 @@ mod status;
 mod store;
 mod tokens;
 
-/// Where our own objects lie.
+/// Where our own objects lie. A standalone mesh has one namespace for both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespaces {
     /// The control plane, and the keys of issuers.
     pub control: String,
-    /// The keys of anchors, and what the controller of rotations alone writes.
+    /// The controller of rotations, the keys of anchors, and what it alone writes. Identity may make
+    /// Secrets in its own namespace, also one that asks for the token of a service account there:
+    /// the account that may read anchors' keys is not there.
     pub anchors: String,
 }
 

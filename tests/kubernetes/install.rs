@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use steadfast_test_rig::cluster::{CONTROL_NAMESPACE, Cluster};
+use steadfast_test_rig::cluster::{ANCHORS_NAMESPACE as ANCHORS, CONTROL_NAMESPACE, Cluster};
 use steadfast_test_rig::until;
 
 #[tokio::test]
@@ -50,6 +50,8 @@ async fn the_charts_install_a_control_plane_that_founds_its_own_trust_domain() {
 
     // Who may read what.
     for (account, verb, what, namespace) in [
+        ("identity", "create", "secrets", ANCHORS),
+        ("identity", "create", "serviceaccounts/token", ANCHORS),
         ("identity", "get", "secrets", ANCHORS),
         ("identity", "list", "secrets", ANCHORS),
         ("identity", "list", "configmaps", ANCHORS),
@@ -62,14 +64,15 @@ async fn the_charts_install_a_control_plane_that_founds_its_own_trust_domain() {
         ("control", "get", "secrets", ANCHORS),
         ("control", "patch", "trustdomains", ""),
     ] {
-        let user = format!("--as=system:serviceaccount:{CONTROL_NAMESPACE}:steadfast-{account}");
+        let of = if account == "rotation" { ANCHORS } else { CONTROL_NAMESPACE };
+        let user = format!("--as=system:serviceaccount:{of}:steadfast-{account}");
         let can = ["auth", "can-i", verb, what, "--namespace", namespace, &user];
         let answer = cluster.try_kubectl(&can);
         assert!(answer.is_err(), "{account} can {verb} {what} in {namespace:?}");
     }
 
     // A state that somebody deletes is told, and no other is founded in its place.
-    let rotation = format!("--namespace={CONTROL_NAMESPACE}");
+    let rotation = format!("--namespace={ANCHORS}");
     let restart = ["rollout", "restart", "deployment/steadfast-rotation", &rotation];
     cluster.kubectl(&["delete", "trustdomain", "steadfast"]);
     cluster.kubectl(&restart);
@@ -92,5 +95,4 @@ fn domain(cluster: &Cluster) -> Value {
     found["spec"].clone()
 }
 
-const ANCHORS: &str = "steadfast-anchors";
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -29,6 +29,7 @@ use steadfast_identity::issuance_log::LogConfig;
 use steadfast_identity::limits::Rates;
 use steadfast_identity::own::server_config;
 use steadfast_platform::keys::{FileKeys, Zeroizing};
+use steadfast_platform::kubernetes::Namespaces;
 use steadfast_platform::store::{Event, ISSUER_REQUESTS_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{
     Entry, ReviewedToken, Revision, Store, StoreError, TokenRefusal, TokenReview,
@@ -259,12 +260,11 @@ pub fn config() -> Config {
     Config {
         platform: steadfast_platform::access::Platform::Standalone("/".into()),
         log_dir: "/".into(),
-        anchors_namespace: "steadfast-anchors".to_owned(),
         listen: any,
         plaintext_listen: None,
         admin: any,
         svid_ttl: Duration::from_secs(3600),
-        control_namespace: "steadfast".into(),
+        namespaces: Namespaces { control: "steadfast".into(), anchors: "steadfast-anchors".into() },
         audience: "identity.l5d.io".into(),
         rates: rates(100_000),
         log_file_bytes_max: 1 << 20,
@@ -314,7 +314,7 @@ impl Mesh {
         for (token, reviewed) in [
             ("web", token_of("demo", "web", "web-1")),
             ("api", token_of("demo", "api", "api-1")),
-            ("controller", token_of("steadfast", "steadfast-rotation", "rotation-1")),
+            ("controller", token_of("steadfast-anchors", "steadfast-rotation", "rotation-1")),
         ] {
             tokens.known.lock().unwrap().insert(token.into(), Ok(reviewed));
         }

@@ -74,11 +74,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let listener = TcpListener::bind(config.admin).await;
     let listener = listener.map_err(|error| AppError::Bind(config.admin, error))?;
-    let namespaces = Namespaces {
-        control: config.control_namespace.clone(),
-        anchors: config.anchors_namespace.clone(),
-    };
-    let Access { store, clock_offset_ms, place } = config.platform.open(namespaces).await?;
+    let Access { store, clock_offset_ms, place } = config.platform.open(config.namespaces.clone()).await?;
     let token = config.token.clone().map(Token::new);
     let (anchors, founder) = keys(&config, &place, token.as_ref(), &store)?;
     let state = readiness.component("trust_domain", "the store has not been read yet");
@@ -104,7 +100,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         held: Box::new(move || held(&contexts.borrow())),
         timings: Timings { lease, ..config.timings },
         anchor_lifetime: config.anchor_lifetime,
-        control_namespace: config.control_namespace.clone(),
+        namespaces: config.namespaces.clone(),
         carries,
         mirrors_show: Box::new(move |seq| shown.as_ref().is_none_or(|shown| shown.show(seq))),
         event_log: EventLog::new(config.event_log.clone()),
@@ -229,12 +225,12 @@ fn identity(
     readiness: &Readiness,
     registry: &mut Registry,
 ) -> Result<Identity, AppError> {
-    let namespace = &config.control_namespace;
-    let name = |account| DnsIdentity::new(account, namespace, namespace, trust_domain);
+    let Namespaces { control, anchors } = &config.namespaces;
+    let name = |account, namespace| DnsIdentity::new(account, namespace, control, trust_domain);
     let config = IdentityConfig {
-        local: name("steadfast-rotation")?,
+        local: name("steadfast-rotation", anchors)?,
         identity_address: config.identity_addr.clone(),
-        identity_name: name("steadfast-identity")?,
+        identity_name: name("steadfast-identity", control)?,
         token_file: config.token_file.clone(),
         bootstrap: BootstrapBundle::File(config.bundle_file.clone()),
         version: env!("CARGO_PKG_VERSION").to_owned(),

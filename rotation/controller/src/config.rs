@@ -10,6 +10,7 @@ use steadfast_api::TrustDomain;
 use steadfast_identity::authority::SKEW;
 use steadfast_identity::replica::LEASE;
 use steadfast_platform::access::{Platform, PlatformArgs};
+use steadfast_platform::kubernetes::Namespaces;
 use steadfast_process::flags::{ConfigErrors, Flags};
 use steadfast_process::{duration, log};
 use steadfast_rotation_protocol::controller::Timings;
@@ -39,7 +40,8 @@ pub struct Args {
     /// The namespace of the control plane, a part of every DNS identity
     #[arg(long, value_name = "NAME", default_value = "steadfast")]
     control_namespace: String,
-    /// On Kubernetes, the namespace of the anchors' keys, which nobody else may read
+    /// On Kubernetes, the namespace of this controller and of the anchors' keys, which nobody else may
+    /// read
     #[arg(long, value_name = "NAME", default_value = "steadfast-anchors")]
     anchors_namespace: String,
     /// On Kubernetes, the trust domain that is founded when there is none yet. It never changes
@@ -113,10 +115,8 @@ pub struct Config {
     pub platform: Platform,
     /// Where the admin port is.
     pub admin: SocketAddr,
-    /// The namespace of the control plane.
-    pub control_namespace: String,
-    /// The namespace of the anchors' keys.
-    pub anchors_namespace: String,
+    /// Where the processes of the control plane and their keys are.
+    pub namespaces: Namespaces,
     /// What is founded where there is no trust domain yet.
     pub founds: Option<Founds>,
     /// The identity service.
@@ -147,8 +147,11 @@ impl Args {
     pub fn check(self) -> Result<Config, ConfigErrors> {
         let mut flags = Flags::default();
         let platform = self.platform.check(&mut flags);
-        let namespace = flags.namespace("--control-namespace", self.control_namespace);
-        let pod = platform.pod_directory(&namespace, "steadfast-rotation");
+        let namespaces = platform.namespaces(
+            flags.namespace("--control-namespace", self.control_namespace),
+            flags.namespace("--anchors-namespace", self.anchors_namespace),
+        );
+        let pod = platform.pod_directory(&namespaces.control, "steadfast-rotation");
         let (least, most) = (Duration::from_secs(1), DAY * 3660);
         let mut time = |flag: &str, value: &str| flags.duration(flag, value, least..=most);
         let timings = Timings {
@@ -192,7 +195,6 @@ impl Args {
         let schedule = Schedule { window, ..timings.schedule };
         let config = Config {
             admin: flags.address("--admin", &self.admin),
-            control_namespace: namespace,
             identity_addr: flags.host_and_port("--identity-addr", self.identity_addr),
             token_file: self.token_file.unwrap_or_else(|| pod.join("token")),
             bundle_file: self.bundle_file.unwrap_or_else(|| platform.bundle_file(&pod)),
@@ -202,7 +204,7 @@ impl Args {
             event_log: self.event_log,
             log_filter: self.log,
             log_format: flags.log_format("--log-format", &self.log_format),
-            anchors_namespace: flags.namespace("--anchors-namespace", self.anchors_namespace),
+            namespaces,
             founds: founds(&mut flags, &self.trust_domain, &self.read_lease),
             platform,
         };

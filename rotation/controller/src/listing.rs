@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::Pod;
 use steadfast_identity::own::SERVICE_ACCOUNT;
+use steadfast_platform::kubernetes::Namespaces;
 use steadfast_platform::names::parse_resource_key;
 use steadfast_platform::store::RESOURCES_PREFIX;
 use steadfast_platform::{Entry, Store, StoreError};
@@ -39,7 +40,7 @@ impl Listing {
     pub async fn list(
         &mut self,
         store: &dyn Store,
-        control_namespace: &str,
+        namespaces: &Namespaces,
     ) -> Result<Vec<Listed>, StoreError> {
         let (entries, _) = store.list(&format!("{RESOURCES_PREFIX}Pod/")).await?;
         let mut before = std::mem::take(&mut self.pods);
@@ -50,7 +51,7 @@ impl Listing {
             let pod = known.unwrap_or_else(|| {
                 // A copy: what came in one message with it is not kept.
                 let value = Box::from(&*entry.value);
-                (value, listed(&entry, self.carries, control_namespace))
+                (value, listed(&entry, self.carries, namespaces))
             });
             all.extend(pod.1.clone());
             self.pods.insert(entry.key, pod);
@@ -61,18 +62,18 @@ impl Listing {
 
 /// A pod, as the census asks for it. One that does not parse may run all the same: it is asked for
 /// by the name of its key, and nobody can answer for it until it is mended.
-fn listed(entry: &Entry, carries: Carries, control_namespace: &str) -> Option<Listed> {
+fn listed(entry: &Entry, carries: Carries, namespaces: &Namespaces) -> Option<Listed> {
     let (_, name) = parse_resource_key(&entry.key)?;
     let Ok(pod) = serde_json::from_slice::<Pod>(&entry.value) else {
         let name = name.to_string();
         return Some(Listed { pod_uid: name.clone(), name, proxy: ProxyStatus::Running });
     };
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
-    if name.namespace == control_namespace && account == Some(SERVICE_ACCOUNT) {
+    if name.namespace == namespaces.control && account == Some(SERVICE_ACCOUNT) {
         return None;
     }
-    let ours = name.namespace == control_namespace
-        && account.is_some_and(|account| OWN_ACCOUNTS.contains(&account));
+    let is = |namespace: &str, wanted| name.namespace == namespace && account == Some(wanted);
+    let ours = is(&namespaces.control, CONTROL_ACCOUNT) || is(&namespaces.anchors, OWN_ACCOUNT);
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let proxy = match (phase, carries) {
         (Some("Succeeded" | "Failed"), _) => ProxyStatus::Ended,
@@ -114,7 +115,8 @@ fn container(pod: &Pod, which: impl Fn(&str) -> bool) -> ProxyStatus {
 /// Linkerd's name of the proxy's container.
 const PROXY: &str = "linkerd-proxy";
 /// Our own processes that have SVIDs, beside identity.
-const OWN_ACCOUNTS: [&str; 2] = ["steadfast-control", "steadfast-rotation"];
+const CONTROL_ACCOUNT: &str = "steadfast-control";
+const OWN_ACCOUNT: &str = "steadfast-rotation";
 /// Linkerd's: `disabled` is a pod without a proxy.
 const INJECT: &str = "linkerd.io/inject";
 
@@ -123,6 +125,10 @@ mod tests {
     use steadfast_platform::Revision;
 
     use super::*;
+
+    fn namespaces() -> Namespaces {
+        Namespaces { control: "steadfast".to_owned(), anchors: "anchors".to_owned() }
+    }
 
     fn entry(value: &str) -> Entry {
         Entry {
@@ -135,7 +141,7 @@ mod tests {
     #[test]
     fn a_pod_is_asked_for_unless_it_has_ended_or_has_no_proxy() {
         let status = |value: &str| {
-            listed(&entry(value), Carries::Unless, "steadfast").map(|listed| listed.proxy)
+            listed(&entry(value), Carries::Unless, &namespaces()).map(|listed| listed.proxy)
         };
         assert_eq!(status(r#"{"metadata":{"uid":"u"}}"#), Some(ProxyStatus::Running));
         for (phase, expected) in [
@@ -157,7 +163,7 @@ mod tests {
         let status = |namespace: &str, pod: serde_json::Value| {
             let key = format!("resources/Pod/{namespace}/web-0");
             let entry = Entry { key, ..entry(&pod.to_string()) };
-            listed(&entry, Carries::Container, "steadfast").map(|listed| listed.proxy)
+            listed(&entry, Carries::Container, &namespaces()).map(|listed| listed.proxy)
         };
         let pod = |phase: &str, sidecar: &str, state: serde_json::Value| {
             serde_json::json!({
@@ -194,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_does_not_parse_is_a_debtor_by_its_name() {
-        let listed = listed(&entry("no pod"), Carries::Unless, "steadfast").unwrap();
+        let listed = listed(&entry("no pod"), Carries::Unless, &namespaces()).unwrap();
         assert_eq!((listed.name.as_str(), listed.proxy), ("demo/web-0", ProxyStatus::Running));
     }
 }

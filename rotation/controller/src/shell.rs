@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_api::{KeyId, UnixTime};
+use steadfast_platform::kubernetes::Namespaces;
 use steadfast_platform::store::{FINDINGS_KEY, ISSUER_REQUESTS_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::readiness::Component;
@@ -59,8 +60,8 @@ pub struct Parts {
     pub timings: Timings,
     /// How long a new anchor lives.
     pub anchor_lifetime: Duration,
-    /// The namespace of the control plane.
-    pub control_namespace: String,
+    /// Where the processes of the control plane are.
+    pub namespaces: Namespaces,
     /// How a pod says that it carries our proxy.
     pub carries: Carries,
     /// Whether every mirror of the bundle shows this sequence number, where mirrors are our affair.
@@ -451,8 +452,8 @@ impl Shell {
         let replicas = self.parts.fleet.ask(nonce).await;
         self.asked = Some(self.parts.clock.since_boot());
         self.newest_nonce = replicas.iter().map(|r| r.newest_nonce).max().unwrap_or(0).max(nonce);
-        let (store, namespace) = (&*self.parts.store, &self.parts.control_namespace);
-        let mut listed = self.listing.list(store, namespace).await?;
+        let (store, namespaces) = (&*self.parts.store, &self.parts.namespaces);
+        let mut listed = self.listing.list(store, namespaces).await?;
         let (state, _) = self.state().await?;
         let lives = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
         let kept = lives.unwrap_or_default() + self.parts.timings.skew;

@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_identity::authority::found;
 use steadfast_platform::keys::FileKeys;
+use steadfast_platform::kubernetes::Namespaces;
 use steadfast_platform::standalone::{Directory, Engine};
 use steadfast_platform::store::{EVIDENCE_INDEX_KEY, Event, LEADER_KEY, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Entry, Revision, Store, StoreError};
@@ -238,7 +239,10 @@ impl Mesh {
                 schedule: Schedule { anchor_period: DAY * 365, window: None },
             },
             anchor_lifetime: DAY * 761,
-            control_namespace: "steadfast".to_owned(),
+            namespaces: Namespaces {
+                control: "steadfast".to_owned(),
+                anchors: "steadfast".to_owned(),
+            },
             carries: Carries::Unless,
             mirrors_show: Box::new(|_| true),
             event_log: EventLog::default(),

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use self::addons::COREDNS;
 pub use self::images::load;
-pub use self::install::{CONTROL_NAMESPACE, chart};
+pub use self::install::{ANCHORS_NAMESPACE, CONTROL_NAMESPACE, chart};
 pub use self::kubectl::Kubectl;
 pub use self::node::Node;
 use self::pki::Pki;

@@ -1,4 +1,5 @@
-{{/* What every object of a component is labelled with: dict "root" . "component" NAME */}}
+{{/* What every object of a component is labelled with: dict "root" . "component" NAME
+"namespace" NAMESPACE */}}
 {{- define "steadfast.labels" -}}
 app.kubernetes.io/name: steadfast-{{ .component }}
 app.kubernetes.io/part-of: steadfast
@@ -69,7 +70,7 @@ apiVersion: v1
 kind: ServiceAccount
 metadata:
   name: steadfast-{{ .component }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ .namespace }}
   labels: {{ include "steadfast.labels" . | nindent 4 }}
 {{- end }}
 
@@ -81,7 +82,7 @@ apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
   name: steadfast-{{ .component }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ .namespace }}
   labels: {{ include "steadfast.labels" . | nindent 4 }}
 spec:
   maxUnavailable: 1

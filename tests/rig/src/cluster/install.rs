@@ -25,9 +25,13 @@ impl Cluster {
 
     /// Waits until every process of the control plane is ready.
     pub async fn control_plane_ready(&self) {
-        for component in ["identity", "rotation", "control"] {
+        for (component, namespace) in [
+            ("identity", CONTROL_NAMESPACE),
+            ("rotation", ANCHORS_NAMESPACE),
+            ("control", CONTROL_NAMESPACE),
+        ] {
             let deployment = format!("deployment/steadfast-{component}");
-            let namespace = format!("--namespace={CONTROL_NAMESPACE}");
+            let namespace = format!("--namespace={namespace}");
             self.wait_for(&["--for=condition=Available", &deployment, &namespace]).await;
         }
     }
@@ -55,4 +59,6 @@ pub fn chart(name: &str) -> String {
 
 /// Where the control plane is.
 pub const CONTROL_NAMESPACE: &str = "steadfast";
+/// Where the controller of rotations and the keys of anchors are.
+pub const ANCHORS_NAMESPACE: &str = "steadfast-anchors";
 const IMAGES: [&str; 3] = ["image.registry=localhost", "image.tag=1", "image.pullPolicy=Never"];
