@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ use tonic::transport::server::Connected;
 
 use crate::config::Config;
 use crate::index::MeshNames;
+use crate::inject::Settings;
+use crate::webhook::{self, Webhook, WebhookError};
 use crate::{Board, Destination, DestinationSettings, Metrics, feed};
 
 /// Why control ended before it was asked to.
@@ -48,12 +51,18 @@ pub enum AppError {
     /// The configuration of its identity.
     #[error("control's own identity cannot be configured")]
     Identity(#[from] ConfigError),
+    /// What every meshed pod has in common.
+    #[error("--injection {0}")]
+    Injection(std::path::PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
     /// Control's own name.
     #[error("control's own name cannot be made")]
     Name(#[from] SpiffeError),
     /// A service.
     #[error("control ended early")]
     Task(#[from] TaskError),
+    /// The webhook.
+    #[error("there is no webhook")]
+    Webhook(#[from] WebhookError),
 }
 
 /// Runs control until SIGTERM or SIGINT.
@@ -67,6 +76,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let listener = bind(config.listen).await?;
     let plaintext = match config.plaintext_listen {
         Some(addr) => Some(bind(addr).await?),
+        None => None,
+    };
+    let webhook = match config.webhook.clone() {
+        Some(webhook) => {
+            Some((bind(webhook.listen).await?, settings(&webhook.injection)?, webhook))
+        }
         None => None,
     };
     let resources = readiness.component("resources", "the resources of the store are not read yet");
@@ -100,6 +115,24 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         || Destination::new(board.clone(), metrics.clone(), drain.clone(), settings.clone());
 
     let mut tasks = Tasks::new();
+    if let (Place::Kubernetes(client, _), Some((listener, settings, webhook))) = (&place, webhook) {
+        let names = webhook::Names {
+            host: format!("steadfast-control.{}.svc", config.control_namespace),
+            replica: steadfast_process::hostname(),
+            configuration: webhook.configuration,
+        };
+        let (client, clock) = (client.clone(), clock.clone());
+        let (webhook, trusted) = Webhook::new(client, names, settings, clock, metrics.clone())?;
+        let told = readiness.component("webhook", "the API server does not trust it yet");
+        let stop = drain.clone();
+        tasks.spawn("trust in the webhook", async move {
+            tokio::select! {
+                never = trusted.keep(told) => match never {},
+                () = stop.wait() => Ok::<_, Infallible>(()),
+            }
+        });
+        tasks.spawn("webhook", webhook.serve(listener, drain.clone()));
+    }
     if let Place::Kubernetes(..) = place {
         let keep = bundle_file::keep(Arc::clone(&store), config.bundle_file.clone());
         let stop = drain.clone();
@@ -232,6 +265,15 @@ async fn follow(
         never = feed::follow(store, board, metrics, clock, synced) => match never {},
         () = drain.wait() => Ok(()),
     }
+}
+
+/// What every meshed pod has in common.
+fn settings(path: &Path) -> Result<Settings, AppError> {
+    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+        AppError::Injection(path.to_owned(), error)
+    };
+    let text = std::fs::read(path).map_err(|error| wrong(error.into()))?;
+    serde_json::from_slice(&text).map_err(|error| wrong(error.into()))
 }
 
 async fn bind(addr: SocketAddr) -> Result<TcpListener, AppError> {

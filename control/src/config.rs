@@ -56,6 +56,19 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     bundle_file: Option<PathBuf>,
 
+    /// On Kubernetes, what every meshed pod has in common, as JSON: the chart's ConfigMap
+    /// steadfast-injection, mounted. With it pods are meshed as they are created.
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    injection: Option<PathBuf>,
+
+    /// Where the API server asks about pods.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
+    webhook_listen: String,
+
+    /// The MutatingWebhookConfiguration that leads there.
+    #[arg(long, value_name = "NAME", default_value = "steadfast-injector")]
+    webhook_configuration: String,
+
     /// How long open streams may take to end once asked to stop: 10s, 2m.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     shutdown_grace_period: String,
@@ -90,12 +103,25 @@ pub struct Config {
     pub token_file: PathBuf,
     /// Its mounted bundle.
     pub bundle_file: PathBuf,
+    /// How pods are meshed, if they are.
+    pub webhook: Option<Webhook>,
     /// How long a drain may take.
     pub grace_period: Duration,
     /// The filter of the log.
     pub log_filter: String,
     /// The form of the log.
     pub log_format: log::Format,
+}
+
+/// The webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Webhook {
+    /// Where the API server asks.
+    pub listen: SocketAddr,
+    /// What leads there.
+    pub configuration: String,
+    /// What every meshed pod has in common.
+    pub injection: PathBuf,
 }
 
 impl Args {
@@ -110,7 +136,14 @@ impl Args {
         let namespace = flags.namespace("--control-namespace", self.control_namespace);
         let platform = self.platform.check(&mut flags);
         let pod = platform.pod_directory(&namespace, "steadfast-control");
+        let webhook_listen = flags.address("--webhook-listen", &self.webhook_listen);
+        let configuration = flags.filled("--webhook-configuration", self.webhook_configuration);
         let config = Config {
+            webhook: self.injection.map(|injection| Webhook {
+                listen: webhook_listen,
+                configuration,
+                injection,
+            }),
             listen: flags.address("--listen", &self.listen),
             plaintext_listen: plaintext_listen.flatten(),
             admin: flags.address("--admin", &self.admin),
@@ -149,6 +182,8 @@ mod tests {
             "--listen=here",
             "--plaintext-listen=0.0.0.0:8087",
             "--admin=9992",
+            "--webhook-listen=8443",
+            "--webhook-configuration=",
             "--control-namespace=a.b",
             "--cluster-domain=-",
             "--identity-addr=identity",

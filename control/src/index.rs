@@ -22,7 +22,7 @@ pub use snapshot::{
 };
 
 use objects::{Namespace, Pod, Service, ServicePort, Slice, SlicePort, TargetPort};
-pub(crate) use ports::PortSet;
+pub use ports::{BadPort, PortSet};
 
 /// What makes a DNS identity of a service account.
 #[derive(Clone, Debug, PartialEq, Eq)]

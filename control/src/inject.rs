@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use self::annotations::{Annotations, Inject, Said};
@@ -11,7 +12,8 @@ mod annotations;
 mod pod;
 
 /// What every injected pod has in common.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Settings {
     /// The namespace of the control plane.
     pub control_namespace: String,
@@ -90,6 +92,16 @@ pub fn inject(
         Some(reason) => (Outcome::Left(reason), warnings),
         None => (Outcome::Meshed(Box::new(pod::mesh(pod, &said, settings))), warnings),
     }
+}
+
+/// What is wrong with the annotations of a namespace, which its pods inherit.
+pub fn review_namespace(annotations: &Value) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let annotations = pod::strings(annotations);
+    // A name may be a port's of one of its pods: which, only a pod can say.
+    let any = |name: &str| name.starts_with(|c: char| c.is_ascii_lowercase()).then_some(1);
+    let _ = Said::read(&Annotations::new(), &annotations, any, &mut warnings);
+    warnings
 }
 
 #[cfg(test)]

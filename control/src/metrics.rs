@@ -26,6 +26,8 @@ struct Inner {
     streams: Family<MethodLabel, Gauge>,
     messages: Family<MethodLabel, Counter>,
     refused: Family<RefusedLabels, Counter>,
+    injections: Family<OutcomeLabel, Counter>,
+    not_after: Family<CertificateLabel, Gauge<f64, AtomicU64>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,6 +46,16 @@ struct RefusedLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabel {
+    kind: &'static str,
+}
+
 /// Counts one open stream until dropped.
 #[derive(Debug)]
 pub(crate) struct OpenStream {
@@ -52,10 +64,21 @@ pub(crate) struct OpenStream {
 }
 
 impl Metrics {
-    /// Registers everything under `discovery_`.
+    /// Registers what is about discovery under `discovery_`.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let inner = &metrics.0;
+        registry.register(
+            "injector_reviews",
+            "What the API server asked about pods and templates, by what was done",
+            inner.injections.clone(),
+        );
+        registry.register_with_unit(
+            "steadfast_cert_not_after_timestamp",
+            "When the certificates end that this process serves, but for its SVID",
+            Unit::Seconds,
+            inner.not_after.clone(),
+        );
         let registry = registry.sub_registry_with_prefix("discovery");
         registry.register(
             "resources",
@@ -120,6 +143,15 @@ impl Metrics {
         let messages = self.0.messages.get_or_create(&label).clone();
         open.inc();
         OpenStream { open, messages }
+    }
+
+    pub(crate) fn injection(&self, outcome: &'static str) {
+        self.0.injections.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    pub(crate) fn webhook_not_after(&self, not_after: UnixTime) {
+        let seconds = not_after.as_millis() as f64 / 1000.0;
+        self.0.not_after.get_or_create(&CertificateLabel { kind: "webhook" }).set(seconds);
     }
 
     pub(crate) fn refused(&self, method: &'static str, reason: &'static str) {

@@ -19,3 +19,9 @@ pub use drain::Drain;
 pub use error::ErrorChain;
 pub use readiness::Readiness;
 pub use tasks::Tasks;
+
+/// The name of this machine; in a pod, the pod's.
+pub fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}

@@ -213,7 +213,8 @@ impl Config {
 pub fn help() -> String {
     let mut text = format!(
         "steadfast-proxy {}: the sidecar of the Steadfast mesh\n\n\
-         It takes no arguments but --help and --version; its environment says everything.\n\
+         It takes no arguments but --help, --version and --await, which waits until the sidecar with\n\
+         the same environment is ready. Its environment says everything.\n\
          Linkerd's names where Linkerd has the setting. (required) has no default.\n\n",
         env!("CARGO_PKG_VERSION")
     );

@@ -5,6 +5,7 @@
 //! values and returns a richer one, and calls no other stage.
 
 pub mod app;
+pub mod awaiting;
 pub mod config;
 pub mod target;
 pub mod tasks;

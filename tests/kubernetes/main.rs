@@ -1,5 +1,7 @@
 //! Everything about Kubernetes, on a real one.
 
+mod application;
 mod cluster;
+mod injection;
 mod install;
 mod store;

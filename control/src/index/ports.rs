@@ -4,11 +4,11 @@ use std::fmt;
 
 /// Ports as sorted, disjoint ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PortSet(Vec<(u16, u16)>);
+pub struct PortSet(Vec<(u16, u16)>);
 
 /// A part of a port list that is neither a port, a range nor the name of a declared port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BadPort(String);
+pub struct BadPort(String);
 
 impl fmt::Display for BadPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,7 +19,7 @@ impl fmt::Display for BadPort {
 impl PortSet {
     /// Parses a list; `named` says which port a name stands for. Parts that are no ports are left
     /// out and returned.
-    pub(crate) fn parse(text: &str, named: impl Fn(&str) -> Option<u16>) -> (Self, Vec<BadPort>) {
+    pub fn parse(text: &str, named: impl Fn(&str) -> Option<u16>) -> (Self, Vec<BadPort>) {
         let (mut ranges, mut bad) = (Vec::new(), Vec::new());
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             match parse_range(part).or_else(|| named(part).map(|port| (port, port))) {
@@ -33,6 +33,11 @@ impl PortSet {
     /// Linkerd's: what speaks first at the server, or must not be looked into.
     pub(crate) fn default_opaque() -> Self {
         Self::of(DEFAULT_OPAQUE_PORTS.iter().map(|&port| (port, port)).collect())
+    }
+
+    /// The ranges, each with its first and its last port.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
+        self.0.iter().copied()
     }
 
     pub(crate) fn contains(&self, port: u16) -> bool {

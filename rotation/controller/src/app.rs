@@ -74,7 +74,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let listener = TcpListener::bind(config.admin).await;
     let listener = listener.map_err(|error| AppError::Bind(config.admin, error))?;
-    let Access { store, clock_offset_ms, place } = config.platform.open(config.namespaces.clone()).await?;
+    let Access { store, clock_offset_ms, place } =
+        config.platform.open(config.namespaces.clone()).await?;
     let token = config.token.clone().map(Token::new);
     let (anchors, founder) = keys(&config, &place, token.as_ref(), &store)?;
     let state = readiness.component("trust_domain", "the store has not been read yet");
@@ -213,9 +214,9 @@ fn store_time(now: UnixTime, offset_ms: Option<i64>) -> UnixTime {
 
 /// By what other controllers know this process: where it runs, and which one it is there.
 fn name() -> String {
-    let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
+    let host = steadfast_process::hostname();
     let (pid, since) = (std::process::id(), SystemClock.now());
-    format!("{}/{pid} since {since}", host.trim())
+    format!("{host}/{pid} since {since}")
 }
 
 fn identity(
@@ -298,8 +299,6 @@ async fn until(drain: Drain, service: impl Future<Output = Infallible>) -> Resul
     }
 }
 
-/// On Kubernetes, the name of the pod.
-const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const TOKEN_ASKED_EVERY: Duration = Duration::from_secs(5);
 const TRUST_DOMAIN_PAUSE: Duration = Duration::from_millis(250);

@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -23,6 +23,7 @@ use tower::ServiceExt as _;
 
 use crate::echo::Message;
 use crate::echo::echo_server::{Echo, EchoServer};
+use crate::load::Sender;
 
 /// A running application; it ends when this is dropped.
 #[derive(Debug)]
@@ -51,18 +52,67 @@ impl App {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn http(addr: SocketAddr) -> std::io::Result<Self> {
-        Self::accept(addr, |stream, seen| async move {
-            let service = service_fn(move |request| {
-                let seen = seen.clone();
-                async move {
+        Self::requests_to(addr, answer).await
+    }
+
+    async fn requests_to<F>(
+        addr: SocketAddr,
+        answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    ) -> std::io::Result<Self>
+    where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::accept(addr, move |stream, seen| {
+            let answer = answer.clone();
+            async move {
+                let service = service_fn(move |request| {
                     seen.requests.fetch_add(1, Ordering::Relaxed);
-                    Ok::<_, Infallible>(answer(request).await)
+                    let answered = answer(request);
+                    async move { Ok::<_, Infallible>(answered.await) }
+                });
+                // A client that breaks off is what some tests are about.
+                let _ = auto::Builder::new(TokioExecutor::new())
+                    .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                    .await;
+            }
+        })
+        .await
+    }
+
+    /// The same, but that `/echo` is asked of the next service, which says it back.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn between(addr: SocketAddr, next: &str) -> std::io::Result<Self> {
+        let next = Arc::new(Next { authority: next.to_owned(), idle: Mutex::default() });
+        Self::requests_to(addr, move |request| {
+            let next = Arc::clone(&next);
+            async move {
+                match request.uri().path() {
+                    "/echo" => next.ask(request).await,
+                    _ => answer(request).await,
                 }
-            });
-            // A client that breaks off is what some tests are about.
-            let _ = auto::Builder::new(TokioExecutor::new())
-                .serve_connection_with_upgrades(TokioIo::new(stream), service)
-                .await;
+            }
+        })
+        .await
+    }
+
+    /// Answers one path with what is told at that moment.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn telling(
+        addr: SocketAddr,
+        path: &'static str,
+        tell: impl Fn() -> String + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        let tell = Arc::new(tell);
+        Self::requests_to(addr, move |request| {
+            let told = (request.uri().path() == path).then(|| tell());
+            std::future::ready(match told {
+                Some(told) => text(StatusCode::OK, &told),
+                None => text(StatusCode::NOT_FOUND, "no such path"),
+            })
         })
         .await
     }
@@ -144,6 +194,45 @@ impl App {
     /// How many bytes have arrived over plain TCP.
     pub fn bytes(&self) -> u64 {
         self.seen.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The service that another one asks.
+struct Next {
+    authority: String,
+    /// Connections that no request uses at the moment.
+    idle: Mutex<Vec<Sender>>,
+}
+
+impl Next {
+    async fn ask(&self, request: Request<Incoming>) -> Response<Body> {
+        match self.asked(request).await {
+            Ok((status, body)) => {
+                let body = Full::new(body).map_err(|never| match never {});
+                let mut response = Response::new(body.boxed_unsync());
+                *response.status_mut() = status;
+                response
+            }
+            Err(error) => text(StatusCode::BAD_GATEWAY, &error),
+        }
+    }
+
+    async fn asked(&self, request: Request<Incoming>) -> Result<(StatusCode, Bytes), String> {
+        let body = request.into_body().collect().await.map_err(|error| error.to_string())?;
+        let request = Request::post("/echo").header(header::HOST, &self.authority);
+        let request = request.body(Full::new(body.to_bytes())).map_err(|e| e.to_string())?;
+        let mut sender = loop {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(mut idle) = idle else {
+                break Sender::connect(&*self.authority, false).await?;
+            };
+            if idle.ready().await {
+                break idle;
+            }
+        };
+        let answer = sender.exchange(request).await?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        Ok(answer)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
@@ -51,6 +51,11 @@ impl Load {
         self.spawn(&Arc::default()).total().await
     }
 
+    /// Sends them until the returned is dropped.
+    pub fn start(self) -> Running {
+        Self { duration_ms: FOR_EVER_MS, ..self }.spawn(&Arc::default())
+    }
+
     /// The same while something else goes on, and to the end of it, however long that takes.
     pub async fn during<T>(self, story: impl Future<Output = T>) -> (Report, T) {
         let over = Arc::new(AtomicBool::new(false));
@@ -61,32 +66,34 @@ impl Load {
     }
 
     fn spawn(self, over: &Arc<AtomicBool>) -> Running {
-        let mut connections = JoinSet::new();
+        let (mut connections, report) = (JoinSet::new(), Arc::<Mutex<Report>>::default());
         for index in 0..self.connections {
-            connections.spawn(self.clone().one(index, over.clone()));
+            connections.spawn(self.clone().one(index, over.clone(), report.clone()));
         }
-        Running(connections)
+        Running { connections, report }
     }
 
-    async fn one(self, index: usize, over: Arc<AtomicBool>) -> Report {
+    async fn one(self, index: usize, over: Arc<AtomicBool>, total: Arc<Mutex<Report>>) {
         let end = Instant::now() + Duration::from_millis(self.duration_ms);
         let each = Duration::from_secs(1) * self.connections as u32 / self.rate.max(1);
         let mut ticks = interval(each);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut report, mut sender) = (Report::default(), None);
+        let (mut sent, mut sender) = (0, None);
         while Instant::now() < end && !over.load(Ordering::Relaxed) {
             if self.rate > 0 {
                 ticks.tick().await;
             }
-            let body = format!("request {} of connection {index}", report.requests);
-            report.requests += 1;
-            let sent = timeout(REQUEST_TIMEOUT, self.send(&mut sender, &mut report, body)).await;
-            if let Err(error) = sent.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+            let body = format!("request {sent} of connection {index}");
+            sent += 1;
+            let mut one = Report { requests: 1, ..Report::default() };
+            let answered = timeout(REQUEST_TIMEOUT, self.send(&mut sender, &mut one, body)).await;
+            if let Err(error) = answered.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
                 sender = None;
-                report.add(Report { failed: 1, errors: vec![error], ..Report::default() });
+                one.failed = 1;
+                one.errors.push(error);
             }
+            lock(&total).add(one);
         }
-        report
     }
 
     async fn send(
@@ -128,23 +135,31 @@ impl Load {
 }
 
 /// The connections of a load.
-struct Running(JoinSet<Report>);
+#[derive(Debug)]
+pub struct Running {
+    connections: JoinSet<()>,
+    report: Arc<Mutex<Report>>,
+}
 
 impl Running {
+    /// What has come of it so far.
+    pub fn report(&self) -> Report {
+        lock(&self.report).clone()
+    }
+
     async fn total(mut self) -> Report {
-        let mut total = Report::default();
-        while let Some(report) = self.0.join_next().await {
-            total.add(report.unwrap_or_else(|error| Report::failure(format!("panic: {error}"))));
+        while let Some(ended) = self.connections.join_next().await {
+            ended.expect("a connection of the load does not panic");
         }
-        total
+        self.report()
     }
 }
 
-impl Report {
-    fn failure(error: String) -> Self {
-        Self { failed: 1, errors: vec![error], ..Self::default() }
-    }
+fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
+impl Report {
     fn add(&mut self, other: Self) {
         self.requests += other.requests;
         self.failed += other.failed;
@@ -170,7 +185,7 @@ impl Sender {
     ///
     /// # Errors
     /// What failed, in words.
-    pub async fn connect(to: SocketAddr, http2: bool) -> Result<Self, String> {
+    pub async fn connect(to: impl ToSocketAddrs, http2: bool) -> Result<Self, String> {
         let stream = TcpStream::connect(to).await.map_err(|error| format!("connect: {error}"))?;
         // Else small requests wait for acks.
         stream.set_nodelay(true).map_err(|error| format!("nodelay: {error}"))?;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use steadfast_test_rig::app::App;
@@ -25,6 +26,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
         ["http", addr] => serve(App::http(addr.parse()?).await?).await,
+        ["http", addr, next] => serve(App::between(addr.parse()?, next).await?).await,
+        ["client", addr, to] => client(addr.parse()?, to).await,
         ["tcp", addr] => serve(App::tcp(addr.parse()?).await?).await,
         ["server-first", addr] => serve(App::server_first(addr.parse()?).await?).await,
         ["talk", addr, greeting_bytes, bytes] => {
@@ -54,7 +57,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         other => {
             eprintln!(
-                "{other:?}: expected http ADDR, tcp ADDR, server-first ADDR, \
+                "{other:?}: expected http ADDR [NEXT], client ADDR TO, tcp ADDR, server-first ADDR, \
                  talk ADDR GREETING_BYTES BYTES, load JSON, get ADDR PATH, \
                  connect JSON, serve JSON or relay ADDR NETNS ADDR"
             );
@@ -100,6 +103,16 @@ async fn relay(listen: SocketAddr, netns: &Path, target: SocketAddr) -> anyhow::
             copy_bidirectional(&mut near, &mut far).await
         });
     }
+}
+
+/// Sends requests to a service for as long as it runs; `/report` tells what has come of them.
+async fn client(addr: SocketAddr, authority: &str) -> anyhow::Result<ExitCode> {
+    let to = tokio::net::lookup_host(authority).await?.next().context("no address")?;
+    let authority = authority.to_owned();
+    let load = Load { to, authority, http2: false, connections: 4, rate: 40, duration_ms: 0 };
+    let running = load.start();
+    let report = move || serde_json::to_string(&running.report()).unwrap_or_default();
+    serve(App::telling(addr, "/report", report).await?).await
 }
 
 async fn serve(app: App) -> anyhow::Result<ExitCode> {

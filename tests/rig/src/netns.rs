@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use std::process::Command;
 
+use crate::process::binary_path;
+
 /// A network: a namespace with a bridge, to which the others are tied. All of it is gone when it
 /// is dropped.
 #[derive(Debug)]
@@ -59,17 +61,11 @@ impl Drop for Network {
 }
 
 /// Redirects what arrives to 4143 and what leaves to 4140, but for the sidecar's own user: the
-/// rules that a pod of the mesh has.
+/// rules that a pod of the mesh has, by the program that makes them there.
 pub fn redirect(netns: &str, proxy_uid: u32) {
-    inside(
-        netns,
-        &format!(
-            "iptables-nft -t nat -A PREROUTING -p tcp -m multiport ! --dports 4190,4191 -j REDIRECT --to-ports 4143; \
-             iptables-nft -t nat -A OUTPUT -m owner --uid-owner {proxy_uid} -j RETURN; \
-             iptables-nft -t nat -A OUTPUT -o lo -j RETURN; \
-             iptables-nft -t nat -A OUTPUT -p tcp -j REDIRECT --to-ports 4140"
-        ),
-    );
+    let init = binary_path("steadfast-init");
+    let skipped = "--skip-inbound-ports=4190,4191";
+    inside(netns, &format!("{} --proxy-uid={proxy_uid} {skipped}", init.display()));
 }
 
 /// Runs a script in a namespace; panics with what it printed when it fails.

@@ -89,3 +89,17 @@ spec:
   selector: { matchLabels: { app.kubernetes.io/name: steadfast-{{ .component }} } }
 {{- end }}
 {{- end }}
+
+{{/* What every meshed pod has in common, for the webhook and for `steadfast inject` */}}
+{{- define "steadfast.injection" -}}
+{{ dict
+  "controlNamespace" .Release.Namespace
+  "trustDomain" .Values.trustDomain
+  "clusterDomain" .Values.clusterDomain
+  "proxyImage" (printf "%s/steadfast-proxy" .Values.image.registry)
+  "initImage" (printf "%s/steadfast-init" .Values.image.registry)
+  "tag" (printf "%v" (.Values.image.tag | default .Chart.AppVersion))
+  "pullPolicy" .Values.image.pullPolicy
+  "resources" .Values.proxy.resources
+| toPrettyJson }}
+{{- end }}

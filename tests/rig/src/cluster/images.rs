@@ -13,7 +13,7 @@ use crate::process::binary_path;
 /// the first process of each.
 pub fn load(nodes: &[u32]) {
     let parts = Parts::find();
-    for program in PROGRAMS {
+    for program in PROGRAMS.into_iter().chain(["steadfast-test-app"]) {
         let image = of_program(&parts, program);
         for node in nodes {
             import(&entrance(*node, Kind::Machine), &parts, &image);
@@ -22,8 +22,13 @@ pub fn load(nodes: &[u32]) {
 }
 
 /// What a mesh is made of.
-pub(super) const PROGRAMS: [&str; 4] =
-    ["steadfast-identity", "steadfast-rotation", "steadfast-control", "steadfast-proxy"];
+pub(super) const PROGRAMS: [&str; 5] = [
+    "steadfast-identity",
+    "steadfast-rotation",
+    "steadfast-control",
+    "steadfast-proxy",
+    "steadfast-init",
+];
 
 /// The image `localhost/<program>:1`, made anew where the program is newer.
 pub(super) fn of_program(parts: &Parts, program: &str) -> PathBuf {
@@ -39,8 +44,25 @@ pub(super) fn of_program(parts: &Parts, program: &str) -> PathBuf {
     let made = Command::new(script)
         .args([&format!("localhost/{program}:1"), &image.display().to_string()])
         .args(["--program", &format!("/{program}={}", binary.display())])
+        .args(if program == "steadfast-init" { rules() } else { Vec::new() })
         .args(["--", &format!("/{program}")])
         .status();
     assert!(made.is_ok_and(|status| status.success()), "no image of {program}");
     image
+}
+
+/// What the init step writes rules with: Debian's nft and iptables, and the extensions that it names.
+fn rules() -> Vec<String> {
+    let mut args = Vec::new();
+    for (path, file) in [("nft", "nft"), ("iptables-legacy", "xtables-legacy-multi")] {
+        args.extend(["--program".to_owned(), format!("/bin/{path}=/usr/sbin/{file}")]);
+    }
+    let restore = "/bin/iptables-legacy-restore=iptables-legacy";
+    args.extend(["--link".to_owned(), restore.to_owned()]);
+    let folder = format!("/usr/lib/{}-linux-gnu/xtables", std::env::consts::ARCH);
+    for extension in ["libxt_NAT", "libxt_REDIRECT", "libxt_owner", "libxt_standard", "libxt_tcp"] {
+        let file = format!("{folder}/{extension}.so");
+        args.extend(["--file".to_owned(), format!("{file}={file}")]);
+    }
+    args
 }

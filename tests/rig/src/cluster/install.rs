@@ -5,6 +5,7 @@ use std::process::Command;
 
 use super::Cluster;
 use super::images::PROGRAMS;
+use crate::process::binary_path;
 
 impl Cluster {
     /// Installs the charts with these values, and waits until the control plane is ready.
@@ -34,6 +35,23 @@ impl Cluster {
             let namespace = format!("--namespace={namespace}");
             self.wait_for(&["--for=condition=Available", &deployment, &namespace]).await;
         }
+    }
+
+    /// What our own command prints, as the cluster's administrator; or all that it said, when it ends
+    /// with another exit code than 0.
+    ///
+    /// # Errors
+    /// What it printed.
+    pub fn steadfast(&self, args: &[&str]) -> Result<String, String> {
+        let output = Command::new(binary_path("steadfast"))
+            .env("KUBECONFIG", self.kubeconfig())
+            .env_remove("STEADFAST_DIR")
+            .args(args)
+            .output()
+            .expect("steadfast starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let printed = text(&output.stdout);
+        if output.status.success() { Ok(printed) } else { Err(printed + &text(&output.stderr)) }
     }
 
     /// What `helm` prints; panics with its error when it fails.

@@ -1,13 +1,14 @@
 //! `kubectl`, as the cluster's administrator.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
 use super::{DEADLINE, Parts};
-use crate::process::Process;
+use crate::process::{Process, free_port};
 use crate::wait::until;
 
 /// Asks the API server of a cluster.
@@ -15,6 +16,22 @@ use crate::wait::until;
 pub struct Kubectl {
     program: PathBuf,
     kubeconfig: PathBuf,
+}
+
+/// A `kubectl port-forward` that runs.
+#[derive(Debug)]
+pub struct Forward {
+    /// Where it listens, a moment after it has started.
+    pub addr: SocketAddr,
+    kubectl: Child,
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        // One that has ended by itself is gone already.
+        let _ = self.kubectl.kill();
+        let _ = self.kubectl.wait();
+    }
 }
 
 impl Kubectl {
@@ -37,13 +54,13 @@ impl Kubectl {
     /// # Errors
     /// What it printed to its error output.
     pub fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
-        self.run(args, "")
+        self.run(args, "").map(|(printed, _)| printed)
     }
 
-    /// Applies manifests.
-    pub fn apply(&self, yaml: &str) {
-        self.run(&["apply", "--filename", "-"], yaml)
-            .unwrap_or_else(|error| panic!("kubectl apply: {error}\n{yaml}"));
+    /// Applies manifests, and returns the warnings that were heard.
+    pub fn apply(&self, yaml: &str) -> String {
+        let applied = self.run(&["apply", "--filename", "-"], yaml);
+        applied.unwrap_or_else(|error| panic!("kubectl apply: {error}\n{yaml}")).1
     }
 
     /// Creates an object, and returns what became of it.
@@ -51,7 +68,22 @@ impl Kubectl {
         let created =
             self.run(&["create", "--output=json", "--filename", "-"], &object.to_string());
         let created = created.unwrap_or_else(|error| panic!("kubectl create: {error}\n{object:#}"));
-        serde_json::from_str(&created).expect("kubectl prints JSON")
+        serde_json::from_str(&created.0).expect("kubectl prints JSON")
+    }
+
+    /// Leads a port of this machine to one of a pod, until the returned is dropped.
+    pub fn forward(&self, pod: &[&str], port: u16) -> Forward {
+        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let kubectl = Command::new(&self.program)
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .arg("port-forward")
+            .args(pod)
+            .arg(format!("{}:{port}", addr.port()))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("kubectl starts");
+        Forward { addr, kubectl }
     }
 
     /// Waits until `kubectl wait` is satisfied with these arguments.
@@ -59,7 +91,10 @@ impl Kubectl {
         until(&format!("kubectl wait {args:?}"), DEADLINE, || async {
             let mut all = vec!["wait", "--timeout=1s"];
             all.extend(args);
-            self.try_kubectl(&all)
+            self.try_kubectl(&all).map_err(|error| {
+                let pods = self.try_kubectl(&["get", "pods", "--all-namespaces"]);
+                format!("{error}\n{}", pods.unwrap_or_else(|error| error))
+            })
         })
         .await;
     }
@@ -74,7 +109,8 @@ impl Kubectl {
         .await;
     }
 
-    fn run(&self, args: &[&str], input: &str) -> Result<String, String> {
+    /// What it printed to its output and to its error output, or the latter alone.
+    fn run(&self, args: &[&str], input: &str) -> Result<(String, String), String> {
         let mut kubectl = Command::new(&self.program)
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
@@ -89,6 +125,7 @@ impl Kubectl {
         let _ = { stdin }.write_all(input.as_bytes());
         let output = kubectl.wait_with_output().expect("kubectl runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+        let (printed, said) = (text(&output.stdout), text(&output.stderr));
+        if output.status.success() { Ok((printed, said)) } else { Err(said) }
     }
 }

@@ -234,6 +234,8 @@ fn kubelet(dir: &Path, group: &str, node: &str) -> String {
         "evictionHard": { "memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%" },
         "failCgroupV1": false,
         "failSwapOn": false,
+        // How soon pods see a changed ConfigMap: a minute and more, where nobody says so.
+        "syncFrequency": "5s",
         "featureGates": gates,
         "imageGCHighThresholdPercent": 100,
         "localStorageCapacityIsolation": false,
