@@ -4,7 +4,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    anchor, completions, consumer, explain, identity, issuer, man, trust, version,
+    anchor, completions, consumer, explain, identity, install, issuer, man, trust, version,
 };
 use crate::demo;
 
@@ -28,6 +28,10 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Demo(demo::Args),
+    Install(install::InstallArgs),
+    Upgrade(install::UpgradeArgs),
+    Uninstall(install::UninstallArgs),
+    Prune(install::PruneArgs),
     Identity(identity::Args),
     Trust(trust::Args),
     Anchor(anchor::Args),

@@ -12,6 +12,7 @@ pub(crate) mod completions;
 pub(crate) mod consumer;
 pub(crate) mod explain;
 pub(crate) mod identity;
+pub(crate) mod install;
 pub(crate) mod issuer;
 pub(crate) mod issuer_import;
 pub(crate) mod man;
@@ -32,6 +33,10 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
         Command::Demo(args) => return demo::run(args).await,
         Command::Explain(args) => explain::run(&args)?,
         Command::Identity(args) => identity::run(args).await?,
+        Command::Install(args) => install::install(&args)?,
+        Command::Upgrade(args) => install::upgrade(&args).await?,
+        Command::Uninstall(args) => install::uninstall(&args).await?,
+        Command::Prune(args) => install::prune(&args).await?,
         Command::Internal(args) => demo::run_internal(args).await?,
         Command::Issuer(args) => return issuer::run(args).await,
         Command::Man(args) => man::run(&args)?,

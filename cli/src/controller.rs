@@ -1,7 +1,6 @@
 //! What steadfast-rotation tells: how a rotation stands, and what everybody answered last.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use steadfast_api::UnixTime;
@@ -9,9 +8,8 @@ use steadfast_rotation_protocol::census::Round;
 use steadfast_rotation_protocol::controller::Standing;
 use tokio::time::{Instant, sleep};
 
-use crate::admin::{self, AdminError};
-use crate::commands::identity::pods;
-use crate::store::StoreProblem;
+use crate::admin::{self, AdminError, Port};
+use crate::mesh::{Mesh, StoreProblem};
 
 /// Where steadfast-rotation is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -45,7 +43,7 @@ pub(crate) enum ControllerError {
 /// A controller that answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Controller {
-    admin: SocketAddr,
+    admin: Port,
 }
 
 impl Controller {
@@ -54,15 +52,14 @@ impl Controller {
     /// # Errors
     /// [`ControllerError`]
     pub(crate) async fn find(
-        dir: &Path,
+        mesh: &Mesh,
         arg: &ControllerArg,
     ) -> Result<(Self, Standing), ControllerError> {
         let addresses = match arg.rotation_admin {
-            Some(admin) => vec![admin],
+            Some(admin) => vec![Port::Addr(admin)],
             None => {
-                let pods = pods(dir).await?.into_iter();
-                let ours = pods.filter(|pod| pod.account.as_deref() == Some(SERVICE_ACCOUNT));
-                ours.filter_map(|pod| pod.admin).collect()
+                let pods = mesh.pods().await?.into_iter();
+                pods.filter(|pod| mesh.is_controller(pod)).filter_map(|pod| pod.admin).collect()
             }
         };
         let (mut best, mut failed): (Option<(Self, Standing)>, _) = (None, ControllerError::NoPod);
@@ -86,7 +83,7 @@ impl Controller {
     /// # Errors
     /// [`AdminError`]
     pub(crate) async fn standing(&self) -> Result<Standing, AdminError> {
-        admin::json(self.admin, "/rotation.json").await
+        admin::json(&self.admin, "/rotation.json").await
     }
 
     /// What everybody answered last; `None`: nobody was asked yet.
@@ -94,7 +91,7 @@ impl Controller {
     /// # Errors
     /// [`AdminError`]
     pub(crate) async fn round(&self) -> Result<Option<Round>, AdminError> {
-        admin::json(self.admin, "/round.json").await
+        admin::json(&self.admin, "/round.json").await
     }
 
     /// What everybody has answered to a query that was asked since then; if none is in time, what
@@ -120,7 +117,6 @@ pub(crate) const fn asked_at(round: &Round) -> UnixTime {
     UnixTime::from_millis(round.nonce / 1000)
 }
 
-const SERVICE_ACCOUNT: &str = "steadfast-rotation";
 /// The controller asks everybody every ten seconds, though no phase waits for it.
 const ROUND_WAIT: Duration = Duration::from_secs(12);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -137,7 +133,7 @@ mod tests {
         let since = UnixTime::from_secs(1_800_000_000);
         let asked = [since - Duration::from_secs(8), since + Duration::from_secs(1)];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let controller = Controller { admin: listener.local_addr().unwrap() };
+        let controller = Controller { admin: Port::Addr(listener.local_addr().unwrap()) };
         let serve = async {
             for asked in asked {
                 let (mut stream, _) = listener.accept().await.unwrap();

@@ -9,6 +9,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -28,6 +29,15 @@ pub(crate) enum HttpError {
     /// Nobody listens.
     #[error("cannot connect")]
     Connect(#[source] std::io::Error),
+    /// The API server leads to no port of the pod.
+    #[error("the API server does not lead to the pod")]
+    Forward(#[from] kube::Error),
+    /// What the kubelet says of the port.
+    #[error("the pod's port cannot be reached: {0}")]
+    Refused(String),
+    /// The API server has led to no port at all.
+    #[error("the API server led to no port of the pod")]
+    Unforwarded,
     /// The request cannot be sent or answered.
     #[error("the connection failed")]
     Exchange(#[source] hyper::Error),
@@ -47,6 +57,13 @@ impl Connection {
     pub(crate) async fn open(addr: SocketAddr, tasks: &TaskTracker) -> Result<Self, HttpError> {
         let stream = TcpStream::connect(addr).await.map_err(HttpError::Connect)?;
         stream.set_nodelay(true).map_err(HttpError::Connect)?;
+        Self::over(stream, tasks).await
+    }
+
+    async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        tasks: &TaskTracker,
+    ) -> Result<Self, HttpError> {
         let (sender, connection) =
             handshake(TokioIo::new(stream)).await.map_err(HttpError::Exchange)?;
         // Its error is the request's error too, or nobody's.
@@ -88,13 +105,25 @@ pub(crate) async fn get(
     deadline: Duration,
 ) -> Result<(StatusCode, String), HttpError> {
     let ask = async {
-        let tasks = TaskTracker::new();
-        let mut connection = Connection::open(addr, &tasks).await?;
-        let response = connection.get(&addr.to_string(), path).await?;
-        let text = String::from_utf8_lossy(response.body()).into_owned();
-        Ok((response.status(), text))
+        let stream = TcpStream::connect(addr).await.map_err(HttpError::Connect)?;
+        get_over(stream, &addr.to_string(), path).await
     };
     timeout(deadline, ask).await.map_err(|_| HttpError::Timeout(deadline))?
+}
+
+/// One GET over a stream that is used for nothing else.
+///
+/// # Errors
+/// What failed.
+pub(crate) async fn get_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    authority: &str,
+    path: &str,
+) -> Result<(StatusCode, String), HttpError> {
+    let tasks = TaskTracker::new();
+    let response = Connection::over(stream, &tasks).await?.get(authority, path).await?;
+    let text = String::from_utf8_lossy(response.body()).into_owned();
+    Ok((response.status(), text))
 }
 
 /// A scrape of a sidecar with very many series is some MiB.

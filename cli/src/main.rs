@@ -4,17 +4,18 @@
 //! goes away (`steadfast explain | head`) ends the command quietly.
 
 mod admin;
+mod chart;
 mod cli;
 mod commands;
 mod confirm;
 mod controller;
 mod demo;
 mod http1;
+mod mesh;
 mod metrics;
 mod output;
 mod problem;
 mod rotation;
-mod store;
 mod suggest;
 mod trust_domain;
 

@@ -3,22 +3,20 @@
 //! An order is a change of the state by compare-and-swap, like every other; steadfast-rotation does
 //! the rest, also when the command has ended.
 
-use std::path::{Path, PathBuf};
-
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
-use steadfast_platform::{Revision, Store as _, StoreError};
+use steadfast_platform::{Revision, StoreError};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::orders::OrderRefused;
 
-use crate::store::{self, StoreProblem};
+use crate::mesh::{Mesh, StoreProblem};
 
 /// Why the trust domain was not read, or an order not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustDomainError {
     #[error("the trust domain changes so often that the order was not written; try it again")]
     Busy,
-    #[error("the store holds no trust domain yet\n  Make one:  steadfast trust init --dir {}", .0.display())]
-    NoTrustDomain(PathBuf),
+    #[error("the store holds no trust domain yet\n  Make one:  {0}")]
+    NoTrustDomain(String),
     #[error(transparent)]
     Refused(#[from] OrderRefused),
     #[error(
@@ -33,8 +31,8 @@ pub(crate) enum TrustDomainError {
 ///
 /// # Errors
 /// [`TrustDomainError`]
-pub(crate) async fn read(dir: &Path) -> Result<TrustDomainState, TrustDomainError> {
-    Ok(read_revision(dir).await?.0)
+pub(crate) async fn read(mesh: &Mesh) -> Result<TrustDomainState, TrustDomainError> {
+    Ok(read_revision(mesh).await?.0)
 }
 
 /// Changes the state by an order, and tells what it then is.
@@ -42,11 +40,11 @@ pub(crate) async fn read(dir: &Path) -> Result<TrustDomainState, TrustDomainErro
 /// # Errors
 /// [`TrustDomainError`]; nothing has changed then.
 pub(crate) async fn change(
-    dir: &Path,
+    mesh: &Mesh,
     order: impl Fn(&mut TrustDomainState) -> Result<(), OrderRefused>,
 ) -> Result<TrustDomainState, TrustDomainError> {
     let ordered = |state: &mut TrustDomainState, _| Ok::<_, TrustDomainError>(order(state)?);
-    Ok(change_at(dir, ordered).await?.0)
+    Ok(change_at(mesh, ordered).await?.0)
 }
 
 /// The same for an order that needs to know the revision that it changes, has an answer, or has
@@ -55,36 +53,36 @@ pub(crate) async fn change(
 /// # Errors
 /// Those of the order, and [`TrustDomainError`]; nothing has changed then.
 pub(crate) async fn change_at<T, E>(
-    dir: &Path,
+    mesh: &Mesh,
     mut order: impl FnMut(&mut TrustDomainState, Revision) -> Result<T, E>,
 ) -> Result<(TrustDomainState, T), E>
 where
     E: From<TrustDomainError>,
 {
     let failed = |error| E::from(TrustDomainError::from(error));
-    let client = store::client(dir);
+    let store = mesh.store().await.map_err(failed)?;
     for _ in 0..ATTEMPTS_MAX {
-        let (before, revision) = read_revision(dir).await?;
+        let (before, revision) = read_revision(mesh).await?;
         let mut state = before.clone();
         let answer = order(&mut state, revision)?;
         if state == before {
             return Ok((state, answer));
         }
         let value = serde_json::to_vec(&state).map_err(TrustDomainError::from)?.into();
-        match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
+        match store.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
             Ok(_) => return Ok((state, answer)),
             // Somebody else was faster: what he wrote is looked at.
             Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(failed(store::explain(dir, error))),
+            Err(error) => return Err(failed(mesh.explain(error))),
         }
     }
     Err(TrustDomainError::Busy.into())
 }
 
-async fn read_revision(dir: &Path) -> Result<(TrustDomainState, Revision), TrustDomainError> {
-    let entry = store::client(dir).get(TRUST_DOMAIN_KEY).await;
-    let entry = entry.map_err(|error| store::explain(dir, error))?;
-    let entry = entry.ok_or_else(|| TrustDomainError::NoTrustDomain(dir.to_owned()))?;
+async fn read_revision(mesh: &Mesh) -> Result<(TrustDomainState, Revision), TrustDomainError> {
+    let entry = mesh.store().await?.get(TRUST_DOMAIN_KEY).await;
+    let entry = entry.map_err(|error| mesh.explain(error))?;
+    let entry = entry.ok_or_else(|| TrustDomainError::NoTrustDomain(mesh.founding()))?;
     Ok((serde_json::from_slice(&entry.value)?, entry.revision))
 }
 

@@ -99,7 +99,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         None => None,
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let Access { store, clock_offset_ms, place } = config.platform.open(config.namespaces.clone()).await?;
+    let Access { store, clock_offset_ms, place } =
+        config.platform.open(config.namespaces.clone()).await?;
     let (mut tasks, drain, mut registry) = (Tasks::new(), Drain::new(), Registry::default());
     let (keys, tokens): (Arc<dyn KeyStore>, Arc<dyn TokenReview>) = match place {
         Place::Kubernetes(client, namespaces) => (

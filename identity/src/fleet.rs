@@ -168,7 +168,9 @@ impl Fleet {
             return Err(limited(what));
         }
         let (namespace, account) = (&pod.namespace, &pod.service_account);
-        if *namespace != self.certifier.profile.controller_namespace || account != CONTROLLER_ACCOUNT {
+        if *namespace != self.certifier.profile.controller_namespace
+            || account != CONTROLLER_ACCOUNT
+        {
             let what = format!("the token is of the service account {account} in {namespace}");
             return Err(Refusal::new(Code::NOT_THE_CONTROLLER, what));
         }

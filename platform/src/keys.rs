@@ -48,6 +48,16 @@ pub trait KeyStore: Send + Sync + 'static {
     fn place_of(&self, id: KeyId) -> String;
 }
 
+/// A place that takes keys that were made elsewhere, too.
+#[async_trait::async_trait]
+pub trait TakesKeys: KeyStore {
+    /// Keeps a key, in PKCS#8. Acknowledged means durable.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::Exists`] if there is one of this id, which stays.
+    async fn take(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError>;
+}
+
 /// A private key that can sign, wherever it is. Signing may take as long as a device takes.
 pub trait PrivateKey: Send + Sync {
     /// SHA-256 of its SPKI.
@@ -189,6 +199,13 @@ impl FileKeys {
 
     fn path(&self, id: KeyId) -> PathBuf {
         self.directory.join(format!("{id}.key"))
+    }
+}
+
+#[async_trait::async_trait]
+impl TakesKeys for FileKeys {
+    async fn take(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError> {
+        self.put_new(id, pkcs8).await
     }
 }
 

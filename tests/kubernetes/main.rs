@@ -4,4 +4,5 @@ mod application;
 mod cluster;
 mod injection;
 mod install;
+mod rotation;
 mod store;

@@ -4,7 +4,7 @@
 //! be left at any moment, and the rotation goes on.
 
 use std::io::{self, IsTerminal as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,12 +21,12 @@ use steadfast_rotation_protocol::trust_domain::{
 use crate::commands::anchor_import::{self, ImportArgs, ImportProblem};
 use crate::confirm::{OrderArgs, asks, confirm};
 use crate::controller::{Controller, ControllerArg, ControllerError};
+use crate::mesh::Mesh;
 use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
 use crate::rotation::follow::{Followed, Shown, follow};
 use crate::rotation::ordered::Ordered;
 use crate::rotation::plan::{Intent, Plan, Told};
-use crate::store::DirArg;
 use crate::trust_domain::{self, TrustDomainError, change_at};
 
 mod exempt;
@@ -63,9 +63,9 @@ enum Command {
 
 /// What every command here takes.
 #[derive(Clone, Debug, clap::Args)]
-struct MeshArgs {
+struct CommonArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     #[command(flatten)]
     controller: ControllerArg,
     /// The form of the answer
@@ -91,7 +91,7 @@ Exit code 1 if --dry-run finds somebody who would be waited for, cut off or left
 something in the way, and if the rotation was undone.")]
 struct RotateArgs {
     #[command(flatten)]
-    mesh: MeshArgs,
+    common: CommonArgs,
     /// Only print the plan
     #[arg(long)]
     dry_run: bool,
@@ -123,14 +123,14 @@ struct RotateArgs {
 #[derive(Debug, clap::Args)]
 struct OrderOnlyArgs {
     #[command(flatten)]
-    mesh: MeshArgs,
+    common: CommonArgs,
 }
 
 /// An order after which the rotation is followed: its command says what it is.
 #[derive(Debug, clap::Args)]
 struct WatchArgs {
     #[command(flatten)]
-    mesh: MeshArgs,
+    common: CommonArgs,
     /// Return as soon as the order is written
     #[arg(long)]
     no_wait: bool,
@@ -144,7 +144,7 @@ struct WithdrawArgs {
     /// Its id, or the beginning of it
     id: String,
     #[command(flatten)]
-    mesh: MeshArgs,
+    common: CommonArgs,
     /// Return as soon as the order is written
     #[arg(long)]
     no_wait: bool,
@@ -162,7 +162,7 @@ struct TaintArgs {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     deadline: Duration,
     #[command(flatten)]
-    mesh: MeshArgs,
+    common: CommonArgs,
     /// Return as soon as the order is written
     #[arg(long)]
     no_wait: bool,
@@ -218,7 +218,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
         Command::Abort(args) => return abort(args).await,
         Command::Withdraw(args) => return withdraw(args).await,
         Command::Taint(args) => return taint(args).await,
-        Command::Pause(args) => pause(&args.mesh).await?,
+        Command::Pause(args) => pause(&args.common).await?,
         Command::Exempt(args) => exempt::exempt(args).await?,
         Command::Unexempt(args) => exempt::unexempt(args).await?,
         Command::List(args) => list::list(&args).await?,
@@ -228,7 +228,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 }
 
 async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
-    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let state = trust_domain::read(&args.common.mesh).await?;
     let intent = if args.emergency {
         let active = state.active_anchor().ok_or(AnchorError::NoActive)?;
         Intent::Emergency { anchor: active.id, deadline: args.deadline }
@@ -238,21 +238,21 @@ async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
         let next = args.anchor.as_deref().map(|path| given::find(path, &state)).transpose()?;
         Intent::Rotate { next, canary }
     };
-    order(&args.mesh, &args.order, intent, args.dry_run, args.no_wait).await
+    order(&args.common, &args.order, intent, args.dry_run, args.no_wait).await
 }
 
 async fn withdraw(args: WithdrawArgs) -> Result<ExitCode, Problem> {
-    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let state = trust_domain::read(&args.common.mesh).await?;
     let id = find(&args.id, &state)?;
     match state.anchor(id).map(|anchor| anchor.state) {
         Some(AnchorState::Standby) => {
             let intent = Intent::Replace { standby: id };
-            order(&args.mesh, &args.order, intent, false, args.no_wait).await
+            order(&args.common, &args.order, intent, false, args.no_wait).await
         }
         Some(AnchorState::Generated) => {
-            confirm(&format!("Forget anchor {id}?"), &args.order, args.mesh.output)?;
-            anchor_import::forget(&args.mesh.dir.dir, id).await?;
-            said(args.mesh.output, &format!("anchor {} is forgotten", id.short()))?;
+            confirm(&format!("Forget anchor {id}?"), &args.order, args.common.output)?;
+            anchor_import::forget(&args.common.mesh, id).await?;
+            said(args.common.output, &format!("anchor {} is forgotten", id.short()))?;
             Ok(ExitCode::SUCCESS)
         }
         Some(AnchorState::Active) => Err(AnchorError::Active.into()),
@@ -261,38 +261,37 @@ async fn withdraw(args: WithdrawArgs) -> Result<ExitCode, Problem> {
 }
 
 async fn taint(args: TaintArgs) -> Result<ExitCode, Problem> {
-    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let state = trust_domain::read(&args.common.mesh).await?;
     let anchor = find(&args.id, &state)?;
     let intent = Intent::Emergency { anchor, deadline: args.deadline };
-    order(&args.mesh, &args.order, intent, false, args.no_wait).await
+    order(&args.common, &args.order, intent, false, args.no_wait).await
 }
 
 /// Plans, asks, orders and follows.
 async fn order(
-    mesh: &MeshArgs,
+    common: &CommonArgs,
     order: &OrderArgs,
     intent: Intent,
     dry_run: bool,
     no_wait: bool,
 ) -> Result<ExitCode, Problem> {
-    let dir = &mesh.dir.dir;
-    let judged = dry_run || asks(order, mesh.output);
-    let plan = planned(dir, &mesh.controller, &intent, judged).await?;
+    let judged = dry_run || asks(order, common.output);
+    let plan = planned(&common.mesh, &common.controller, &intent, judged).await?;
     if dry_run {
-        mesh.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
+        common.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
         return Ok(if plan.is_clear() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    if mesh.output == Format::Table {
+    if common.output == Format::Table {
         output::print(&(plan.text(Paint::stdout()) + "\n"))?;
     }
-    confirm("Begin?", order, mesh.output)?;
+    confirm("Begin?", order, common.output)?;
     let by = &order.by;
     let given = |state: &mut TrustDomainState| match intent.given() {
         Some(given) => given.join(state),
         None => Ok(()),
     };
     // An anchor that is brought is imported by the very write that orders the rotation to it.
-    let changed = change_at(dir, |state, _| {
+    let changed = change_at(&common.mesh, |state, _| {
         given(state)?;
         commanded(&intent, by, state).map_err(TrustDomainError::from)?;
         Ok::<_, ImportProblem>(())
@@ -308,7 +307,7 @@ async fn order(
             Ordered::By { after: state.rotations, by: by.clone() }
         }
     };
-    go_on(mesh, no_wait, ordered, Outcome::Done).await
+    go_on(common, no_wait, ordered, Outcome::Done).await
 }
 
 /// The order itself.
@@ -336,24 +335,24 @@ pub(super) fn commanded(
 
 /// Follows what was ordered, to the end that was ordered.
 async fn go_on(
-    mesh: &MeshArgs,
+    common: &CommonArgs,
     no_wait: bool,
     ordered: Ordered,
     wanted: Outcome,
 ) -> Result<ExitCode, Problem> {
     if no_wait {
-        said(mesh.output, "ordered; `steadfast anchor status` shows how it goes")?;
+        said(common.output, "ordered; `steadfast anchor status` shows how it goes")?;
         return Ok(ExitCode::SUCCESS);
     }
     let followed = Followed::Anchor(ordered.clone());
-    let mut shown = Shown::new(mesh.output);
-    let Some(state) = follow(&mesh.dir.dir, &mesh.controller, &followed, &mut shown).await? else {
+    let mut shown = Shown::new(common.output);
+    let Some(state) = follow(&common.mesh, &common.controller, &followed, &mut shown).await? else {
         return Ok(left_alone());
     };
-    if mesh.output != Format::Table {
+    if common.output != Format::Table {
         let rotations = followed.ended(&state);
         let number = ordered.ended(&state).map(|past| past.number);
-        mesh.output.print(&Ended { ordered: number, rotations }, |_| String::new())?;
+        common.output.print(&Ended { ordered: number, rotations }, |_| String::new())?;
     }
     as_wanted(&ordered, &state, wanted)
 }
@@ -390,14 +389,14 @@ struct Ended {
 /// A plan with what the controller knows, or why it does not tell. One that is judged, by a person
 /// or by its exit code, is made of answers to a query of now; an order that is sure waits for none.
 pub(super) async fn planned(
-    dir: &Path,
+    mesh: &Mesh,
     controller: &ControllerArg,
     intent: &Intent,
     judged: bool,
 ) -> Result<Plan, Problem> {
-    let (told, silent) = asked(dir, controller, judged).await;
+    let (told, silent) = asked(mesh, controller, judged).await;
     // After the answers, so that no state is judged by those to the one before.
-    let mut state = trust_domain::read(dir).await?;
+    let mut state = trust_domain::read(mesh).await?;
     // The plan is of the state as it would be; what is stored changes after the question.
     if let Some(given) = intent.given() {
         given.join(&mut state)?;
@@ -407,9 +406,9 @@ pub(super) async fn planned(
     Ok(plan)
 }
 
-async fn asked(dir: &Path, arg: &ControllerArg, judged: bool) -> (Told, Option<ControllerError>) {
+async fn asked(mesh: &Mesh, arg: &ControllerArg, judged: bool) -> (Told, Option<ControllerError>) {
     let began = SystemClock.now();
-    match Controller::find(dir, arg).await {
+    match Controller::find(mesh, arg).await {
         Ok((controller, standing)) => {
             if judged && io::stderr().is_terminal() {
                 eprintln!("Asking everybody …");
@@ -427,8 +426,8 @@ async fn asked(dir: &Path, arg: &ControllerArg, judged: bool) -> (Told, Option<C
     }
 }
 
-async fn pause(mesh: &MeshArgs) -> Result<(), Problem> {
-    let state = change(mesh, |state| {
+async fn pause(common: &CommonArgs) -> Result<(), Problem> {
+    let state = change(common, |state| {
         state.pause(true);
         Ok(())
     })
@@ -437,24 +436,24 @@ async fn pause(mesh: &MeshArgs) -> Result<(), Problem> {
         || "no rotation begins".to_owned(),
         |rotation| format!("rotation {} stays in its phase", rotation.number),
     );
-    said(mesh.output, &format!("paused: {what} before `steadfast anchor resume`"))
+    said(common.output, &format!("paused: {what} before `steadfast anchor resume`"))
 }
 
 async fn resume(args: WatchArgs) -> Result<ExitCode, Problem> {
-    let state = change(&args.mesh, |state| {
+    let state = change(&args.common, |state| {
         state.pause(false);
         Ok(())
     })
     .await?;
     let Some(ordered) = Ordered::in_state(&state) else {
-        said(args.mesh.output, "resumed; no rotation is under way")?;
+        said(args.common.output, "resumed; no rotation is under way")?;
         return Ok(ExitCode::SUCCESS);
     };
-    go_on(&args.mesh, args.no_wait, ordered, Outcome::Done).await
+    go_on(&args.common, args.no_wait, ordered, Outcome::Done).await
 }
 
 async fn abort(args: WatchArgs) -> Result<ExitCode, Problem> {
-    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let state = trust_domain::read(&args.common.mesh).await?;
     // What cannot be undone is refused before anybody is asked.
     state.clone().abort().map_err(TrustDomainError::from)?;
     let question = match &state.rotation {
@@ -463,21 +462,21 @@ async fn abort(args: WatchArgs) -> Result<ExitCode, Problem> {
         }
         _ => "Take the order for a rotation back?".to_owned(),
     };
-    confirm(&question, &args.order, args.mesh.output)?;
-    let after = change(&args.mesh, |state| state.abort()).await?;
+    confirm(&question, &args.order, args.common.output)?;
+    let after = change(&args.common, |state| state.abort()).await?;
     let Some(rotation) = after.rotation.as_ref().filter(|rotation| rotation.abort) else {
-        said(args.mesh.output, "the order is taken back; nothing had begun")?;
+        said(args.common.output, "the order is taken back; nothing had begun")?;
         return Ok(ExitCode::SUCCESS);
     };
     let ordered = Ordered::Number(rotation.number);
-    go_on(&args.mesh, args.no_wait, ordered, Outcome::Aborted).await
+    go_on(&args.common, args.no_wait, ordered, Outcome::Aborted).await
 }
 
 async fn change(
-    mesh: &MeshArgs,
+    common: &CommonArgs,
     order: impl Fn(&mut TrustDomainState) -> Result<(), OrderRefused>,
 ) -> Result<TrustDomainState, TrustDomainError> {
-    trust_domain::change(&mesh.dir.dir, order).await
+    trust_domain::change(&common.mesh, order).await
 }
 
 /// The anchor whose id begins so.

@@ -12,16 +12,15 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use steadfast_api::KeyId;
 use steadfast_identity::import::{self, ImportError};
-use steadfast_platform::keys::{FileKeys, KeyStore as _, KeyStoreError, Zeroizing};
-use steadfast_platform::standalone::Directory;
+use steadfast_platform::keys::{KeyStoreError, TakesKeys, Zeroizing};
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::import::ImportRefused;
 use steadfast_rotation_protocol::trust_domain::AnchorRecord;
 
+use crate::mesh::{KeysProblem, Mesh};
 use crate::output::Format;
 use crate::problem::Problem;
-use crate::store::DirArg;
 use crate::trust_domain::{self, TrustDomainError, change_at};
 
 /// Bring a trust anchor of your own CA (openssl, Vault, cert-manager, an HSM)
@@ -47,7 +46,7 @@ A root of your own, for a try:
     -addext basicConstraints=critical,CA:true -addext keyUsage=critical,keyCertSign,cRLSign")]
 pub(crate) struct ImportArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The root certificate, PEM: ECDSA on P-256, P-384 or P-521, RSA of 2048 bits or more, Ed25519
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -68,6 +67,8 @@ pub(crate) enum ImportProblem {
     KeyMode { file: PathBuf, mode: u32 },
     #[error("the key cannot be kept")]
     Keys(#[from] KeyStoreError),
+    #[error(transparent)]
+    Place(#[from] KeysProblem),
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
     #[error("{}: {refused}", file.display())]
@@ -90,19 +91,19 @@ struct Imported {
 /// # Errors
 /// What is wrong with which file, or what is in the way; nothing has changed then.
 pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
-    let anchor = import_files(&args.dir.dir, &args.file, args.key.as_deref()).await?;
+    let anchor = import_files(&args.mesh, &args.file, args.key.as_deref()).await?;
     let imported = Imported {
         id: anchor.id,
         external: anchor.is_external(),
         not_after: anchor.not_after.to_string(),
         key: anchor.key_ref,
     };
-    args.output.print(&imported, |imported| imported.text(&args.dir.dir))?;
+    args.output.print(&imported, |imported| imported.text(&args.mesh))?;
     Ok(())
 }
 
 async fn import_files(
-    dir: &Path,
+    mesh: &Mesh,
     file: &Path,
     key: Option<&Path>,
 ) -> Result<AnchorRecord, ImportProblem> {
@@ -111,7 +112,7 @@ async fn import_files(
         move |problem| ImportProblem::File { file, problem }
     };
     let pem = read(file)?;
-    let state = trust_domain::read(dir).await?;
+    let state = trust_domain::read(mesh).await?;
     let mut anchor = parsed(&state, file, &pem)?;
     // Before anything is kept: a key that was put there for nothing is a danger.
     let refused = |refused| ImportProblem::Refused { file: file.to_owned(), refused };
@@ -120,13 +121,13 @@ async fn import_files(
     if let Some(key_file) = key {
         let pkcs8 = import::anchor_key(anchor.id, &Zeroizing::new(read_key(key_file)?));
         let pkcs8 = pkcs8.map_err(of_file(key_file))?;
-        let keys = FileKeys::open(Directory::new(dir).anchor_keys())?;
-        let made = keep(&keys, anchor.id, pkcs8).await?;
+        let keys = mesh.anchor_keys().await?;
+        let made = keep(&*keys, anchor.id, pkcs8).await?;
         anchor.key_ref = keys.place_of(anchor.id);
         kept = made.then_some(keys);
     }
     let mut named = false;
-    let added = change_at(dir, |state, _| {
+    let added = change_at(mesh, |state, _| {
         named = state.anchor(anchor.id).is_some();
         state.import_anchor(anchor.clone()).map_err(refused)
     })
@@ -141,13 +142,17 @@ async fn import_files(
 /// Keeps a key; `false`: this very key was kept already, by an import that was cut off before the
 /// state named it. Nobody else destroys what no state names.
 async fn keep(
-    keys: &FileKeys,
+    keys: &dyn TakesKeys,
     id: KeyId,
     pkcs8: Zeroizing<Vec<u8>>,
 ) -> Result<bool, KeyStoreError> {
-    match keys.put_new(id, pkcs8.clone()).await {
+    match keys.take(id, pkcs8).await {
         Ok(()) => Ok(true),
-        Err(KeyStoreError::Exists(_)) if keys.load(id).await? == pkcs8 => Ok(false),
+        // By its id there can be no other, unless it is broken.
+        Err(error @ KeyStoreError::Exists(_)) => match keys.key(id).await {
+            Ok(kept) if kept.id() == id => Ok(false),
+            _ => Err(error),
+        },
         Err(error) => Err(error),
     }
 }
@@ -169,8 +174,8 @@ pub(crate) fn parsed(
 ///
 /// # Errors
 /// It is not there, or in use.
-pub(crate) async fn forget(dir: &Path, id: KeyId) -> Result<(), ImportProblem> {
-    change_at(dir, |state, _| {
+pub(crate) async fn forget(mesh: &Mesh, id: KeyId) -> Result<(), ImportProblem> {
+    change_at(mesh, |state, _| {
         let refused = |refused| ImportProblem::Refused { file: id.to_string().into(), refused };
         state.forget_anchor(id).map_err(refused)
     })
@@ -179,20 +184,20 @@ pub(crate) async fn forget(dir: &Path, id: KeyId) -> Result<(), ImportProblem> {
 }
 
 impl Imported {
-    fn text(&self, dir: &Path) -> String {
-        let (id, short, dir) = (self.id, self.id.short(), dir.display());
+    fn text(&self, mesh: &Mesh) -> String {
+        let (id, short) = (self.id, self.id.short());
         let mut text = format!(
             "The anchor {short} is imported; no workload trusts it yet\n  id   {id}\n  ends {}\n  key  {}\n\nNext:\n",
             self.not_after, self.key
         );
         if self.external {
             text.push_str(&format!(
-                "  steadfast issuer request --anchor {short} --dir {dir} > issuer.csr\n  \
+                "  steadfast issuer request --anchor {short}{mesh} > issuer.csr\n  \
                  # sign it with your CA, then\n  \
-                 steadfast issuer import issuer.pem --dir {dir}\n"
+                 steadfast issuer import issuer.pem{mesh}\n"
             ));
         }
-        text + &format!("  steadfast anchor rotate --anchor {short} --dir {dir}\n")
+        text + &format!("  steadfast anchor rotate --anchor {short}{mesh}\n")
     }
 }
 
@@ -217,18 +222,21 @@ const BYTES_MAX: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
+    use steadfast_platform::keys::{FileKeys, LocalKey, PrivateKey as _};
+
     use super::*;
 
     #[tokio::test]
     async fn a_key_that_an_import_before_has_kept_is_no_obstacle_and_another_is() {
         let dir = tempfile::tempdir().unwrap();
         let keys = FileKeys::open(dir.path().join("keys")).unwrap();
-        let id = KeyId::of_spki(b"anchor");
-        let key = |bytes: &[u8]| Zeroizing::new(bytes.to_vec());
-        assert!(keep(&keys, id, key(b"its key")).await.unwrap());
-        assert!(!keep(&keys, id, key(b"its key")).await.unwrap());
-        let error = keep(&keys, id, key(b"another")).await.unwrap_err();
+        let (key, pkcs8) = LocalKey::generate().unwrap();
+        assert!(keep(&keys, key.id(), pkcs8.clone()).await.unwrap());
+        assert!(!keep(&keys, key.id(), pkcs8).await.unwrap());
+        let broken = KeyId::of_spki(b"anchor");
+        let bytes = || Zeroizing::new(b"no key".to_vec());
+        assert!(keep(&keys, broken, bytes()).await.unwrap());
+        let error = keep(&keys, broken, bytes()).await.unwrap_err();
         assert!(matches!(error, KeyStoreError::Exists(_)), "{error}");
-        assert_eq!(*keys.load(id).await.unwrap(), b"its key");
     }
 }

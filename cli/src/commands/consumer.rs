@@ -7,9 +7,9 @@ use serde::Serialize;
 use steadfast_process::duration;
 use steadfast_rotation_protocol::trust_domain::Consumer;
 
+use crate::mesh::Mesh;
 use crate::output::{Format, table};
 use crate::problem::Problem;
-use crate::store::DirArg;
 use crate::trust_domain;
 
 /// Name what holds the trust bundle and cannot say which: rotations give it time, or wait for it
@@ -47,7 +47,7 @@ struct AddArgs {
     #[arg(long)]
     fixed: bool,
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The form of the answer
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: Format,
@@ -57,7 +57,7 @@ struct AddArgs {
 #[derive(Debug, clap::Args)]
 struct ListArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The form of the answer
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: Format,
@@ -69,7 +69,7 @@ struct RemoveArgs {
     /// Its name
     name: String,
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The form of the answer
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: Format,
@@ -93,13 +93,13 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
     match args.command {
         Command::Add(args) => add(args).await,
         Command::List(args) => {
-            let state = trust_domain::read(&args.dir.dir).await?;
+            let state = trust_domain::read(&args.mesh).await?;
             let consumers: Vec<_> = state.consumers.iter().map(ConsumerView::of).collect();
             Ok(args.output.print(&consumers, |consumers| listing(consumers))?)
         }
         Command::Remove(args) => {
-            let (dir, name) = (&args.dir.dir, &args.name);
-            trust_domain::change(dir, |state| state.remove_consumer(name)).await?;
+            let (mesh, name) = (&args.mesh, &args.name);
+            trust_domain::change(mesh, |state| state.remove_consumer(name)).await?;
             let removed = Removed { removed: name };
             Ok(args.output.print(&removed, |Removed { removed }| {
                 format!("no rotation waits for {removed} any more\n")
@@ -110,7 +110,7 @@ pub(super) async fn run(args: Args) -> Result<(), Problem> {
 
 async fn add(args: AddArgs) -> Result<(), Problem> {
     let consumer = Consumer { name: args.name, refresh: args.refresh };
-    trust_domain::change(&args.dir.dir, |state| {
+    trust_domain::change(&args.mesh, |state| {
         state.add_consumer(consumer.clone());
         Ok(())
     })

@@ -4,23 +4,19 @@
 //! that port is, the workload's Pod says.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::StatusCode;
-use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use steadfast_api::UnixTime;
-use steadfast_platform::Store as _;
-use steadfast_platform::store::RESOURCES_PREFIX;
 use steadfast_process::{Clock as _, SystemClock, duration};
 use x509_parser::prelude::*;
 
-use crate::admin::{self, AdminError, IdentityStatus};
+use crate::admin::{self, AdminError, IdentityStatus, Port};
+use crate::mesh::{ADMIN_PORT_ANNOTATION, KnownPod, Mesh, StoreProblem};
 use crate::output::{self, Format, Paint};
 use crate::problem::Problem;
-use crate::store::{self, StoreProblem};
 use crate::suggest::nearest;
 
 /// Show the identity of a workload: chain, names, lifetimes, next renewal, trust anchor
@@ -36,11 +32,9 @@ Examples:
 )]
 pub(crate) struct Args {
     /// NAMESPACE/POD, or POD alone where no other namespace has one of that name
-    #[arg(requires = "dir")]
     workload: Option<String>,
-    /// The state directory of the mesh, as steadfast-store was given it
-    #[arg(long, value_name = "DIR", env = "STEADFAST_DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    mesh: Mesh,
     /// Ask this admin port, whoever's it is
     #[arg(long, value_name = "ADDR", conflicts_with = "workload")]
     admin: Option<SocketAddr>,
@@ -60,8 +54,9 @@ pub(crate) enum IdentityError {
     #[error("{workload:?} is in several namespaces; write one of: {}", candidates.join(", "))]
     Ambiguous { workload: String, candidates: Vec<String> },
     #[error(
-        "the Pod {0} does not say where its admin port is: it needs the annotation \
-         {ADMIN_PORT_ANNOTATION} and status.podIP, or ask it with --admin"
+        "the Pod {0} does not say where its admin port is: on Kubernetes it has no sidecar, and \
+         standalone it needs the annotation {ADMIN_PORT_ANNOTATION} and status.podIP (or ask it \
+         with --admin)"
     )]
     NoAdminPort(String),
     #[error(
@@ -70,14 +65,14 @@ pub(crate) enum IdentityError {
     )]
     Silent {
         pod: String,
-        addr: SocketAddr,
+        addr: Port,
         #[source]
         source: Box<AdminError>,
     },
     #[error(transparent)]
     Store(#[from] StoreProblem),
     #[error("{pod} does not tell its identity: it is no sidecar (its admin port is {addr})")]
-    Untold { pod: String, addr: SocketAddr },
+    Untold { pod: String, addr: Port },
     #[error("{workload:?} is no workload of this mesh; {hint}")]
     Unknown { workload: String, hint: String },
 }
@@ -97,11 +92,11 @@ struct Answer {
 }
 
 async fn ask(args: &Args) -> Result<Answer, IdentityError> {
-    match (&args.workload, args.admin, &args.dir) {
-        (Some(workload), None, Some(dir)) => {
-            let pod = find(workload, &pods(dir).await?)?;
+    match (&args.workload, args.admin) {
+        (Some(workload), None) => {
+            let pod = find(workload, &args.mesh.pods().await?)?;
             let addr = pod.admin.ok_or_else(|| IdentityError::NoAdminPort(pod.name.clone()))?;
-            let status = admin::identity(addr).await.map_err(|source| match source {
+            let status = admin::identity(&addr).await.map_err(|source| match source {
                 AdminError::Status { status: StatusCode::NOT_FOUND, .. } => {
                     IdentityError::Untold { pod: pod.name.clone(), addr }
                 }
@@ -112,49 +107,13 @@ async fn ask(args: &Args) -> Result<Answer, IdentityError> {
             })?;
             Ok(Answer { name: pod.name, status })
         }
-        (_, Some(addr), _) => {
-            Ok(Answer { name: addr.to_string(), status: admin::identity(addr).await? })
+        (_, Some(addr)) => {
+            let addr = Port::Addr(addr);
+            Ok(Answer { name: addr.to_string(), status: admin::identity(&addr).await? })
         }
         // clap lets no other combination through.
-        _ => Err(IdentityError::Unknown { workload: String::new(), hint: HINT.to_owned() }),
-    }
-}
-
-/// A workload of the mesh.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct KnownPod {
-    /// Namespace and name.
-    pub(crate) name: String,
-    /// Where its admin port is, if its Pod says so.
-    pub(crate) admin: Option<SocketAddr>,
-    /// Its service account, if its Pod names one.
-    pub(crate) account: Option<String>,
-}
-
-/// All pods that the store knows.
-///
-/// # Errors
-/// The store does not answer.
-pub(crate) async fn pods(dir: &Path) -> Result<Vec<KnownPod>, StoreProblem> {
-    let listed = store::client(dir).list(&format!("{RESOURCES_PREFIX}Pod/")).await;
-    let (entries, _) = listed.map_err(|error| store::explain(dir, error))?;
-    let parsed =
-        entries.iter().filter_map(|entry| serde_json::from_slice::<Pod>(&entry.value).ok());
-    Ok(parsed.map(|pod| KnownPod::of(&pod)).collect())
-}
-
-impl KnownPod {
-    fn of(pod: &Pod) -> Self {
-        let annotations = pod.metadata.annotations.as_ref();
-        let port = annotations.and_then(|all| all.get(ADMIN_PORT_ANNOTATION)?.parse().ok());
-        let ip =
-            pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse::<IpAddr>().ok());
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        Self {
-            name: format!("{namespace}/{name}"),
-            admin: ip.zip(port).map(SocketAddr::from),
-            account: pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone()),
+        (None, None) => {
+            Err(IdentityError::Unknown { workload: String::new(), hint: HINT.to_owned() })
         }
     }
 }
@@ -303,7 +262,6 @@ impl Certificate {
     }
 }
 
-const ADMIN_PORT_ANNOTATION: &str = "config.linkerd.io/admin-port";
 const HINT: &str = "name a workload, or its admin port with --admin";
 const LISTED_MAX: usize = 20;
 
@@ -314,7 +272,7 @@ mod tests {
     fn pod(name: &str, port: u16) -> KnownPod {
         KnownPod {
             name: name.to_owned(),
-            admin: Some(([127, 0, 0, 1], port).into()),
+            admin: Some(SocketAddr::from(([127, 0, 0, 1], port)).into()),
             account: None,
         }
     }
@@ -322,8 +280,8 @@ mod tests {
     #[test]
     fn a_workload_is_found_by_its_full_name_or_by_a_pod_name_that_is_unique() {
         let pods = [pod("demo/web-0", 1), pod("demo/api-0", 2), pod("prod/web-0", 3)];
-        assert_eq!(find("prod/web-0", &pods).unwrap(), pods[2]);
-        assert_eq!(find("api-0", &pods).unwrap(), pods[1]);
+        assert_eq!(find("prod/web-0", &pods).unwrap().name, "prod/web-0");
+        assert_eq!(find("api-0", &pods).unwrap().name, "demo/api-0");
         let error = find("web-0", &pods).unwrap_err().to_string();
         assert!(error.contains("demo/web-0, prod/web-0"), "{error}");
     }
@@ -336,19 +294,6 @@ mod tests {
         let error = find("demo/web-99", &many).unwrap_err().to_string();
         assert!(error.contains("did you mean demo/web-"), "{error}");
         assert!(find("x", &[]).unwrap_err().to_string().contains("no Pod"));
-    }
-
-    #[test]
-    fn a_pod_says_where_its_admin_port_is() {
-        let json = serde_json::json!({
-            "metadata": {"namespace": "demo", "name": "web-0",
-                "annotations": {ADMIN_PORT_ANNOTATION: "4191"}},
-            "status": {"podIP": "127.0.0.1"},
-        });
-        let parsed: Pod = serde_json::from_value(json).unwrap();
-        assert_eq!(KnownPod::of(&parsed), pod("demo/web-0", 4191));
-        let bare = KnownPod::of(&Pod::default());
-        assert_eq!(bare.admin, None);
     }
 
     #[test]

@@ -13,13 +13,13 @@ use crate::commands::anchor::{commanded, planned};
 use crate::commands::issuer_import;
 use crate::confirm::{OrderArgs, asks, confirm};
 use crate::controller::ControllerArg;
+use crate::mesh::Mesh;
 use crate::output::{self, Format, Paint, table};
 use crate::problem::Problem;
 use crate::rotation::course::Course;
 use crate::rotation::follow::{Followed, Shown, follow};
 use crate::rotation::look::Look;
 use crate::rotation::plan::Intent;
-use crate::store::DirArg;
 use crate::trust_domain;
 
 /// Rotate the issuer, which signs every SVID, and watch it
@@ -54,7 +54,7 @@ Exit code 1 if --dry-run finds somebody who would be waited for, cut off or left
 something in the way.")]
 struct RotateArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     #[command(flatten)]
     controller: ControllerArg,
     /// Only print the plan
@@ -80,7 +80,7 @@ struct RotateArgs {
 #[derive(Debug, clap::Args)]
 struct StatusArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     #[command(flatten)]
     controller: ControllerArg,
     /// The form of the answer
@@ -104,10 +104,10 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 }
 
 async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
-    let dir = &args.dir.dir;
+    let mesh = &args.mesh;
     let intent = Intent::Issuer { deadline: args.emergency.then_some(args.deadline) };
     let judged = args.dry_run || asks(&args.order, args.output);
-    let plan = planned(dir, &args.controller, &intent, judged).await?;
+    let plan = planned(mesh, &args.controller, &intent, judged).await?;
     if args.dry_run {
         args.output.print(&plan, |plan| plan.text(Paint::stdout()))?;
         return Ok(if plan.is_clear() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -117,7 +117,7 @@ async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
     }
     confirm("Begin?", &args.order, args.output)?;
     let order = |state: &mut TrustDomainState| commanded(&intent, &args.order.by, state);
-    let ordered = trust_domain::change(dir, order).await?;
+    let ordered = trust_domain::change(mesh, order).await?;
     let rotation = ordered.issuer_rotation.as_ref();
     let (number, from) = rotation.map_or((0, ordered.active_issuer), |r| (r.number, r.old));
     if args.no_wait {
@@ -127,7 +127,7 @@ async fn rotate(args: RotateArgs) -> Result<ExitCode, Problem> {
         return Ok(ExitCode::SUCCESS);
     }
     let (followed, mut shown) = (Followed::Issuer(number), Shown::new(args.output));
-    let Some(state) = follow(dir, &args.controller, &followed, &mut shown).await? else {
+    let Some(state) = follow(mesh, &args.controller, &followed, &mut shown).await? else {
         eprintln!("\nThe rotation goes on without you: `steadfast issuer status` shows it");
         return Ok(ExitCode::from(super::anchor::EXIT_INTERRUPTED));
     };
@@ -165,9 +165,9 @@ struct IssuerView {
 }
 
 async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
-    let dir = &args.dir.dir;
-    let (state, now) = (trust_domain::read(dir).await?, SystemClock.now());
-    let look = Look::at(dir, &args.controller).await;
+    let mesh = &args.mesh;
+    let (state, now) = (trust_domain::read(mesh).await?, SystemClock.now());
+    let look = Look::at(mesh, &args.controller).await;
     let trouble = look.trouble(&state);
     let rotation = Course::of_issuer(&state, look.issuer_wait(&state), now);
     let issuers = state.issuers.iter().map(|issuer| IssuerView {

@@ -3,14 +3,12 @@
 //! Identity makes the issuer's key and posts a certificate request; the anchor's owner signs it. The
 //! key of the issuer never leaves identity, that of the anchor never enters the mesh.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 use steadfast_api::KeyId;
 use steadfast_identity::import;
-use steadfast_platform::Store as _;
-use steadfast_platform::standalone::Client;
 use steadfast_platform::store::ISSUER_REQUESTS_PREFIX;
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
@@ -19,9 +17,9 @@ use tokio::time::Instant;
 
 use crate::commands::anchor::{self, AnchorError};
 use crate::commands::anchor_import::{ImportProblem, read};
+use crate::mesh::Mesh;
 use crate::output::{self, Format};
 use crate::problem::Problem;
-use crate::store::{self, DirArg};
 use crate::trust_domain::{self, TrustDomainError, change_at};
 
 /// Print the certificate request of an issuer, to be signed by the CA of an external anchor
@@ -39,7 +37,7 @@ Examples:
   steadfast issuer request --dir ./mesh --anchor 3f0c11aa -o json")]
 pub(crate) struct RequestArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// Which external anchor, by its id or the beginning of it [default: the one that an issuer is
     /// wanted for, or the only one]
     #[arg(long, value_name = "ID")]
@@ -62,7 +60,7 @@ Examples:
   cat issuer.pem intermediate.pem > chain.pem && steadfast issuer import chain.pem --dir ./mesh")]
 pub(crate) struct ImportArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The issuer's certificate and its intermediates, PEM
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -120,20 +118,19 @@ struct Imported {
 /// # Errors
 /// There is no external anchor, or identity does not answer.
 pub(crate) async fn request(args: RequestArgs) -> Result<(), Problem> {
-    let dir = &args.dir.dir;
-    let client = store::client(dir);
-    let known = trust_domain::read(dir).await?;
+    let mesh = &args.mesh;
+    let known = trust_domain::read(mesh).await?;
     let anchor = which(&known, args.anchor.as_deref())?;
-    let wish = change_at(dir, |state, revision| {
+    let wish = change_at(mesh, |state, revision| {
         let refused = |refused| ImportProblem::Refused { file: anchor.short().into(), refused };
         state.request_issuer(anchor, revision.0).map_err(refused)
     });
     let (_, wish) = wish.await.map_err(IssuerProblem::from)?;
-    let posted = answer(dir, &client, wish).await?;
+    let posted = answer(mesh, wish).await?;
     let request = Request::of(&known, &posted);
     match args.output {
         Format::Table => {
-            eprint!("{}", request.how_to(dir));
+            eprint!("{}", request.how_to(mesh));
             output::print(&request.csr)?;
         }
         format => format.print(&request, |request| request.csr.clone())?,
@@ -146,19 +143,18 @@ pub(crate) async fn request(args: RequestArgs) -> Result<(), Problem> {
 /// # Errors
 /// What is wrong with it; nothing has changed then.
 pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
-    let (dir, file) = (&args.dir.dir, &args.file);
+    let (mesh, file) = (&args.mesh, &args.file);
     let pem = read(file).map_err(IssuerProblem::from)?;
-    let client = store::client(dir);
-    let known = trust_domain::read(dir).await?;
+    let known = trust_domain::read(mesh).await?;
     let mut requests = Vec::new();
     for wish in &known.wanted_external {
-        requests.extend(posted(dir, &client, *wish).await?);
+        requests.extend(posted(mesh, *wish).await?);
     }
     let read = import::issuer(&known, &requests, &pem, SystemClock.now());
     let read = read.map_err(|problem| ImportProblem::File { file: file.clone(), problem });
     let (request, issuer) = read.map_err(IssuerProblem::from)?;
     let wish = WantedIssuer { anchor_id: request.anchor_id, number: request.number };
-    let added = change_at(dir, |state, _| {
+    let added = change_at(mesh, |state, _| {
         let refused = |refused| ImportProblem::Refused { file: file.clone(), refused };
         state.import_issuer(wish, issuer.clone()).map_err(refused)
     });
@@ -170,7 +166,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Problem> {
         not_after: issuer.not_after.to_string(),
     };
     let is_active = known.active_anchor().is_some_and(|active| active.id == issuer.anchor_id);
-    args.output.print(&imported, |imported| imported.text(is_active, dir))?;
+    args.output.print(&imported, |imported| imported.text(is_active, mesh))?;
     Ok(())
 }
 
@@ -199,14 +195,10 @@ fn which(state: &TrustDomainState, named: Option<&str>) -> Result<KeyId, IssuerP
 }
 
 /// What identity posts for a wish; it gets a moment to make the key.
-async fn answer(
-    dir: &Path,
-    client: &Client,
-    wish: WantedIssuer,
-) -> Result<IssuerRequest, IssuerProblem> {
+async fn answer(mesh: &Mesh, wish: WantedIssuer) -> Result<IssuerRequest, IssuerProblem> {
     let deadline = Instant::now() + ANSWER_TIME_MAX;
     loop {
-        match posted(dir, client, wish).await? {
+        match posted(mesh, wish).await? {
             Some(request) => return Ok(request),
             None if Instant::now() < deadline => tokio::time::sleep(POLL).await,
             None => return Err(IssuerProblem::Unanswered { number: wish.number }),
@@ -214,15 +206,11 @@ async fn answer(
     }
 }
 
-async fn posted(
-    dir: &Path,
-    client: &Client,
-    wish: WantedIssuer,
-) -> Result<Option<IssuerRequest>, IssuerProblem> {
+async fn posted(mesh: &Mesh, wish: WantedIssuer) -> Result<Option<IssuerRequest>, IssuerProblem> {
     let key = format!("{ISSUER_REQUESTS_PREFIX}{}", wish.number);
-    let entry = client.get(&key).await;
-    let entry = entry
-        .map_err(|error| ImportProblem::from(TrustDomainError::from(store::explain(dir, error))))?;
+    let failed = |problem| ImportProblem::from(TrustDomainError::from(problem));
+    let entry = mesh.store().await.map_err(failed)?.get(&key).await;
+    let entry = entry.map_err(|error| failed(mesh.explain(error)))?;
     let request = entry.map(|entry| serde_json::from_slice(&entry.value)).transpose();
     request.map_err(|error| IssuerProblem::Request(wish.number, error))
 }
@@ -252,7 +240,7 @@ impl Request {
         }
     }
 
-    fn how_to(&self, dir: &Path) -> String {
+    fn how_to(&self, mesh: &Mesh) -> String {
         let extensions: String =
             self.extensions.lines().map(|line| format!("      {line}\n")).collect();
         format!(
@@ -260,27 +248,26 @@ impl Request {
              intermediate below it. With openssl, where root.pem and root.key are the anchor's:\n\n  \
              1. Write this as issuer.ext:\n\n{extensions}\n  \
              2. {}\n\n  \
-             3. steadfast issuer import issuer.pem --dir {}\n\n\
+             3. steadfast issuer import issuer.pem{mesh}\n\n\
              Any other CA does as well: only the key of the request and these extensions count.\n\n",
             self.number,
             self.anchor.short(),
             self.command,
-            dir.display()
         )
     }
 }
 
 impl Imported {
-    fn text(&self, is_active: bool, dir: &Path) -> String {
+    fn text(&self, is_active: bool, mesh: &Mesh) -> String {
         let above = match self.intermediates {
             0 => "signed by the anchor itself".to_owned(),
             1 => "with one intermediate in between".to_owned(),
             more => format!("with {more} intermediates in between"),
         };
-        let (dir, anchor) = (dir.display(), self.anchor.short());
+        let anchor = self.anchor.short();
         let next = match is_active {
-            true => format!("steadfast issuer rotate --dir {dir}     or wait: it is used in time"),
-            false => format!("steadfast anchor rotate --anchor {anchor} --dir {dir}"),
+            true => format!("steadfast issuer rotate{mesh}     or wait: it is used in time"),
+            false => format!("steadfast anchor rotate --anchor {anchor}{mesh}"),
         };
         format!(
             "The issuer {} under the anchor {anchor} is imported, {above}\n  ends {}\n\nNext:\n  {next}\n",

@@ -3,15 +3,17 @@
 //! `init` founds a trust domain, once; `status`, `bundle` and `history` show what the store holds.
 //! No key is read here after it was made.
 
+use std::path::PathBuf;
+
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 use steadfast_api::{KeyId, TrustDomain, UnixTime};
 use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 
+use crate::mesh::{Mesh, StoreProblem};
 use crate::output::{self, Format, Paint, table};
 use crate::problem::Problem;
-use crate::store::{DirArg, StoreProblem};
 use crate::trust_domain::{self, TrustDomainError};
 
 use super::{trust_backup, trust_recover};
@@ -51,8 +53,10 @@ Examples:
   steadfast trust init --dir ./mesh
   steadfast trust init --dir ./mesh --trust-domain prod.example.org")]
 struct InitArgs {
-    #[command(flatten)]
-    dir: DirArg,
+    /// The state directory of the mesh, as steadfast-store was given it. On Kubernetes the control
+    /// plane makes its own anchors when it is installed
+    #[arg(long, value_name = "DIR", env = "STEADFAST_DIR")]
+    dir: PathBuf,
     /// The name of the trust domain: lower-case letters, digits, dots, dashes. It cannot be
     /// changed later [default: cluster.local]
     #[arg(long, value_name = "NAME")]
@@ -71,7 +75,7 @@ struct InitArgs {
 #[derive(Debug, clap::Args)]
 struct StatusArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The form of the answer
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: Format,
@@ -85,7 +89,7 @@ Examples:
   steadfast trust bundle --dir ./mesh -o pem > ca.pem    for openssl, curl and others")]
 struct BundleArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The form of the bundle
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: BundleForm,
@@ -126,18 +130,17 @@ pub(crate) enum TrustError {
 pub(super) async fn run(args: Args) -> Result<(), Problem> {
     match args.command {
         Command::Init(args) => {
-            let outcome =
-                init::run(&args.dir.dir, args.trust_domain.as_ref(), args.read_lease).await;
+            let outcome = init::run(&args.dir, args.trust_domain.as_ref(), args.read_lease).await;
             let outcome = outcome.map_err(TrustError::from)?;
             args.output.print(&outcome.view(), |_| outcome.to_string())?;
         }
         Command::Status(args) => {
-            let state = trust_domain::read(&args.dir.dir).await?;
+            let state = trust_domain::read(&args.mesh).await?;
             let status = Status::of(&state, SystemClock.now());
             args.output.print(&status, |status| status.table(Paint::stdout()))?;
         }
         Command::Bundle(args) => {
-            let state = trust_domain::read(&args.dir.dir).await?;
+            let state = trust_domain::read(&args.mesh).await?;
             let bundle = state.bundle().map_err(TrustError::from)?;
             let ders = bundle.anchors().iter().map(|anchor| anchor.der());
             match args.output {

@@ -16,20 +16,19 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use steadfast_api::UnixTime;
-use steadfast_platform::standalone::Client;
+use steadfast_platform::Entry;
 use steadfast_platform::store::{
     ANCHOR_KEYS_PREFIX, EVIDENCE_INDEX_KEY, EVIDENCE_PREFIX, FINDINGS_KEY, ISSUER_REQUESTS_PREFIX,
     LEADER_KEY, LEDGER_KEY, TRUST_DOMAIN_KEY,
 };
-use steadfast_platform::{Entry, Store as _};
 use steadfast_process::{Clock as _, SystemClock};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::Halt;
 
 use super::trust::TrustError;
+use crate::mesh::Mesh;
 use crate::output::Format;
 use crate::problem::Problem;
-use crate::store::{self, DirArg};
 use crate::trust_domain::TrustDomainError;
 
 /// Copy the state of the trust domain into a file: anchors, issuers, rotations, never a key
@@ -46,7 +45,7 @@ pub(super) struct BackupArgs {
     /// The file that is made
     file: PathBuf,
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The form of the answer
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: Format,
@@ -71,11 +70,10 @@ pub(crate) enum BackupError {
     #[error("{} is no backup that this version knows: {why}", file.display())]
     Form { file: PathBuf, why: String },
     #[error(
-        "the store in {} has a trust domain (seq {seq}): --from is for a store that has none; \
-         without it, `steadfast trust recover` heals the one that is there",
-        dir.display()
+        "the store has a trust domain (seq {seq}): --from is for a store that has none; \
+         without it, `steadfast trust recover` heals the one that is there"
     )]
-    NotEmpty { dir: PathBuf, seq: u64 },
+    NotEmpty { seq: u64 },
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
     #[error("cannot write {}", .0.display())]
@@ -106,13 +104,12 @@ enum Content {
 }
 
 pub(super) async fn run(args: &BackupArgs) -> Result<(), Problem> {
-    let dir = &args.dir.dir;
-    let client = store::client(dir);
-    let listed = client.list(PREFIX).await;
-    let (entries, revision) = listed.map_err(|error| store::explain(dir, error))?;
+    let mesh = &args.mesh;
+    let listed = mesh.store().await?.list(PREFIX).await;
+    let (entries, revision) = listed.map_err(|error| mesh.explain(error))?;
     let domain = entries.iter().find(|entry| entry.key == TRUST_DOMAIN_KEY);
     let domain =
-        domain.ok_or_else(|| TrustError::from(TrustDomainError::NoTrustDomain(dir.clone())))?;
+        domain.ok_or_else(|| TrustError::from(TrustDomainError::NoTrustDomain(mesh.founding())))?;
     let state: TrustDomainState =
         serde_json::from_slice(&domain.value).map_err(TrustError::from)?;
     let backup = Backup {
@@ -235,20 +232,19 @@ fn is_put_back(key: &str) -> bool {
 
 /// Puts it into a store that has no trust domain.
 pub(super) async fn put_back(
-    dir: &Path,
-    client: &Client,
+    mesh: &Mesh,
     state: &TrustDomainState,
     others: Vec<(String, Bytes)>,
 ) -> Result<(), TrustError> {
-    let explain = |error| store::explain(dir, error);
+    let (store, explain) = (mesh.store().await?, |error| mesh.explain(error));
     for (key, value) in others {
-        if client.get(&key).await.map_err(explain)?.is_none() {
-            client.compare_and_swap(&key, None, Some(value)).await.map_err(explain)?;
+        if store.get(&key).await.map_err(explain)?.is_none() {
+            store.compare_and_swap(&key, None, Some(value)).await.map_err(explain)?;
         }
     }
     // Last: with it, everything is there.
     let value = serde_json::to_vec(state)?.into();
-    client.compare_and_swap(TRUST_DOMAIN_KEY, None, Some(value)).await.map_err(explain)?;
+    store.compare_and_swap(TRUST_DOMAIN_KEY, None, Some(value)).await.map_err(explain)?;
     Ok(())
 }
 

@@ -7,14 +7,12 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_identity::authority::SKEW;
-use steadfast_platform::keys::{FileKeys, KeyStore as _};
-use steadfast_platform::standalone::{Client, Directory};
 use steadfast_platform::store::{FINDINGS_KEY, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Revision, Store, StoreError};
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
@@ -28,9 +26,9 @@ use super::trust::TrustError;
 use super::trust_backup::{self, BackupError};
 use crate::confirm::agrees;
 use crate::controller::{Controller, ControllerArg};
+use crate::mesh::Mesh;
 use crate::output::Format;
 use crate::problem::Problem;
-use crate::store::{self, DirArg};
 
 /// Heal a mesh whose certificates have all expired, or whose store was put back from a backup
 ///
@@ -46,7 +44,7 @@ Examples:
   steadfast trust recover --dir ./mesh --from backup.json    into a store that has lost everything")]
 pub(super) struct RecoverArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     #[command(flatten)]
     controller: ControllerArg,
     /// Only show it
@@ -74,11 +72,11 @@ pub(super) struct RecoverArgs {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RecoverError {
     #[error(
-        "the store holds no trust domain. With a backup of it: steadfast trust recover --from FILE \
-         --dir {dir}\n  For a new mesh: steadfast trust init --dir {dir}",
-        dir = .0.display()
+        "the store holds no trust domain. With a backup of it: steadfast trust recover --from \
+         FILE{mesh}\n  For a new mesh: {}",
+        mesh.founding()
     )]
-    Empty(PathBuf),
+    Empty { mesh: Box<Mesh> },
     #[error(
         "nobody has told what the workloads hold within {}: {why}",
         duration::show(FINDINGS_WAIT)
@@ -111,22 +109,25 @@ struct Report {
 }
 
 pub(super) async fn run(args: RecoverArgs) -> Result<(), Problem> {
-    let (dir, client) = (&args.dir.dir, store::client(&args.dir.dir));
-    let first = store::first_get(&client, TRUST_DOMAIN_KEY).await;
-    let first = first.map_err(|error| TrustError::from(store::explain(dir, error)))?;
+    let mesh = &args.mesh;
+    let first = mesh.first_get(TRUST_DOMAIN_KEY).await.map_err(TrustError::from)?;
     match (first, &args.from) {
         (Some(entry), Some(_)) => {
             let state: TrustDomainState =
                 serde_json::from_slice(&entry.value).map_err(TrustError::from)?;
-            let error = BackupError::NotEmpty { dir: dir.clone(), seq: state.seq };
+            let error = BackupError::NotEmpty { seq: state.seq };
             return Err(TrustError::from(error).into());
         }
-        (None, None) => return Err(TrustError::from(RecoverError::Empty(dir.clone())).into()),
+        (None, None) => {
+            return Err(
+                TrustError::from(RecoverError::Empty { mesh: Box::new(mesh.clone()) }).into()
+            );
+        }
         (None, Some(file)) => {
             let (state, others) = trust_backup::read(file)?;
             let (domain, seq) = (&state.trust_domain, state.seq);
             let step = format!("put {} back: {domain} at seq {seq}, halted", file.display());
-            let warnings = keys_gone(dir, &state).await;
+            let warnings = keys_gone(mesh, &state).await;
             if args.dry_run {
                 let ailment = Some(Ailment::Restored { seen_seq: seq });
                 let next = "then: find out what workloads hold, show what follows, and ask again"
@@ -136,27 +137,26 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Problem> {
             }
             let plan = text(None, std::slice::from_ref(&step), &warnings);
             confirm(&args, &plan, "nothing was changed")?;
-            trust_backup::put_back(dir, &client, &state, others).await?;
+            trust_backup::put_back(mesh, &state, others).await?;
             note(&step);
-            return recover(&args, &client).await;
+            return recover(&args).await;
         }
         (Some(_), None) => {}
     }
-    recover(&args, &client).await
+    recover(&args).await
 }
 
 /// Recovers what is stored.
-async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
-    let dir = &args.dir.dir;
+async fn recover(args: &RecoverArgs) -> Result<(), Problem> {
+    let mesh = &args.mesh;
     // A second time, if somebody else has changed the state meanwhile.
     let (state, ailment, mut report) = loop {
-        let (before, revision) = state(dir, client).await?;
+        let (before, revision) = state(mesh).await?;
         let Some(ailment) = before.ailment(SystemClock.now(), SKEW) else {
             let steps = vec![idle_text(&before, SystemClock.now())];
             return Report::of(&before, None, steps, Vec::new()).print(args);
         };
-        let (recovered, mut steps, warnings) =
-            plan(args, client, &before, ailment, revision).await?;
+        let (recovered, mut steps, warnings) = plan(args, &before, ailment, revision).await?;
         steps.extend(args.from.is_some().then(|| aftermath(&before)));
         let report = Report::of(&before, Some(ailment), steps, warnings);
         if args.dry_run {
@@ -171,16 +171,17 @@ async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
         };
         confirm(args, &text(Some(ailment), &report.steps, &report.warnings), unchanged)?;
         let value = serde_json::to_vec(&recovered).map_err(TrustError::from)?.into();
-        match client.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
+        let store = mesh.store().await.map_err(TrustError::from)?;
+        match store.compare_and_swap(TRUST_DOMAIN_KEY, Some(revision), Some(value)).await {
             Ok(_) => break (recovered, ailment, report),
             Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(TrustError::from(store::explain(dir, error)).into()),
+            Err(error) => return Err(TrustError::from(mesh.explain(error)).into()),
         }
     };
     let ordered = Instant::now();
     report.ordered = true;
     let rotation = state.rotations;
-    report.seq = wait(args, client, rotation, ordered).await?.seq;
+    report.seq = wait(args, rotation, ordered).await?.seq;
     (report.healed, report.ailment) = (true, Some(ailment));
     report.seconds = Some(ordered.elapsed().as_secs());
     report.print(args)
@@ -189,14 +190,13 @@ async fn recover(args: &RecoverArgs, client: &Client) -> Result<(), Problem> {
 /// The state to be written, what it comes to, and what a person should know.
 async fn plan(
     args: &RecoverArgs,
-    client: &Client,
     before: &TrustDomainState,
     ailment: Ailment,
     revision: Revision,
 ) -> Result<(TrustDomainState, Vec<String>, Vec<String>), Problem> {
-    let (dir, mut after, now) = (&args.dir.dir, before.clone(), SystemClock.now());
+    let (mesh, mut after, now) = (&args.mesh, before.clone(), SystemClock.now());
     let by = "trust recover".to_owned();
-    let (mut steps, mut warnings) = (Vec::new(), keys_gone(dir, before).await);
+    let (mut steps, mut warnings) = (Vec::new(), keys_gone(mesh, before).await);
     match ailment {
         Ailment::Expired { .. } => {
             let rescued = after.rescue(by, now, SKEW).map_err(RecoverError::from);
@@ -213,7 +213,8 @@ async fn plan(
             );
         }
         Ailment::Restored { .. } => {
-            let Some(found) = findings(dir, client, revision).await? else {
+            let store = mesh.store().await.map_err(TrustError::from)?;
+            let Some(found) = findings(mesh, &**store, revision).await? else {
                 return Err(TrustError::from(unfound(args).await).into());
             };
             after.recover(&found, by, now);
@@ -227,7 +228,7 @@ async fn plan(
 /// What the controller has found out of the state of this revision: of another, and so of another
 /// halt, it may say too little. `None`: nobody has told anything in time.
 async fn findings(
-    dir: &Path,
+    mesh: &Mesh,
     store: &dyn Store,
     revision: Revision,
 ) -> Result<Option<Findings>, Problem> {
@@ -235,7 +236,7 @@ async fn findings(
     let mut last: Option<Findings> = None;
     loop {
         let entry = store.get(FINDINGS_KEY).await;
-        let entry = entry.map_err(|error| TrustError::from(store::explain(dir, error)))?;
+        let entry = entry.map_err(|error| TrustError::from(mesh.explain(error)))?;
         let found = entry.map(|entry| serde_json::from_slice::<Findings>(&entry.value));
         let found = found.transpose().map_err(TrustError::from)?;
         if let Some(found) = found.filter(|found| found.revision == revision.0) {
@@ -253,7 +254,7 @@ async fn findings(
 
 /// Why nothing was found out: whoever asks may not run, or may be kept from its work.
 async fn unfound(args: &RecoverArgs) -> RecoverError {
-    let asked = Controller::find(&args.dir.dir, &args.controller).await;
+    let asked = Controller::find(&args.mesh, &args.controller).await;
     RecoverError::NoFindings {
         why: match asked {
             Ok((_, Standing { trouble: Some(trouble), .. })) => trouble,
@@ -341,17 +342,18 @@ fn doubts(before: &TrustDomainState, found: &Findings) -> Vec<String> {
 }
 
 /// Anchors that could sign, if their key were there.
-async fn keys_gone(dir: &Path, state: &TrustDomainState) -> Vec<String> {
-    let Ok(keys) = FileKeys::open(Directory::new(dir).anchor_keys()) else {
-        return vec!["the keys of anchors (DIR/keys/anchors) cannot be read here".to_owned()];
+async fn keys_gone(mesh: &Mesh, state: &TrustDomainState) -> Vec<String> {
+    let Ok(keys) = mesh.anchor_keys().await else {
+        return vec!["the keys of anchors cannot be read from here".to_owned()];
     };
     let mut gone = Vec::new();
     let here = |anchor: &&AnchorRecord| keys.place_of(anchor.id) == anchor.key_ref;
     for anchor in state.published().filter(here) {
         if matches!(keys.exists(anchor.id).await, Ok(false)) {
             gone.push(format!(
-                "the key of the anchor {} is not in keys/anchors: put it back if it is to sign",
-                anchor.id.short()
+                "the key of the anchor {} is not there ({}): put it back if it is to sign",
+                anchor.id.short(),
+                anchor.key_ref
             ));
         }
     }
@@ -370,13 +372,12 @@ fn next_active(state: &TrustDomainState) -> Option<KeyId> {
 /// published, and by then somebody signs.
 async fn wait(
     args: &RecoverArgs,
-    client: &Client,
     number: u64,
     ordered: Instant,
 ) -> Result<TrustDomainState, Problem> {
     let mut told = None;
     loop {
-        let read = state(&args.dir.dir, client).await;
+        let read = state(&args.mesh).await;
         let awaited = match &read {
             Ok((state, _)) if is_over(state, number) => return Ok(read?.0),
             Ok((state, _)) => state.rotation.as_ref().map(|rotation| rotation.phase.name()),
@@ -419,10 +420,11 @@ fn phase_text(phase: steadfast_rotation_protocol::rotation::PhaseName) -> &'stat
     }
 }
 
-async fn state(dir: &Path, client: &Client) -> Result<(TrustDomainState, Revision), Problem> {
-    let entry = client.get(TRUST_DOMAIN_KEY).await;
-    let entry = entry.map_err(|error| TrustError::from(store::explain(dir, error)))?;
-    let entry = entry.ok_or_else(|| TrustError::from(RecoverError::Empty(dir.to_owned())))?;
+async fn state(mesh: &Mesh) -> Result<(TrustDomainState, Revision), Problem> {
+    let entry = mesh.store().await.map_err(TrustError::from)?.get(TRUST_DOMAIN_KEY).await;
+    let entry = entry.map_err(|error| TrustError::from(mesh.explain(error)))?;
+    let entry = entry
+        .ok_or_else(|| TrustError::from(RecoverError::Empty { mesh: Box::new(mesh.clone()) }))?;
     let state = serde_json::from_slice(&entry.value).map_err(TrustError::from)?;
     Ok((state, entry.revision))
 }
@@ -519,7 +521,7 @@ const POLL: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
-    use steadfast_platform::standalone::Engine;
+    use steadfast_platform::standalone::{Directory, Engine};
     use steadfast_process::Drain;
 
     use super::*;
@@ -529,6 +531,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let drain = Drain::new();
         let (engine, writer) = Engine::open(&Directory::new(dir.path()), drain).unwrap();
+        let mesh = Mesh::standalone(dir.path());
         let write = async |told, revision, expected| {
             let found = Findings { told, revision, ..Findings::default() };
             let value = serde_json::to_vec(&found).unwrap().into();
@@ -536,7 +539,7 @@ mod tests {
         };
         let told = async {
             let before = write(7, 8, None).await;
-            let found = findings(dir.path(), &engine, Revision(9));
+            let found = findings(&mesh, &engine, Revision(9));
             tokio::join!(found, write(2, 9, Some(before))).0.unwrap().unwrap().told
         };
         tokio::select! {

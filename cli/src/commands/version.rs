@@ -1,12 +1,11 @@
 //! `steadfast version`: of this command, and of what runs in a mesh.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::identity::{KnownPod, pods};
 use crate::admin;
+use crate::mesh::{KnownPod, Mesh};
 use crate::output::{Format, table};
 use crate::problem::Problem;
 
@@ -15,12 +14,15 @@ use crate::problem::Problem;
 #[command(after_help = "\
 Examples:
   steadfast version
-  steadfast version --dir ./mesh        also of every process that the mesh knows
+  steadfast version --client            of this command alone
+  steadfast version --dir ./mesh        of a standalone mesh
   steadfast version -o json")]
 pub(crate) struct Args {
-    /// The state directory of a mesh: its processes are asked too
-    #[arg(long, value_name = "DIR", env = "STEADFAST_DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    mesh: Mesh,
+    /// Only of this command
+    #[arg(long)]
+    client: bool,
     /// The form of the answer
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: Format,
@@ -44,8 +46,10 @@ struct ProcessVersion {
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let mut versions = Versions { client: env!("CARGO_PKG_VERSION"), processes: Vec::new() };
-    if let Some(dir) = &args.dir {
-        let pods = pods(dir).await?;
+    // Whoever has named no mesh and has no kubeconfig asks about the command.
+    if !args.client && args.mesh.is_named().await {
+        let mut pods = args.mesh.pods().await?;
+        pods.retain(|pod| pod.admin.is_some() || args.mesh.dir().is_some());
         versions.processes = futures::future::join_all(pods.iter().map(ask)).await;
     }
     args.output.print(&versions, Versions::table)?;
@@ -54,7 +58,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
 }
 
 async fn ask(pod: &KnownPod) -> ProcessVersion {
-    let version = match pod.admin {
+    let version = match &pod.admin {
         Some(addr) => admin::version(addr).await.map_err(|error| error.to_string()),
         None => Err("its Pod does not say where its admin port is".to_owned()),
     };

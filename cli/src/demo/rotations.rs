@@ -1,7 +1,7 @@
 //! The rotations of `--rotate`: the issuer, the trust anchor, one that is undone after activation,
 //! and an emergency; ordered as a person would order them, and counted while requests flow.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::load::{Load, Tally};
 use crate::controller::ControllerArg;
+use crate::mesh::Mesh;
 use crate::output::Paint;
 use crate::rotation::course::{Course, PhaseTime, ending, phase_times};
 use crate::rotation::look::Look;
@@ -55,7 +56,7 @@ pub(crate) enum RotationsError {
 
 /// What the rotations are performed on.
 pub(crate) struct Rotations<'a> {
-    dir: PathBuf,
+    mesh: Mesh,
     controller: ControllerArg,
     load: &'a Load,
     /// Every process of the mesh, and when it was started.
@@ -73,7 +74,7 @@ impl<'a> Rotations<'a> {
     ) -> Self {
         let processes = processes.map(|pid| (pid, started(pid))).collect();
         let shown = watch::Sender::default();
-        Self { dir: dir.to_owned(), controller, load, processes, shown }
+        Self { mesh: Mesh::standalone(dir), controller, load, processes, shown }
     }
 
     /// Follows what is shown.
@@ -98,7 +99,7 @@ impl<'a> Rotations<'a> {
         let order =
             |state: &mut TrustDomainState| state.rotate_issuer(ORDERED_BY.to_owned(), None, now);
         let what = "the rotation of the issuer";
-        let ordered = trust_domain::change(&self.dir, order).await?;
+        let ordered = trust_domain::change(&self.mesh, order).await?;
         let number = ordered.issuer_rotation.map(|rotation| rotation.number);
         let is_it = |past: &PastRotation| past.kind == ISSUER && Some(past.number) == number;
         let mut past = None;
@@ -128,7 +129,7 @@ impl<'a> Rotations<'a> {
             phase == Some(PhaseName::Draining)
         })
         .await?;
-        trust_domain::change(&self.dir, TrustDomainState::abort).await?;
+        trust_domain::change(&self.mesh, TrustDomainState::abort).await?;
         let what = "the undoing of a rotation";
         let past = self.ended(what, ordered).await?;
         self.performed("aborted", what, ("anchor", Outcome::Aborted), &past)
@@ -137,9 +138,9 @@ impl<'a> Rotations<'a> {
     async fn emergency(&self) -> Result<(), RotationsError> {
         self.load.begin_period();
         let what = "an emergency";
-        let state = trust_domain::read(&self.dir).await?;
+        let state = trust_domain::read(&self.mesh).await?;
         let active = state.active_anchor().ok_or(RotationsError::NoActive)?.id;
-        trust_domain::change(&self.dir, |state| {
+        trust_domain::change(&self.mesh, |state| {
             state.taint(active, ORDERED_BY.to_owned(), DEADLINE)
         })
         .await?;
@@ -158,7 +159,7 @@ impl<'a> Rotations<'a> {
             replaces: None,
         };
         let order = |state: &mut TrustDomainState| state.request(request.clone());
-        let after = trust_domain::change(&self.dir, order).await?.rotations;
+        let after = trust_domain::change(&self.mesh, order).await?.rotations;
         Ok(Ordered::By { after, by: ORDERED_BY.to_owned() })
     }
 
@@ -188,7 +189,7 @@ impl<'a> Rotations<'a> {
     ) -> Result<(), RotationsError> {
         let end = Instant::now() + PATIENCE;
         loop {
-            let state = trust_domain::read(&self.dir).await?;
+            let state = trust_domain::read(&self.mesh).await?;
             if reached(&state) {
                 self.shown.send_modify(|shown| shown.course.clear());
                 return Ok(());
@@ -203,7 +204,7 @@ impl<'a> Rotations<'a> {
     }
 
     async fn course(&self, state: &TrustDomainState) -> Vec<String> {
-        let look = Look::at(&self.dir, &self.controller).await;
+        let look = Look::at(&self.mesh, &self.controller).await;
         let now = SystemClock.now();
         let course = Course::of_anchor(state, look.wait(state), now);
         let course = course.or_else(|| Course::of_issuer(state, look.issuer_wait(state), now));

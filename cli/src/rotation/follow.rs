@@ -2,7 +2,6 @@
 //! line for each thing that happens. The rotation does not need this: it goes on without.
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::Path;
 use std::time::Duration;
 
 use crossterm::terminal::{Clear, ClearType};
@@ -14,13 +13,13 @@ use steadfast_rotation_protocol::trust_domain::{AnchorState, PastRotation};
 use tokio::time::{Instant, sleep};
 
 use crate::controller::ControllerArg;
+use crate::mesh::{Mesh, StoreProblem};
 use crate::output::{Format, Paint};
 use crate::problem::Problem;
 use crate::rotation::course::{Course, ending};
 use crate::rotation::look::Look;
 use crate::rotation::ordered::{ISSUER, Ordered};
 use crate::rotation::waiting::Waiting;
-use crate::store::StoreProblem;
 use crate::trust_domain::{self, TrustDomainError};
 
 /// What is followed.
@@ -59,7 +58,7 @@ pub(crate) trait Show {
 /// # Errors
 /// The store has not answered for minutes, or holds no trust domain of ours any more.
 pub(crate) async fn follow(
-    dir: &Path,
+    mesh: &Mesh,
     arg: &ControllerArg,
     followed: &Followed,
     shown: &mut impl Show,
@@ -67,10 +66,10 @@ pub(crate) async fn follow(
     let watching = async {
         let mut outage = Outage::default();
         loop {
-            match trust_domain::read(dir).await {
+            match trust_domain::read(mesh).await {
                 Ok(state) => {
                     outage = Outage::default();
-                    let look = Look::at(dir, arg).await;
+                    let look = Look::at(mesh, arg).await;
                     shown.show(&state, &look, followed, SystemClock.now())?;
                     if followed.is_over(&state) {
                         return Ok::<_, Problem>(state);

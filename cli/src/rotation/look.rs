@@ -1,13 +1,12 @@
 //! One look at the controller: what it waits for, for an anchor and for the issuer, and what keeps
 //! it from its work.
 
-use std::path::Path;
-
 use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::{Standing, Wait};
 
 use crate::controller::{Controller, ControllerArg, ControllerError};
+use crate::mesh::Mesh;
 
 /// What the controller said.
 #[derive(Debug)]
@@ -15,8 +14,8 @@ pub(crate) struct Look(Result<Standing, ControllerError>);
 
 impl Look {
     /// Asks.
-    pub(crate) async fn at(dir: &Path, arg: &ControllerArg) -> Self {
-        Self(Controller::find(dir, arg).await.map(|(_, standing)| standing))
+    pub(crate) async fn at(mesh: &Mesh, arg: &ControllerArg) -> Self {
+        Self(Controller::find(mesh, arg).await.map(|(_, standing)| standing))
     }
 
     /// A controller that says this.

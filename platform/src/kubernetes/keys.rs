@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use steadfast_api::KeyId;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::keys::{KeyStore, KeyStoreError, LocalKey, PrivateKey};
+use crate::keys::{KeyStore, KeyStoreError, LocalKey, PrivateKey, TakesKeys};
 
 /// The keys of one namespace that have one purpose.
 #[derive(Clone)]
@@ -78,6 +78,13 @@ impl SecretKeys {
             }
             Err(error) => Err(self.failed(&format!("create the Secret {name}"), &error)),
         }
+    }
+}
+
+#[async_trait::async_trait]
+impl TakesKeys for SecretKeys {
+    async fn take(&self, id: KeyId, pkcs8: Zeroizing<Vec<u8>>) -> Result<(), KeyStoreError> {
+        self.put_new(id, pkcs8).await
     }
 }
 

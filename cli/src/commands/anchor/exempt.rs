@@ -12,7 +12,7 @@ use crate::problem::Problem;
 use crate::suggest::nearest;
 use crate::trust_domain;
 
-use super::{AnchorError, MeshArgs, change, said};
+use super::{AnchorError, CommonArgs, change, said};
 
 /// Let a rotation go on without somebody whom it misses: a workload, or a replica of identity
 ///
@@ -34,7 +34,7 @@ pub(super) struct ExemptArgs {
     #[arg(long, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
-    mesh: MeshArgs,
+    common: CommonArgs,
     #[command(flatten)]
     order: OrderArgs,
 }
@@ -50,13 +50,13 @@ pub(super) struct UnexemptArgs {
     #[arg(value_name = "NAME")]
     workload: String,
     #[command(flatten)]
-    mesh: MeshArgs,
+    common: CommonArgs,
 }
 
 pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
-    let (controller, _) = Controller::find(&args.mesh.dir.dir, &args.mesh.controller).await?;
+    let (controller, _) = Controller::find(&args.common.mesh, &args.common.controller).await?;
     let round = controller.round().await?.ok_or(AnchorError::Unasked)?;
-    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let state = trust_domain::read(&args.common.mesh).await?;
     let (instance, name) = find(&args.workload, &round, &state.exemptions)?;
     let who = match instance.pod_uid == name {
         true => name.clone(),
@@ -65,9 +65,9 @@ pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
     let question = format!(
         "Rotations go on without {who}: until it answers again, others may refuse it. Exempt it?"
     );
-    confirm(&question, &args.order, args.mesh.output)?;
+    confirm(&question, &args.order, args.common.output)?;
     let (reason, by) = (&args.reason, &args.order.by);
-    change(&args.mesh, |state| {
+    change(&args.common, |state| {
         state.exempt(instance.clone(), name.clone(), reason.clone(), by.clone(), SystemClock.now());
         Ok(())
     })
@@ -76,7 +76,7 @@ pub(super) async fn exempt(args: ExemptArgs) -> Result<(), Problem> {
         true => "it serves what is published",
         false => "it answers or starts anew",
     };
-    said(args.mesh.output, &format!("{who} is exempt until {until}"))
+    said(args.common.output, &format!("{who} is exempt until {until}"))
 }
 
 /// Whom a person means by a name or a UID: of several pods of one name first one that does not
@@ -155,10 +155,10 @@ fn unknown(name: &str, round: &Round) -> AnchorError {
 }
 
 pub(super) async fn unexempt(args: UnexemptArgs) -> Result<(), Problem> {
-    let state = trust_domain::read(&args.mesh.dir.dir).await?;
+    let state = trust_domain::read(&args.common.mesh).await?;
     let exemption = exempted(&args.workload, &state.exemptions)?;
-    change(&args.mesh, |state| state.unexempt(&exemption.instance.pod_uid)).await?;
-    said(args.mesh.output, &format!("{} is waited for again", args.workload))
+    change(&args.common, |state| state.unexempt(&exemption.instance.pod_uid)).await?;
+    said(args.common.output, &format!("{} is waited for again", args.workload))
 }
 
 /// The exemption of this pod, of several of one name first one that can still be taken back.

@@ -6,16 +6,16 @@ use serde::Serialize;
 use steadfast_api::{KeyId, UnixTime};
 use steadfast_process::{Clock as _, SystemClock, duration};
 
+use crate::mesh::Mesh;
 use crate::output::{Format, table};
 use crate::problem::Problem;
-use crate::store::DirArg;
 use crate::trust_domain;
 
 /// List the trust anchors: state, key, end
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArgs {
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The form of the answer
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: Format,
@@ -34,7 +34,7 @@ struct AnchorView {
 }
 
 pub(super) async fn list(args: &ListArgs) -> Result<(), Problem> {
-    let (state, now) = (trust_domain::read(&args.dir.dir).await?, SystemClock.now());
+    let (state, now) = (trust_domain::read(&args.mesh).await?, SystemClock.now());
     let anchors = state.anchors.iter().map(|anchor| AnchorView {
         id: anchor.id,
         state: format!("{:?}", anchor.state).to_lowercase(),

@@ -19,7 +19,7 @@ use crate::rotation::ordered::Ordered;
 use crate::rotation::waiting::told_apart;
 use crate::trust_domain;
 
-use super::{MeshArgs, as_wanted, go_on, left_alone};
+use super::{CommonArgs, as_wanted, go_on, left_alone};
 
 /// Show the rotation that is under way, what it waits for, and whom it misses
 #[derive(Debug, clap::Args)]
@@ -37,7 +37,7 @@ for all, an issuer that an external CA has not signed, canaries that fail. And i
 was watched was undone.")]
 pub(super) struct StatusArgs {
     #[command(flatten)]
-    mesh: MeshArgs,
+    common: CommonArgs,
     /// Follow it to its end
     #[arg(short, long)]
     watch: bool,
@@ -61,27 +61,27 @@ struct StatusView {
 }
 
 pub(super) async fn status(args: StatusArgs) -> Result<ExitCode, Problem> {
-    let (dir, mesh) = (&args.mesh.dir.dir, &args.mesh);
-    let state = trust_domain::read(dir).await?;
+    let common = &args.common;
+    let state = trust_domain::read(&common.mesh).await?;
     match Ordered::in_state(&state).filter(|_| args.watch) {
-        Some(ordered) if mesh.output == Format::Table => {
-            return go_on(mesh, false, ordered, Outcome::Done).await;
+        Some(ordered) if common.output == Format::Table => {
+            return go_on(common, false, ordered, Outcome::Done).await;
         }
         Some(ordered) => {
             let followed = Followed::Anchor(ordered.clone());
-            let mut lines = Lines { output: mesh.output, last: String::new() };
-            return match follow(dir, &mesh.controller, &followed, &mut lines).await? {
+            let mut lines = Lines { output: common.output, last: String::new() };
+            return match follow(&common.mesh, &common.controller, &followed, &mut lines).await? {
                 Some(state) => as_wanted(&ordered, &state, Outcome::Done),
                 None => Ok(left_alone()),
             };
         }
         None => {}
     }
-    let look = Look::at(dir, &mesh.controller).await;
+    let look = Look::at(&common.mesh, &common.controller).await;
     let view = StatusView::of(&state, &look, SystemClock.now());
     match args.watch {
-        true => Lines { output: mesh.output, last: String::new() }.tell(&view)?,
-        false => mesh.output.print(&view, |view| view.text(Paint::stdout()))?,
+        true => Lines { output: common.output, last: String::new() }.tell(&view)?,
+        false => common.output.print(&view, |view| view.text(Paint::stdout()))?,
     }
     Ok(if view.stalled { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -5,10 +5,10 @@ use steadfast_process::{ErrorChain, duration};
 use steadfast_rotation_protocol::evidence::{Evidence, Said, Witness};
 use steadfast_rotation_protocol::trust_domain::{Outcome, PastRotation};
 
+use crate::mesh::Mesh;
 use crate::output::{Format, Paint, table};
 use crate::problem::Problem;
 use crate::rotation::course::{ending, phase_times};
-use crate::store::{self, DirArg};
 use crate::trust_domain;
 
 /// List the rotations that are over: who wanted each, how it ended, what it went through
@@ -22,14 +22,14 @@ pub(super) struct Args {
     /// Only this rotation, with its phases and their evidence
     number: Option<u64>,
     #[command(flatten)]
-    dir: DirArg,
+    mesh: Mesh,
     /// The form of the answer
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     output: Format,
 }
 
 pub(super) async fn run(args: &Args) -> Result<(), Problem> {
-    let past = trust_domain::read(&args.dir.dir).await?.past;
+    let past = trust_domain::read(&args.mesh).await?.past;
     let Some(number) = args.number else {
         return Ok(args.output.print(&past, |past| listing(past))?);
     };
@@ -40,19 +40,20 @@ pub(super) async fn run(args: &Args) -> Result<(), Problem> {
             if known.is_empty() { "none".to_owned() } else { known.join(", ") }
         )));
     };
-    let one = One { rotation: one, evidence: evidence(&args.dir, one).await };
+    let one = One { rotation: one, evidence: evidence(&args.mesh, one).await };
     Ok(args.output.print(&one, |one| one.text(Paint::stdout()))?)
 }
 
 /// What each phase was left on; nothing for those in which nobody is asked.
-async fn evidence(dir: &DirArg, rotation: &PastRotation) -> Vec<Option<Found>> {
-    let (store, mut all) = (store::client(&dir.dir), Vec::new());
+async fn evidence(mesh: &Mesh, rotation: &PastRotation) -> Vec<Option<Found>> {
+    let mut all = Vec::new();
+    let Ok(store) = mesh.store().await else { return all };
     for (step, passed) in rotation.steps.iter().enumerate() {
         all.push(match passed.evidence {
             None => None,
             Some(digest) => {
                 let read =
-                    steadfast_rotation::evidence::read(&store, rotation.number, step, digest);
+                    steadfast_rotation::evidence::read(&**store, rotation.number, step, digest);
                 Some(match read.await {
                     Ok(evidence) => Found::Verified(evidence),
                     Err(error) => Found::Unusable(ErrorChain(&error).to_string()),

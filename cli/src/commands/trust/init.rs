@@ -14,15 +14,15 @@ use serde::Serialize;
 use steadfast_api::spiffe::SpiffeError;
 use steadfast_api::{KeyId, TrustDomain};
 use steadfast_identity::authority::{AuthorityError, Founding, found};
+use steadfast_platform::StoreError;
 use steadfast_platform::keys::{FileKeys, KeyStoreError};
-use steadfast_platform::standalone::{Client, Directory};
+use steadfast_platform::standalone::Directory;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
-use steadfast_platform::{Store as _, StoreError};
 use steadfast_process::{Clock as _, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{READ_LEASE, READ_LEASE_MIN};
 
-use crate::store::{self, StoreProblem};
+use crate::mesh::{Mesh, StoreProblem};
 
 /// What a call of `init` found or made.
 #[derive(Debug)]
@@ -106,12 +106,11 @@ pub(crate) async fn run(
     read_lease: Duration,
 ) -> Result<Outcome, InitError> {
     let directory = Directory::new(dir);
-    let client = store::client(dir);
-    let existing = store::first_get(&client, TRUST_DOMAIN_KEY).await;
-    let existing = existing.map_err(|error| store::explain(dir, error))?;
+    let mesh = Mesh::standalone(dir);
+    let existing = mesh.first_get(TRUST_DOMAIN_KEY).await?;
     let (state, founded) = match existing {
         Some(entry) => (serde_json::from_slice(&entry.value)?, false),
-        None => establish(&directory, &client, asked, read_lease).await?,
+        None => establish(&directory, &mesh, asked, read_lease).await?,
     };
     if let Some(asked) = asked.filter(|asked| **asked != state.trust_domain) {
         let (dir, asked) = (dir.to_owned(), asked.clone());
@@ -136,7 +135,7 @@ pub(crate) fn read_lease(text: &str) -> Result<Duration, String> {
 /// Makes everything new; `false` if another call was faster, whose state it then is.
 async fn establish(
     directory: &Directory,
-    client: &Client,
+    mesh: &Mesh,
     asked: Option<&TrustDomain>,
     read_lease: Duration,
 ) -> Result<(TrustDomainState, bool), InitError> {
@@ -153,22 +152,23 @@ async fn establish(
     anchor_keys.put_new(standby_id, standby.pkcs8).await?;
     issuer_keys.put_new(issuer_id, issuer.pkcs8).await?;
     let value = serde_json::to_vec(&state)?.into();
-    match client.compare_and_swap(TRUST_DOMAIN_KEY, None, Some(value)).await {
+    let store = mesh.store().await?;
+    match store.compare_and_swap(TRUST_DOMAIN_KEY, None, Some(value)).await {
         Ok(_) => Ok((state, true)),
         Err(StoreError::Conflict { .. }) => {
             // Ours were never named by any state: an anchor key that lies about is a danger.
             discard(&directory.anchor_keys(), active_id)?;
             discard(&directory.anchor_keys(), standby_id)?;
             discard(&directory.issuer_keys(), issuer_id)?;
-            let entry = client.get(TRUST_DOMAIN_KEY).await;
-            let entry = entry.map_err(|error| store::explain(directory.path(), error))?;
+            let entry = store.get(TRUST_DOMAIN_KEY).await;
+            let entry = entry.map_err(|error| mesh.explain(error))?;
             // Made a moment ago; nothing of ours ever deletes it.
             let bytes = entry.map(|entry| entry.value).unwrap_or_default();
             Ok((serde_json::from_slice(&bytes)?, false))
         }
         // The write may have been done although its answer is lost: the keys stay, and the next
         // call sees.
-        Err(error) => Err(store::explain(directory.path(), error).into()),
+        Err(error) => Err(mesh.explain(error).into()),
     }
 }
 
