@@ -78,11 +78,45 @@ impl Chart {
         parse(self.values)
     }
 
+    /// What every meshed pod has in common, as the webhook and `steadfast inject` read it.
+    ///
+    /// # Errors
+    /// [`ChartError::Template`]
+    pub(crate) fn injection(&self, values: &Value, namespace: &str) -> Result<String, ChartError> {
+        let (whole, data) = (self.parsed()?, data(self.name, values, namespace));
+        let template = whole.get().map(|template| {
+            template.execute_template_to_string("steadfast.injection", &to_template(&data))
+        });
+        let file = "_pod.tpl";
+        template.unwrap_or_else(|| Ok(String::new())).map_err(|error| ChartError::Template {
+            chart: self.name,
+            file,
+            error: Box::new(error),
+        })
+    }
+
     /// The manifests, one document after the other, with these values whole.
     ///
     /// # Errors
     /// [`ChartError::Template`]
     pub(crate) fn render(&self, values: &Value, namespace: &str) -> Result<String, ChartError> {
+        let (whole, data) = (self.parsed()?, data(self.name, values, namespace));
+        let mut manifests = String::new();
+        for (file, _) in self.templates.iter().filter(|(file, _)| !file.starts_with('_')) {
+            let rendered = whole.get().map(|whole| {
+                whole.execute_template_to_string(file, &to_template(&data)).map_err(|error| {
+                    ChartError::Template { chart: self.name, file, error: Box::new(error) }
+                })
+            });
+            manifests.push_str("---\n");
+            manifests.push_str(rendered.transpose()?.unwrap_or_default().trim());
+            manifests.push('\n');
+        }
+        Ok(manifests)
+    }
+
+    /// All of its templates, which find each other.
+    fn parsed(&self) -> Result<Arc<OnceLock<Template>>, ChartError> {
         let cell = Arc::new(OnceLock::new());
         let mut template = functions(Template::new(self.name), Arc::downgrade(&cell))
             .missing_key(MissingKey::Error);
@@ -98,22 +132,19 @@ impl Chart {
             };
             template = template.parse(&named).map_err(failed(file))?;
         }
-        let template = cell.get_or_init(|| template);
-        let version = env!("CARGO_PKG_VERSION");
-        let data = json!({
-            "Values": values,
-            "Chart": { "Name": self.name, "Version": version, "AppVersion": version },
-            "Release": { "Name": self.name, "Namespace": namespace, "Service": "steadfast" },
-        });
-        let mut manifests = String::new();
-        for (file, _) in self.templates.iter().filter(|(file, _)| !file.starts_with('_')) {
-            let rendered = template.execute_template_to_string(file, &to_template(&data));
-            manifests.push_str("---\n");
-            manifests.push_str(rendered.map_err(failed(file))?.trim());
-            manifests.push('\n');
-        }
-        Ok(manifests)
+        cell.get_or_init(|| template);
+        Ok(cell)
     }
+}
+
+/// What templates are given.
+fn data(chart: &str, values: &Value, namespace: &str) -> Value {
+    let version = env!("CARGO_PKG_VERSION");
+    json!({
+        "Values": values,
+        "Chart": { "Name": chart, "Version": version, "AppVersion": version },
+        "Release": { "Name": chart, "Namespace": namespace, "Service": "steadfast" },
+    })
 }
 
 /// Puts values in the place of others.

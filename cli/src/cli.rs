@@ -4,7 +4,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    anchor, completions, consumer, explain, identity, install, issuer, man, trust, version,
+    anchor, completions, consumer, explain, identity, inject, install, issuer, man, trust, version,
 };
 use crate::demo;
 
@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Upgrade(install::UpgradeArgs),
     Uninstall(install::UninstallArgs),
     Prune(install::PruneArgs),
+    Inject(inject::InjectArgs),
+    Uninject(inject::UninjectArgs),
     Identity(identity::Args),
     Trust(trust::Args),
     Anchor(anchor::Args),

@@ -12,6 +12,7 @@ pub(crate) mod completions;
 pub(crate) mod consumer;
 pub(crate) mod explain;
 pub(crate) mod identity;
+pub(crate) mod inject;
 pub(crate) mod install;
 pub(crate) mod issuer;
 pub(crate) mod issuer_import;
@@ -37,6 +38,8 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
         Command::Upgrade(args) => install::upgrade(&args).await?,
         Command::Uninstall(args) => install::uninstall(&args).await?,
         Command::Prune(args) => install::prune(&args).await?,
+        Command::Inject(args) => return inject::inject(&args).await,
+        Command::Uninject(args) => inject::uninject(&args)?,
         Command::Internal(args) => demo::run_internal(args).await?,
         Command::Issuer(args) => return issuer::run(args).await,
         Command::Man(args) => man::run(&args)?,

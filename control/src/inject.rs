@@ -94,6 +94,27 @@ pub fn inject(
     }
 }
 
+/// The pod as it was before it was meshed; `None` if it has no proxy.
+pub fn uninject(pod: &Value) -> Option<Value> {
+    pod::has_proxy(pod).then(|| pod::unmesh(pod))
+}
+
+/// Where an object says what pods it makes, or is one, as a JSON pointer; `None` if it makes none.
+pub fn pod_of(object: &Value) -> Option<&'static str> {
+    let places = match object["kind"].as_str()? {
+        "Pod" => return Some(""),
+        "CronJob" => "/spec/jobTemplate/spec/template",
+        "DaemonSet"
+        | "Deployment"
+        | "Job"
+        | "ReplicaSet"
+        | "ReplicationController"
+        | "StatefulSet" => "/spec/template",
+        _ => return None,
+    };
+    object.pointer(places).is_some_and(Value::is_object).then_some(places)
+}
+
 /// What is wrong with the annotations of a namespace, which its pods inherit.
 pub fn review_namespace(annotations: &Value) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -141,6 +162,23 @@ mod tests {
         match inject(&pod(annotations), "demo", &BTreeMap::new(), &settings()) {
             (Outcome::Meshed(pod), warnings) if warnings.is_empty() => *pod,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_meshed_is_unmeshed_to_what_it_was() {
+        for native in ["true", "false"] {
+            let annotations = json!({
+                "linkerd.io/inject": "enabled",
+                "config.linkerd.io/proxy-enable-native-sidecar": native,
+            });
+            let mut before = pod(annotations.clone());
+            let after = uninject(&meshed(annotations)).unwrap();
+            // What was empty is left empty.
+            before["spec"]["volumes"] = json!([]);
+            before["metadata"]["labels"] = json!({});
+            assert_eq!(after, before);
+            assert_eq!(uninject(&after), None);
         }
     }
 

@@ -1,9 +1,12 @@
 //! The control plane, installed by its charts.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
-use steadfast_test_rig::cluster::{ANCHORS_NAMESPACE as ANCHORS, CONTROL_NAMESPACE, Cluster};
+use steadfast_test_rig::cluster::{
+    ANCHORS_NAMESPACE as ANCHORS, CONTROL_NAMESPACE, Cluster, chart,
+};
 use steadfast_test_rig::until;
 
 #[tokio::test]
@@ -93,6 +96,81 @@ fn domain(cluster: &Cluster) -> Value {
     let found = cluster.kubectl(&["get", "trustdomain", "steadfast", "--output=json"]);
     let found: Value = serde_json::from_str(&found).expect("kubectl prints JSON");
     found["spec"].clone()
+}
+
+#[tokio::test]
+async fn the_command_installs_what_the_charts_do_and_takes_it_away_again() {
+    let cluster = Cluster::start(0).await;
+    let run = |args: &[&str]| cluster.steadfast(args).unwrap_or_else(|e| panic!("{args:?}: {e}"));
+
+    // The same objects as Helm's, but for who manages them and the namespace that Helm makes.
+    let ours = documents(&run(&["install", "--ha", "--set", "trustDomain=prod.example.org"]));
+    let (chart, values) = (chart("steadfast"), chart("steadfast") + "/values-ha.yaml");
+    let template = ["template", "steadfast", &chart, "--namespace", CONTROL_NAMESPACE];
+    let with = ["--values", &values, "--set", "trustDomain=prod.example.org"];
+    let helms = documents(&cluster.helm(&[&template[..], &with[..]].concat()));
+    assert!(helms.len() > 20, "{}", helms.len());
+    for (name, object) in &helms {
+        assert_eq!(ours.get(name), Some(object), "{name}");
+    }
+    assert_eq!(ours.len(), helms.len() + 1);
+
+    cluster.apply(&run(&["install", "--crds"]));
+    cluster.apply(&run(&["install", "--set", "identity.replicas=2"]));
+    let replicas = |cluster: &Cluster| {
+        let identity = ["get", "deployment", "steadfast-identity", "--output=json"];
+        let namespace = format!("--namespace={CONTROL_NAMESPACE}");
+        let found = cluster.kubectl(&[&identity[..], &[&*namespace]].concat());
+        serde_json::from_str::<Value>(&found).expect("JSON")["spec"]["replicas"].clone()
+    };
+    // What was set stays set.
+    cluster.apply(&run(&["upgrade", "--set", "control.replicas=2"]));
+    assert_eq!(replicas(&cluster), 2);
+    assert_eq!(run(&["prune"]), "");
+    let namespace = format!("--namespace={CONTROL_NAMESPACE}");
+    cluster.kubectl(&["create", "service", "clusterip", "old", "--tcp=80", &namespace]);
+    let part = "app.kubernetes.io/part-of=steadfast";
+    cluster.kubectl(&["label", "service", "old", part, &namespace]);
+    let pruned = run(&["prune"]);
+    assert!(pruned.contains("name: old") && pruned.matches("kind:").count() == 1, "{pruned}");
+
+    let gone = run(&["uninstall"]);
+    cluster.delete(&gone);
+    let left = cluster.kubectl(&["get", "all,configmap", "--all-namespaces", "--selector", part]);
+    assert!(left.is_empty(), "{left}");
+    cluster.kubectl(&["get", "namespace", ANCHORS]);
+    cluster.kubectl(&["get", "crd", "trustdomains.trust.steadfast.dev"]);
+    cluster.delete(&run(&["uninstall", "--trust"]));
+    assert!(cluster.try_kubectl(&["get", "crd", "trustdomains.trust.steadfast.dev"]).is_err());
+    let error = cluster.steadfast(&["upgrade"]).unwrap_err();
+    assert!(error.contains("no control plane is installed"), "{error}");
+}
+
+/// Each object of manifests, by what it is known by; who manages it does not count.
+fn documents(manifests: &str) -> BTreeMap<String, Value> {
+    let all: Vec<Value> = serde_saphyr::from_multiple(manifests).expect("YAML");
+    let named = all.into_iter().filter(|object| object["kind"].is_string()).map(|mut object| {
+        for labels in ["/metadata/labels", "/spec/template/metadata/labels"] {
+            if let Some(labels) = object.pointer_mut(labels).and_then(Value::as_object_mut) {
+                labels.remove("app.kubernetes.io/managed-by");
+            }
+        }
+        // Texts of YAML and JSON, which may be laid out in other ways.
+        if let Some(data) = object["data"].as_object_mut() {
+            for text in data.values_mut() {
+                let parsed = text.as_str().and_then(|text| serde_saphyr::from_str(text).ok());
+                *text = parsed.unwrap_or_else(|| text.clone());
+            }
+        }
+        if let Some(all) = object.pointer_mut("/spec/template/metadata/annotations") {
+            all.as_object_mut().expect("a map").remove("checksum/injection");
+        }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let metadata = &object["metadata"];
+        let name = [&object["kind"], &metadata["namespace"], &metadata["name"]].map(text);
+        (name.join(" "), object)
+    });
+    named.collect()
 }
 
 const DEADLINE: Duration = Duration::from_secs(60);

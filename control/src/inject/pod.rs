@@ -28,6 +28,26 @@ pub(super) fn mesh(pod: &Value, said: &Said, settings: &Settings) -> Value {
     pod
 }
 
+/// A pod without its sidecar.
+pub(super) fn unmesh(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    let spec = &mut pod["spec"];
+    for field in ["containers", "initContainers", "volumes"] {
+        if let Some(all) = spec[field].as_array_mut() {
+            all.retain(|one| {
+                let name = one["name"].as_str().unwrap_or_default();
+                ![PROXY, INIT, VOLUME].contains(&name)
+            });
+        }
+    }
+    for (field, name) in [("labels", CONTROL_LABEL), ("annotations", VERSION_ANNOTATION)] {
+        if let Some(map) = pod["metadata"][field].as_object_mut() {
+            map.remove(name);
+        }
+    }
+    pod
+}
+
 /// Whether it is a meshed pod already.
 pub(super) fn has_proxy(pod: &Value) -> bool {
     let of = ["containers", "initContainers"];

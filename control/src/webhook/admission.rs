@@ -7,7 +7,6 @@ use kube::core::DynamicObject;
 use kube::core::admission::{
     AdmissionRequest, AdmissionResponse, AdmissionReview, SerializePatchError,
 };
-use serde_json::Value;
 
 use crate::inject::{self, Outcome, Reason, Settings};
 
@@ -71,8 +70,9 @@ pub(super) fn answer(
             (response, inject::review_namespace(&object["metadata"]["annotations"]), "reviewed")
         }
         (Question::Review, _) => {
-            let warnings = template(&object)
-                .map(|template| inject::inject(template, namespace, inherited, settings).1);
+            let template = inject::pod_of(&object).and_then(|place| object.pointer(place));
+            let warnings =
+                template.map(|template| inject::inject(template, namespace, inherited, settings).1);
             (response, warnings.unwrap_or_default(), "reviewed")
         }
         _ => (response, Vec::new(), "not_ours"),
@@ -81,14 +81,6 @@ pub(super) fn answer(
         response.warnings = Some(warnings);
     }
     Ok(Answer { review: response.into_review(), did })
-}
-
-/// The template of the pods that an object makes.
-fn template(object: &Value) -> Option<&Value> {
-    let spec = &object["spec"];
-    [&spec["template"], &spec["jobTemplate"]["spec"]["template"]]
-        .into_iter()
-        .find(|template| template.is_object())
 }
 
 fn left(reason: Reason) -> &'static str {
@@ -103,7 +95,7 @@ fn left(reason: Reason) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

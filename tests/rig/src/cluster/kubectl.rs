@@ -63,6 +63,12 @@ impl Kubectl {
         applied.unwrap_or_else(|error| panic!("kubectl apply: {error}\n{yaml}")).1
     }
 
+    /// Deletes what manifests name, and waits until it is gone.
+    pub fn delete(&self, yaml: &str) {
+        self.run(&["delete", "--timeout=60s", "--filename", "-"], yaml)
+            .unwrap_or_else(|error| panic!("kubectl delete: {error}\n{yaml}"));
+    }
+
     /// Creates an object, and returns what became of it.
     pub fn create(&self, object: &Value) -> Value {
         let created =
