@@ -218,6 +218,8 @@ fn replace(into: &mut Value, over: Value, at: &str) -> Result<(), ChartError> {
         (Value::Number(_) | Value::Bool(_) | Value::Array(_), Value::String(text)) => {
             serde_saphyr::from_str(&text).unwrap_or(Value::String(text))
         }
+        // As Helm keeps a tag that looks like one.
+        (Value::String(_), Value::Number(number)) => json!(number.to_string()),
         (_, over) => over,
     };
     if kind(into) != kind(&over) {

@@ -4,7 +4,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    anchor, completions, consumer, explain, identity, inject, install, issuer, man, trust, version,
+    anchor, check, completions, consumer, explain, identity, inject, install, issuer, man, trust,
+    version,
 };
 use crate::demo;
 
@@ -28,6 +29,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Demo(demo::Args),
+    Check(check::Args),
     Install(install::InstallArgs),
     Upgrade(install::UpgradeArgs),
     Uninstall(install::UninstallArgs),

@@ -8,6 +8,7 @@ use crate::problem::Problem;
 
 pub(crate) mod anchor;
 pub(crate) mod anchor_import;
+pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod consumer;
 pub(crate) mod explain;
@@ -29,6 +30,7 @@ pub(crate) mod version;
 pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
     match command {
         Command::Anchor(args) => return anchor::run(args).await,
+        Command::Check(args) => return check::run(args).await,
         Command::Completions(args) => completions::run(&args)?,
         Command::Consumer(args) => consumer::run(args).await?,
         Command::Demo(args) => return demo::run(args).await,

@@ -12,7 +12,7 @@ use crate::admin::{self, AdminError, Port};
 use crate::mesh::{Mesh, StoreProblem};
 
 /// Where steadfast-rotation is asked.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct ControllerArg {
     /// The admin port of steadfast-rotation [default: as its Pod says]
     #[arg(long, value_name = "ADDR")]

@@ -234,6 +234,12 @@ impl Mesh {
             && pod.account.as_deref() == Some(CONTROLLER_ACCOUNT)
     }
 
+    /// Whether a pod is of the control plane.
+    pub(crate) fn is_ours(&self, pod: &KnownPod) -> bool {
+        let namespace = pod.name.split_once('/').map(|(namespace, _)| namespace);
+        [&self.control_namespace, &self.anchors_namespace].iter().any(|o| Some(&***o) == namespace)
+    }
+
     fn known(&self, way: &Way, pod: &Pod) -> KnownPod {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let name = pod.metadata.name.as_deref().unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use steadfast_test_rig::cluster::{CONTROL_NAMESPACE, Cluster};
+use steadfast_test_rig::cluster::{CONTROL_NAMESPACE, Cluster, chart};
 use steadfast_test_rig::until;
 
 use crate::application::Application;
@@ -16,6 +16,8 @@ async fn plain_manifests_in_an_annotated_namespace_are_a_mesh() {
     let application = Application::start(&cluster, "shop");
     requests_are_mutual_tls(&application).await;
     nobody_was_started_twice(&application);
+    let checked = cluster.steadfast(&["check", "--proxy", "--wait=30s"]);
+    checked.unwrap_or_else(|wrong| panic!("{wrong}"));
     a_pod_that_comes_with_its_namespace_is_meshed(&cluster);
     wrong_annotations_are_told_to_whoever_writes_them(&cluster);
     some_pods_are_left_alone(&cluster);
@@ -183,7 +185,7 @@ async fn the_webhook_mends_what_the_api_server_trusts(cluster: &Cluster) {
     cluster.wait_for(&["--for=delete", "pod", ours, &namespace]).await;
     cluster.apply(&FRESH.replace("$NAMESPACE", "unguarded"));
     assert!(!has_sidecar(&pod(cluster, "unguarded", "first")));
-    cluster.kubectl(&[&["scale", "--replicas=1"], &control[..]].concat());
+    check_names_what_is_wrong(cluster);
     cluster.control_plane_ready().await;
     until("pods are meshed again", DEADLINE, || async {
         cluster.kubectl(&["delete", "pod", "first", "--namespace=unguarded", "--grace-period=0"]);
@@ -192,6 +194,36 @@ async fn the_webhook_mends_what_the_api_server_trusts(cluster: &Cluster) {
         if has_sidecar(&created) { Ok(()) } else { Err(created.to_string()) }
     })
     .await;
+}
+
+/// With nobody at the webhook, a pod without its sidecar, and a permission taken away.
+fn check_names_what_is_wrong(cluster: &Cluster) {
+    let remove = r#"[{"op":"remove","path":"/rules/0"}]"#;
+    let patch = ["patch", "clusterrole", "steadfast-identity", "--type=json", "--patch", remove];
+    cluster.kubectl(&patch);
+    let said = cluster.steadfast(&["check", "--proxy", "--output=json"]).unwrap_err();
+    let report: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+    assert_eq!(report["success"], false);
+    let found = |category: &str, words: &str| {
+        let categories = report["categories"].as_array().expect("categories").iter();
+        let mut checks = categories
+            .filter(|one| one["categoryName"] == category)
+            .flat_map(|one| one["checks"].as_array().expect("checks"));
+        let told = |check: &&Value| {
+            check["result"] == "error"
+                && check["error"].as_str().is_some_and(|error| error.contains(words))
+                && check["hint"].as_str().is_some_and(|hint| !hint.is_empty())
+        };
+        assert!(checks.any(|check| told(&check)), "{category}: {words}: {report:#}");
+    };
+    found("existence", "the ClusterRole steadfast-identity grants something else");
+    found("existence", "none of 0 replicas is ready");
+    found("webhooks-tls", "without a sidecar");
+    found("data-plane", "unguarded/first");
+    // What repairs it.
+    let chart = chart("steadfast");
+    let again = ["upgrade", "steadfast", &chart, "--reuse-values", "--force-conflicts"];
+    cluster.helm(&[&again[..], &["--namespace", CONTROL_NAMESPACE]].concat());
 }
 
 fn pod(cluster: &Cluster, namespace: &str, name: &str) -> Value {

@@ -69,7 +69,7 @@ pub(crate) enum InjectError {
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
     #[error(
-        "what the sidecars of this cluster are cannot be read (ConfigMap steadfast-injection in \\
+        "what the sidecars of this cluster are cannot be read (ConfigMap steadfast-injection in \
          namespace {0:?}): is the control plane installed? Or use --ignore-cluster"
     )]
     Settings(String, #[source] Box<dyn std::error::Error + Send + Sync>),
@@ -248,7 +248,7 @@ fn of_chart(set: &[String]) -> Result<Settings, InjectError> {
 }
 
 /// For whoever only wants to know whether a pod is meshed, and what is wrong with it.
-fn any_settings() -> Settings {
+pub(super) fn any_settings() -> Settings {
     Settings {
         control_namespace: crate::mesh::CONTROL_NAMESPACE.to_owned(),
         trust_domain: String::new(),

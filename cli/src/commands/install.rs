@@ -108,7 +108,7 @@ pub(crate) enum InstallError {
     #[error("it was installed by Helm, which knows what is there: use `helm {0}`")]
     ByHelm(&'static str),
     #[error(
-        "no control plane is installed in the namespace {0:?} (its ConfigMap steadfast-values is not \\
+        "no control plane is installed in the namespace {0:?} (its ConfigMap steadfast-values is not \
          there): `steadfast install` prints a new one"
     )]
     NotInstalled(String),
@@ -144,7 +144,7 @@ pub(crate) async fn upgrade(args: &UpgradeArgs) -> Result<(), Problem> {
         return Ok(output::print(&crds()?)?);
     }
     let cluster = cluster(&args.mesh).await?;
-    let mut values = installed(cluster, "upgrade").await?;
+    let mut values = installed(cluster, Some("upgrade")).await?;
     args.values.apply(&mut values)?;
     Ok(output::print(&manifests(&values, &cluster.namespaces.control)?)?)
 }
@@ -173,7 +173,7 @@ pub(crate) async fn uninstall(args: &UninstallArgs) -> Result<(), Problem> {
 /// [`InstallError`]
 pub(crate) async fn prune(args: &PruneArgs) -> Result<(), Problem> {
     let cluster = cluster(&args.mesh).await?;
-    let values = installed(cluster, "upgrade").await?;
+    let values = installed(cluster, Some("upgrade")).await?;
     let rendered = manifests(&values, &cluster.namespaces.control)?;
     let wanted: BTreeSet<_> = documents(&rendered)?.iter().map(Object::of).collect();
     let surplus = ours(cluster).await?;
@@ -203,7 +203,7 @@ fn crds() -> Result<String, InstallError> {
 }
 
 /// The control plane, and the namespace that Helm makes by a flag.
-fn manifests(values: &Value, namespace: &str) -> Result<String, InstallError> {
+pub(super) fn manifests(values: &Value, namespace: &str) -> Result<String, InstallError> {
     let own = format!(
         "---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  \
          labels: {{ app.kubernetes.io/part-of: steadfast }}\n  annotations: {{ {KEPT}: keep }}\n"
@@ -215,16 +215,20 @@ async fn cluster(mesh: &Mesh) -> Result<&Cluster, InstallError> {
     mesh.cluster().await?.ok_or(InstallError::Standalone)
 }
 
-/// The values that are installed, whole: those that are new in this version too.
-async fn installed(cluster: &Cluster, helm: &'static str) -> Result<Value, InstallError> {
+/// The values that are installed, whole: those that are new in this version too. A command that
+/// would print them anew is not for what Helm has installed.
+pub(super) async fn installed(
+    cluster: &Cluster,
+    command: Option<&'static str>,
+) -> Result<Value, InstallError> {
     let namespace = &cluster.namespaces.control;
     let kind = resource("", "v1", "ConfigMap", "configmaps");
     let api = Api::<DynamicObject>::namespaced_with(cluster.client.clone(), namespace, &kind);
     let found = api.get_opt(VALUES).await?;
     let found = found.ok_or_else(|| InstallError::NotInstalled(namespace.clone()))?;
     let manager = found.metadata.labels.as_ref().and_then(|all| all.get(MANAGED_BY));
-    if manager.is_some_and(|manager| manager == "Helm") {
-        return Err(InstallError::ByHelm(helm));
+    if let (Some("Helm"), Some(command)) = (manager.map(String::as_str), command) {
+        return Err(InstallError::ByHelm(command));
     }
     let mut values = MESH.usual()?;
     let text = found.data["data"]["values.yaml"].as_str().unwrap_or_default();
@@ -268,7 +272,7 @@ impl Object {
     }
 }
 
-fn documents(manifests: &str) -> Result<Vec<Value>, ChartError> {
+pub(super) fn documents(manifests: &str) -> Result<Vec<Value>, ChartError> {
     let parts = manifests.split("\n---\n").map(|part| part.trim_start_matches("---\n"));
     let parsed = parts.map(chart::parse).collect::<Result<Vec<_>, _>>()?;
     Ok(parsed.into_iter().filter(|document| document["kind"].is_string()).collect())
@@ -311,7 +315,13 @@ async fn list(
     Ok(objects.collect())
 }
 
-fn resource(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {
+/// What a kind of our charts is to the API server.
+pub(super) fn resource_of(kind: &str) -> Option<ApiResource> {
+    let found = KINDS.iter().find(|(_, _, known, _)| *known == kind);
+    found.map(|(group, version, kind, plural)| resource(group, version, kind, plural))
+}
+
+pub(super) fn resource(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
 
