@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -53,7 +54,7 @@ pub(crate) enum Port {
     /// At an address.
     Addr(SocketAddr),
     /// Of a pod, through the API server and the kubelet: within the pod it is asked from loopback.
-    Pod(PodPort),
+    Pod(Arc<PodPort>),
 }
 
 /// A port of a pod.
@@ -72,7 +73,8 @@ impl PodPort {
     }
 
     async fn get(&self, path: &str) -> Result<(StatusCode, String), HttpError> {
-        let mut forwarder = self.pods.portforward(&self.name, &[self.port]).await?;
+        let forwarder = self.pods.portforward(&self.name, &[self.port]).await;
+        let mut forwarder = forwarder.map_err(|error| HttpError::Forward(Box::new(error)))?;
         let stream = forwarder.take_stream(self.port).ok_or(HttpError::Unforwarded)?;
         let answer = http1::get_over(stream, "localhost", path).await;
         // It says more of why than a stream that has ended.

@@ -261,7 +261,7 @@ fn functions(template: Template, whole: Weak<OnceLock<Template>>) -> Template {
         })
         .func("default", |args| {
             let given = args.get(1).filter(|given| given.is_truthy());
-            Ok(given.or(args.first()).cloned().unwrap_or(V::Nil))
+            Ok(given.or_else(|| args.first()).cloned().unwrap_or(V::Nil))
         })
         .func("quote", move |args| Ok(V::String(json!(text(args.first())).to_string().into())))
         .func("sha256sum", move |args| {

@@ -31,7 +31,7 @@ pub(crate) enum HttpError {
     Connect(#[source] std::io::Error),
     /// The API server leads to no port of the pod.
     #[error("the API server does not lead to the pod")]
-    Forward(#[from] kube::Error),
+    Forward(#[source] Box<kube::Error>),
     /// What the kubelet says of the port.
     #[error("the pod's port cannot be reached: {0}")]
     Refused(String),

@@ -47,12 +47,12 @@ pub(crate) struct Mesh {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreProblem {
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Connect(Box<ConnectError>),
     #[error(
         "no mesh is named: --dir DIR (or STEADFAST_DIR) names a standalone one, a kubeconfig \
          (KUBECONFIG, --context) one on Kubernetes"
     )]
-    Kubeconfig(#[from] KubeconfigError),
+    Kubeconfig(#[source] Box<KubeconfigError>),
     #[error("the store refused: {0}")]
     Refused(StoreError),
     #[error(
@@ -148,9 +148,12 @@ impl Mesh {
         }
         let context = self.context.clone();
         let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-        let config = Config::from_custom_kubeconfig(Kubeconfig::read()?, &options).await?;
+        let unnamed = |error| StoreProblem::Kubeconfig(Box::new(error));
+        let config = Kubeconfig::read().map_err(unnamed)?;
+        let config = Config::from_custom_kubeconfig(config, &options).await.map_err(unnamed)?;
         let server = config.cluster_url.to_string();
-        let (client, _) = kubernetes::connect(config)?;
+        let (client, _) =
+            kubernetes::connect(config).map_err(|error| StoreProblem::Connect(Box::new(error)))?;
         let namespaces = Namespaces {
             control: self.control_namespace.clone(),
             anchors: self.anchors_namespace.clone(),
@@ -168,7 +171,7 @@ impl Mesh {
             return Ok(Arc::new(FileKeys::open(Directory::new(dir).anchor_keys())?));
         }
         let client = self.cluster().await?.map(|cluster| cluster.client.clone());
-        let client = client.ok_or(StoreProblem::Kubeconfig(KubeconfigError::FindPath))?;
+        let client = client.ok_or(StoreProblem::Kubeconfig(Box::new(KubeconfigError::FindPath)))?;
         Ok(Arc::new(SecretKeys::new(client, &self.anchors_namespace, Purpose::Anchors)))
     }
 
@@ -247,8 +250,9 @@ impl Mesh {
             [&self.control_namespace, &self.anchors_namespace].iter().any(|o| *o == namespace);
         let admin = match &way.cluster {
             None => standalone_port(pod).map(Port::Addr),
-            Some(Cluster { client, .. }) => container_port(pod, ours)
-                .map(|port| Port::Pod(PodPort::new(client.clone(), namespace, name, port))),
+            Some(Cluster { client, .. }) => container_port(pod, ours).map(|port| {
+                Port::Pod(Arc::new(PodPort::new(client.clone(), namespace, name, port)))
+            }),
         };
         let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
         KnownPod { name: format!("{namespace}/{name}"), admin, account }

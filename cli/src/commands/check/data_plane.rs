@@ -39,7 +39,7 @@ pub(super) async fn all(mesh: &Mesh, cluster: &Cluster, only: Option<&str>) -> C
         wrong => Err(Wrong::warning(wrong.join("\n"), "correct the annotations of the workloads")),
     };
     category.add("all annotations can be used", outcome);
-    let meshed = stream::iter(&found.meshed).map(|pod| asked(pod)).buffer_unordered(AT_ONCE);
+    let meshed = stream::iter(&found.meshed).map(asked).buffer_unordered(AT_ONCE);
     let unwell: Vec<_> = meshed.filter_map(std::future::ready).collect().await;
     let outcome = match unwell.as_slice() {
         [] => Ok(()),
