@@ -60,7 +60,7 @@ pub(crate) static MESH: Chart = Chart {
     name: "steadfast",
     templates: templates!("steadfast":
         "_pod.tpl", "namespace.yaml", "identity.yaml", "rotation.yaml", "control.yaml",
-        "injector.yaml", "values.yaml",
+        "injector.yaml", "network.yaml", "values.yaml",
     ),
     values: include_str!("../../manifests/charts/steadfast/values.yaml"),
 };

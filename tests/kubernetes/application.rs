@@ -14,7 +14,18 @@ pub struct Application {
 impl Application {
     /// Applies it, and waits until all of it is rolled out.
     pub fn start(cluster: &Cluster, namespace: &'static str) -> Self {
-        cluster.apply(&MANIFESTS.replace("$NAMESPACE", namespace));
+        Self::applied(cluster, namespace, MANIFESTS.to_owned())
+    }
+
+    /// The same, with all of it on one node.
+    pub fn start_on(cluster: &Cluster, namespace: &'static str, node: &str) -> Self {
+        let account = "      serviceAccountName:";
+        let there = format!("      nodeSelector: {{ kubernetes.io/hostname: {node} }}\n{account}");
+        Self::applied(cluster, namespace, MANIFESTS.replace(account, &there))
+    }
+
+    fn applied(cluster: &Cluster, namespace: &'static str, manifests: String) -> Self {
+        cluster.apply(&manifests.replace("$NAMESPACE", namespace));
         for deployment in ["store", "api", "web"] {
             let deployment = format!("deployment/{deployment}");
             let namespace = format!("--namespace={namespace}");

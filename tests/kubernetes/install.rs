@@ -104,10 +104,12 @@ async fn the_command_installs_what_the_charts_do_and_takes_it_away_again() {
     let run = |args: &[&str]| cluster.steadfast(args).unwrap_or_else(|e| panic!("{args:?}: {e}"));
 
     // The same objects as Helm's, but for who manages them and the namespace that Helm makes.
-    let ours = documents(&run(&["install", "--ha", "--set", "trustDomain=prod.example.org"]));
+    let ours =
+        documents(&run(&["install", "--ha", "--set", DOMAIN, "--set", "networkPolicies=true"]));
     let (chart, values) = (chart("steadfast"), chart("steadfast") + "/values-ha.yaml");
     let template = ["template", "steadfast", &chart, "--namespace", CONTROL_NAMESPACE];
-    let with = ["--values", &values, "--set", "trustDomain=prod.example.org"];
+    let set = ["--set", DOMAIN, "--set", "networkPolicies=true"];
+    let with = [&["--values", &*values][..], &set[..]].concat();
     let helms = documents(&cluster.helm(&[&template[..], &with[..]].concat()));
     assert!(helms.len() > 20, "{}", helms.len());
     for (name, object) in &helms {
@@ -173,4 +175,5 @@ fn documents(manifests: &str) -> BTreeMap<String, Value> {
     named.collect()
 }
 
+const DOMAIN: &str = "trustDomain=prod.example.org";
 const DEADLINE: Duration = Duration::from_secs(60);

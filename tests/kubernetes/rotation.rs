@@ -64,6 +64,108 @@ async fn a_rotation_outlives_an_api_server_that_is_killed_and_comes_back() {
     answered(&application, seen + 100).await;
 }
 
+#[tokio::test]
+async fn a_node_that_is_cut_off_is_waited_for_and_a_pod_that_sleeps_is_exempted_and_heals() {
+    let cluster = Cluster::start(2).await;
+    cluster.import("steadfast-test-app");
+    // What is not to be cut off is where DNS is.
+    let dns = ["get", "pods", "--namespace=kube-system", "--output=json"];
+    let dns: Value = serde_json::from_str(&cluster.kubectl(&dns)).expect("JSON");
+    let near = dns["items"][0]["spec"]["nodeName"].as_str().expect("it runs somewhere").to_owned();
+    let far = cluster.nodes().iter().position(|node| node.name() != near).expect("another");
+    let there = format!("nodeSelector.kubernetes\\.io/hostname={near}");
+    cluster.install(&[&SHORT[..], &[&*there]].concat()).await;
+    let application = Application::start_on(&cluster, "shop", &near);
+    for (name, node) in [("sleeper", near.as_str()), ("far", cluster.nodes()[far].name())] {
+        cluster.apply(&meshed_by_hand(&cluster, name, node));
+        let pod = format!("pod/{name}");
+        cluster.wait_for(&["--for=condition=Ready", &pod, "--namespace=shop"]).await;
+    }
+    answered(&application, 100).await;
+    let (pods, anchor) = (lives(&application), active_anchor(&cluster));
+
+    signal("sleeper", "-STOP");
+    cluster.connect(far, false);
+    cluster.steadfast(&["anchor", "rotate", "--yes", "--no-wait"]).expect("it is ordered");
+    let waits_for = |names: &'static [&'static str], not: &'static [&'static str]| {
+        let cluster = &cluster;
+        until("it waits for these", ROTATION, move || async move {
+            // Also while somebody is in the way, which its exit code says.
+            let said = cluster.steadfast(&["anchor", "status"]).unwrap_or_else(|said| said);
+            let all = names.iter().all(|name| said.contains(name));
+            if all && !not.iter().any(|name| said.contains(name)) { Ok(()) } else { Err(said) }
+        })
+    };
+    waits_for(&["shop/sleeper", "shop/far"], &[]).await;
+    cluster.connect(far, true);
+    waits_for(&["shop/sleeper"], &["shop/far"]).await;
+    let reason = "--reason=asleep";
+    cluster.steadfast(&["anchor", "exempt", "shop/sleeper", reason, "--yes"]).expect("exempted");
+    let state = until("it has ended", ROTATION, || async {
+        let state = state(&cluster)?;
+        if state["rotation"].is_null() { Ok(state) } else { Err(state["rotation"].to_string()) }
+    })
+    .await;
+    assert_ne!(active(&state), Some(anchor), "{state:#}");
+
+    signal("sleeper", "-CONT");
+    let healed = active(&state);
+    for name in ["shop/sleeper", "shop/far"] {
+        until("it has an SVID under the new anchor", DEADLINE, || async {
+            let identity = cluster.steadfast(&["identity", name, "--output=json"])?;
+            let identity: Value = serde_json::from_str(&identity).map_err(|e| e.to_string())?;
+            let anchor = identity["anchor"].as_str().map(str::to_owned);
+            if anchor == healed { Ok(()) } else { Err(identity.to_string()) }
+        })
+        .await;
+    }
+    assert_eq!(lives(&application), pods, "a pod was created or restarted");
+    let seen = application.report().expect("web tells").requests;
+    answered(&application, seen + 100).await;
+}
+
+/// A pod that was meshed by `steadfast inject --manual`, with no probe that would start it anew.
+fn meshed_by_hand(cluster: &Cluster, name: &str, node: &str) -> String {
+    let pod = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": name, "namespace": "shop" },
+        "spec": {
+            "nodeSelector": { "kubernetes.io/hostname": node },
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "app", "image": "localhost/busybox:1", "imagePullPolicy": "Never",
+                "command": ["sleep", "infinity"],
+            }],
+        },
+    });
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), pod.to_string()).expect("it is written");
+    let file = file.path().display().to_string();
+    let meshed = cluster.steadfast(&["inject", "--manual", &file]).expect("it is meshed");
+    let mut meshed: Value =
+        serde_saphyr::from_str(meshed.trim_start_matches("---\n")).expect("YAML");
+    for container in meshed["spec"]["initContainers"].as_array_mut().expect("init containers") {
+        container.as_object_mut().expect("a map").remove("livenessProbe");
+    }
+    meshed.to_string()
+}
+
+/// Sends a signal to the sidecar of a pod, by the variable that tells it the pod's name.
+fn signal(pod: &str, signal: &str) {
+    let told = format!("_pod_name={pod}");
+    let mut sent = 0;
+    for process in std::fs::read_dir("/proc").expect("/proc is there").flatten() {
+        let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == told.as_bytes()) {
+            let pid = process.file_name();
+            let kill = std::process::Command::new("kill").arg(signal).arg(&pid).status();
+            assert!(kill.is_ok_and(|kill| kill.success()), "{pid:?} is gone");
+            sent += 1;
+        }
+    }
+    assert!(sent > 0, "no process of the pod {pod}");
+}
+
 /// Waits until so many requests have been answered, and none has failed.
 async fn answered(application: &Application, requests: u64) {
     let report = until("requests are answered", DEADLINE, || async {
