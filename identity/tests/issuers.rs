@@ -19,7 +19,7 @@ use steadfast_rotation_protocol::rotation::{Goal, Next, Phase, Rotation};
 use steadfast_rotation_protocol::trust_domain::{
     AnchorState, CanaryPlan, DeniedIssuer, Halt, Selector,
 };
-use support::{Mesh, plain_csr};
+use support::{Mesh, plain_csr, token_of};
 
 /// An issuer under this anchor whose key is kept.
 async fn issuer(mesh: &Mesh, anchor: &Authority, lifetime: Duration) -> Authority {
@@ -147,14 +147,16 @@ async fn canaries_get_their_svids_of_another_issuer_and_nobody_else_does() {
     let Phase::Canary(canary) = &mut rotation.phase else { panic!("no canary") };
     canary.plan.selector = Selector::Namespace("steadfast".into());
     put(&mesh, &state).await;
+    let control = token_of("steadfast", "steadfast-control", "control-1");
+    mesh.tokens.known.lock().unwrap().insert("control".into(), Ok(control));
     assert_eq!(signed_by(&mesh, "web").await, mesh.founding.issuer.der);
-    assert_eq!(signed_by(&mesh, "controller").await, next.der);
+    assert_eq!(signed_by(&mesh, "control").await, next.der);
     let view = mesh.app.certifier.replica.current().unwrap();
     assert_eq!(view.signer().unwrap().id(), mesh.founding.issuer.id);
     // The canary's issuer cannot be used: no issuer of another anchor stands in for it.
     state.issuers.retain(|issuer| issuer.id != next.id);
     put(&mesh, &state).await;
-    let request = CertifyRequest { token: b"controller".to_vec(), csr: plain_csr() };
+    let request = CertifyRequest { token: b"control".to_vec(), csr: plain_csr() };
     let status = mesh.trust().await.certify(request).await.unwrap_err();
     assert_eq!(status.metadata().get("sft-code").unwrap(), "SFT-ID-022", "{status}");
     assert_eq!(signed_by(&mesh, "web").await, mesh.founding.issuer.der);

@@ -148,11 +148,7 @@ mod tests {
         assert_eq!(response["allowed"], true);
         assert_eq!(response["uid"], "705ab4f5-6393-11e8-b7cc-42010a800002");
         assert!(response["warnings"][0].as_str().unwrap().contains("\"enabled\""), "{response}");
-        let patch: Vec<u8> = {
-            use base64::Engine as _;
-            let text = response["patch"].as_str().unwrap();
-            base64::engine::general_purpose::STANDARD.decode(text).unwrap()
-        };
+        let patch: Vec<u8> = serde_json::from_value(response["patch"].clone()).unwrap();
         let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
         let mut meshed = asks;
         json_patch::patch(&mut meshed, &patch).unwrap();
