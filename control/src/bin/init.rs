@@ -78,7 +78,7 @@ fn check(args: &Args) -> Result<Redirection, ConfigErrors> {
     let redirection = Redirection {
         inbound_port: port(&mut flags, "--inbound-port", &args.inbound_port),
         outbound_port: port(&mut flags, "--outbound-port", &args.outbound_port),
-        proxy_uid: flags.count("--proxy-uid", &args.proxy_uid).get(),
+        proxy_uid: uid(&mut flags, "--proxy-uid", &args.proxy_uid),
         skip_inbound: ports(&mut flags, "--skip-inbound-ports", &args.skip_inbound_ports),
         skip_outbound: ports(&mut flags, "--skip-outbound-ports", &args.skip_outbound_ports),
         skip_subnets: Subnet::parse_all(&args.skip_subnets).unwrap_or_else(|| {
@@ -94,6 +94,13 @@ fn port(flags: &mut Flags, flag: &str, value: &str) -> u16 {
     value.parse().ok().filter(|port| *port != 0).unwrap_or_else(|| {
         flags.wrong(flag, value, "expected a port from 1 to 65535");
         1
+    })
+}
+
+fn uid(flags: &mut Flags, flag: &str, value: &str) -> u32 {
+    value.parse().unwrap_or_else(|_| {
+        flags.wrong(flag, value, "expected the number of a user");
+        0
     })
 }
 
@@ -180,7 +187,7 @@ mod tests {
         let flags = [
             "--inbound-port=0",
             "--outbound-port=web",
-            "--proxy-uid=0",
+            "--proxy-uid=proxy",
             "--skip-inbound-ports=9-8",
             "--skip-outbound-ports=http",
             "--skip-subnets=10.0.0.0",
