@@ -69,7 +69,7 @@ pub fn nftables(redirection: &Redirection) -> String {
              meta l4proto tcp redirect to :{inbound_port}\n  \
            }}\n  \
            chain outbound {{\n    \
-             type nat hook output priority dstnat; policy accept;\n    \
+             type nat hook output priority -100; policy accept;\n    \
              meta skuid {proxy_uid} return\n    \
              oifname \"lo\" return\n\
          {skip_destinations}{skip_outbound}    \

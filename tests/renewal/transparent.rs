@@ -5,7 +5,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use steadfast_test_rig::netns::{Network, inside};
 use steadfast_test_rig::peer::{Leaf, TestIssuer, dns_identity};
+use steadfast_test_rig::process::binary_path;
 use steadfast_test_rig::redirected::{API_IP, CLUSTER_IP, Redirected};
 use steadfast_test_rig::{Load, Report};
 
@@ -93,4 +95,30 @@ async fn a_pod_reaches_itself_through_its_own_service() {
     let id = pair.api.spec.spiffe_id();
     let seen = [("direction", "inbound"), ("client_id", id.as_str())];
     assert_eq!(pair.metrics(&pair.api).sum("request_total", &seen), 1.0);
+}
+
+#[test]
+fn the_rules_of_a_pod_are_written_by_either_program_again_and_again_and_taken_back() {
+    let network = Network::new("rules", Ipv4Addr::new(10, 99, 9, 1));
+    let init = binary_path("steadfast-init").display().to_string();
+    let count = |what: &str| -> usize {
+        let script = format!("{what} | grep -ci steadfast || true");
+        inside(network.name(), &script).trim().parse().expect("a number")
+    };
+    let rules = || (count("nft list ruleset"), count("iptables-legacy-save -t nat"));
+    let skip =
+        "--skip-inbound-ports=22,4190-4191 --skip-outbound-ports=3306 --skip-subnets=10.0.0.0/8";
+    for backend in ["nftables", "iptables"] {
+        inside(network.name(), &format!("{init} --backend={backend} {skip}"));
+        let once = rules();
+        assert!(once.0 + once.1 > 0, "{backend}: {once:?}");
+        inside(network.name(), &format!("{init} --backend={backend} {skip}"));
+        assert_eq!(rules(), once, "{backend}");
+        inside(network.name(), &format!("{init} --undo"));
+        assert_eq!(rules(), (0, 0), "{backend}");
+        inside(network.name(), &format!("{init} --undo"));
+    }
+    // Where the kernel has nftables, nothing else is asked.
+    let said = inside(network.name(), &format!("{init} 2>&1"));
+    assert!(!said.contains("trying iptables"), "{said}");
 }

@@ -114,6 +114,11 @@ fn ports(flags: &mut Flags, flag: &str, value: &str) -> PortSet {
 
 fn run(args: &Args, redirection: &Redirection) -> Result<(), String> {
     match args.backend {
+        // By whichever they were written.
+        Backend::Auto if args.undo => {
+            let undone = [nftables(args, redirection), iptables(args, redirection)];
+            if undone.iter().any(Result::is_ok) { Ok(()) } else { undone.into_iter().collect() }
+        }
         Backend::Nftables => nftables(args, redirection),
         Backend::Iptables => iptables(args, redirection),
         Backend::Auto => nftables(args, redirection).or_else(|first| {
