@@ -49,6 +49,8 @@ pub enum Reason {
     HasProxy,
     /// It shares the node's network, whose rules are not ours to change.
     HostNetwork,
+    /// It is no pod: whoever asks may send anything.
+    NoPod,
     /// Neither it nor its namespace asks for it.
     NotAsked,
     /// Its annotation says that it is not to be.
@@ -64,6 +66,11 @@ pub fn inject(
     inherited: &BTreeMap<String, String>,
     settings: &Settings,
 ) -> (Outcome, Vec<String>) {
+    if !pod::is_pod(pod) {
+        let why = "this is no pod: it has no spec, or its metadata, containers or volumes are of \
+                   another kind than a pod's";
+        return (Outcome::Left(Reason::NoPod), vec![why.to_owned()]);
+    }
     let mut warnings = Vec::new();
     let own: Annotations = pod::strings(&pod["metadata"]["annotations"]);
     let ports = pod::declared_ports(pod);
@@ -96,7 +103,7 @@ pub fn inject(
 
 /// The pod as it was before it was meshed; `None` if it has no proxy.
 pub fn uninject(pod: &Value) -> Option<Value> {
-    pod::has_proxy(pod).then(|| pod::unmesh(pod))
+    (pod::is_pod(pod) && pod::has_proxy(pod)).then(|| pod::unmesh(pod))
 }
 
 /// Where an object says what pods it makes, or is one, as a JSON pointer; `None` if it makes none.
@@ -179,6 +186,26 @@ mod tests {
             before["metadata"]["labels"] = json!({});
             assert_eq!(after, before);
             assert_eq!(uninject(&after), None);
+        }
+    }
+
+    #[test]
+    fn what_is_no_pod_is_left_as_it_is_and_told() {
+        let asks = || json!({ "annotations": { "linkerd.io/inject": "enabled" } });
+        for broken in [
+            json!({ "metadata": asks(), "spec": "x" }),
+            json!({ "metadata": asks(), "spec": { "containers": [], "volumes": {} } }),
+            json!({ "metadata": asks(), "spec": { "containers": 7 } }),
+            json!({ "metadata": asks() }),
+            json!({ "metadata": "x", "spec": { "containers": [] } }),
+            json!("pod"),
+            json!(null),
+        ] {
+            let asked = BTreeMap::from([("linkerd.io/inject".to_owned(), "enabled".to_owned())]);
+            let (outcome, warnings) = inject(&broken, "demo", &asked, &settings());
+            assert_eq!(outcome, Outcome::Left(Reason::NoPod), "{broken}");
+            assert!(warnings[0].contains("no pod"), "{warnings:?}");
+            assert_eq!(uninject(&broken), None);
         }
     }
 

@@ -53,11 +53,10 @@ pub fn nftables(redirection: &Redirection) -> String {
         none if none.is_empty() => String::new(),
         ports => format!("    tcp dport {{ {ports} }} return\n"),
     };
-    let subnets: Vec<_> = redirection.skip_subnets.iter().map(|subnet| &*subnet.0).collect();
-    let skip_subnets = |side: &str| match subnets.join(", ") {
-        none if none.is_empty() => String::new(),
-        // Each by itself: a set takes none that overlap.
-        _ => subnets.iter().map(|subnet| format!("    ip {side} {subnet} return\n")).collect(),
+    // Each by itself: a set takes none that overlap.
+    let skip_subnets = |side: &str| -> String {
+        let subnets = redirection.skip_subnets.iter();
+        subnets.map(|Subnet(subnet)| format!("    ip {side} {subnet} return\n")).collect()
     };
     format!(
         "{remove}\

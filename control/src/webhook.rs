@@ -121,9 +121,11 @@ impl Webhook {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
         let _unfinished = drain.hold();
+        let lingered = lingered(&drain);
+        tokio::pin!(lingered);
         loop {
             let accepted = tokio::select! {
-                () = drain.wait() => break,
+                () = &mut lingered => break,
                 Some(_) = connections.join_next() => continue,
                 accepted = listener.accept() => accepted,
             };
@@ -172,7 +174,7 @@ impl Webhook {
         tokio::select! {
             // A client that breaks off is no event.
             _ = &mut connection => {}
-            () = drain.wait() => {
+            () = lingered(&drain) => {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;
             }
@@ -241,6 +243,13 @@ impl Webhook {
     }
 }
 
+/// A replica that goes is asked for a moment longer, until nodes and API servers know that it goes:
+/// a pod that is created meanwhile would have no sidecar.
+async fn lingered(drain: &Drain) {
+    drain.wait().await;
+    tokio::time::sleep(LINGER).await;
+}
+
 fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(text + "\n"));
     *response.status_mut() = status;
@@ -255,4 +264,6 @@ const BODY_BYTES_MAX: usize = 8 << 20;
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 /// API servers keep idle connections for 90 s; who closes first fails a request that is on its way.
 const IDLE_MAX: Duration = Duration::from_secs(120);
+/// Within the grace period of a drain.
+const LINGER: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

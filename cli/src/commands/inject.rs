@@ -158,6 +158,7 @@ const fn why(reason: Reason) -> &'static str {
     match reason {
         Reason::HasProxy => "it has a sidecar already",
         Reason::HostNetwork => "it shares its node's network",
+        Reason::NoPod => "it is no pod",
         Reason::NotAsked => "it does not ask for it",
         Reason::Disabled => "its annotation says linkerd.io/inject: disabled",
         Reason::ControlPlane => "it belongs to the control plane",

@@ -115,10 +115,10 @@ fn ports(flags: &mut Flags, flag: &str, value: &str) -> PortSet {
 fn run(args: &Args, redirection: &Redirection) -> Result<(), String> {
     match args.backend {
         // By whichever they were written.
-        Backend::Auto if args.undo => {
-            let undone = [nftables(args, redirection), iptables(args, redirection)];
-            if undone.iter().any(Result::is_ok) { Ok(()) } else { undone.into_iter().collect() }
-        }
+        Backend::Auto if args.undo => match (nftables(args, redirection), is_hooked()) {
+            (_, true) => iptables(args, redirection),
+            (undone, false) => undone,
+        },
         Backend::Nftables => nftables(args, redirection),
         Backend::Iptables => iptables(args, redirection),
         Backend::Auto => nftables(args, redirection).or_else(|first| {
@@ -141,20 +141,24 @@ fn nftables(args: &Args, redirection: &Redirection) -> Result<(), String> {
 }
 
 fn iptables(args: &Args, redirection: &Redirection) -> Result<(), String> {
-    let hooked = !args.dry_run
-        && HOOKS.iter().all(|(hook, chain)| {
-            let check = ["--table", "nat", "--wait", "--check", hook, "--jump", chain];
-            let mut command = Command::new("iptables-legacy");
-            command.env("XTABLES_LOCKFILE", "/dev/null");
-            command.args(check).stdout(Stdio::null()).stderr(Stdio::null());
-            command.status().is_ok_and(|status| status.success())
-        });
+    let hooked = !args.dry_run && is_hooked();
     let script = match args.undo {
         true if !hooked => return Ok(()),
         true => redirect::iptables_undo(),
         false => redirect::iptables(redirection, hooked),
     };
     apply(args, "iptables-legacy-restore", &["--noflush", "--wait"], &script)
+}
+
+/// Whether the kernel's chains of iptables lead to ours.
+fn is_hooked() -> bool {
+    HOOKS.iter().all(|(hook, chain)| {
+        let check = ["--table", "nat", "--wait", "--check", hook, "--jump", chain];
+        let mut command = Command::new("iptables-legacy");
+        command.env("XTABLES_LOCKFILE", "/dev/null");
+        command.args(check).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    })
 }
 
 /// Gives the script to a program, or to the terminal.

@@ -48,6 +48,17 @@ pub(super) fn unmesh(pod: &Value) -> Value {
     pod
 }
 
+/// Whether it has the shape on which everything here relies.
+pub(super) fn is_pod(pod: &Value) -> bool {
+    let (metadata, spec) = (&pod["metadata"], &pod["spec"]);
+    let map = |value: &Value| value.is_null() || value.is_object();
+    let list = |value: &Value| value.is_null() || value.is_array();
+    pod.is_object()
+        && spec.is_object()
+        && [metadata, &metadata["labels"], &metadata["annotations"]].into_iter().all(map)
+        && ["containers", "initContainers", "volumes"].iter().all(|field| list(&spec[*field]))
+}
+
 /// Whether it is a meshed pod already.
 pub(super) fn has_proxy(pod: &Value) -> bool {
     let of = ["containers", "initContainers"];

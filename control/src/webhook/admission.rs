@@ -87,6 +87,7 @@ fn left(reason: Reason) -> &'static str {
     match reason {
         Reason::HasProxy => "has_proxy",
         Reason::HostNetwork => "host_network",
+        Reason::NoPod => "no_pod",
         Reason::NotAsked => "not_asked",
         Reason::Disabled => "disabled",
         Reason::ControlPlane => "control_plane",
