@@ -49,8 +49,8 @@ pub(crate) enum StoreProblem {
     #[error(transparent)]
     Connect(Box<ConnectError>),
     #[error(
-        "no mesh is named: --dir DIR (or STEADFAST_DIR) names a standalone one, a kubeconfig \
-         (KUBECONFIG, --context) one on Kubernetes"
+        "no way to a mesh: --dir DIR (or STEADFAST_DIR) names no standalone one, and the kubeconfig \
+         (KUBECONFIG, --context) names no cluster"
     )]
     Kubeconfig(#[source] Box<KubeconfigError>),
     #[error("the store refused: {0}")]

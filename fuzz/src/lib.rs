@@ -11,6 +11,7 @@
 mod certificates;
 mod http1;
 mod identity;
+mod injection;
 mod text;
 mod token;
 mod wire;
@@ -46,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "http1_server", run: http1::server, seeds: http1::server_seeds },
     Target { name: "http_sniff", run: wire::sniff, seeds: wire::sniff_seeds },
     Target { name: "import", run: identity::import, seeds: identity::import_seeds },
+    Target { name: "injection", run: injection::injection, seeds: injection::injection_seeds },
     Target { name: "manifest", run: text::manifest, seeds: text::manifest_seeds },
     Target { name: "policy", run: text::policy, seeds: text::policy_seeds },
     Target { name: "spiffe_id", run: text::spiffe_id, seeds: text::spiffe_id_seeds },

@@ -18,6 +18,7 @@ async fn plain_manifests_in_an_annotated_namespace_are_a_mesh() {
     nobody_was_started_twice(&application);
     let checked = cluster.steadfast(&["check", "--proxy", "--wait=30s"]);
     checked.unwrap_or_else(|wrong| panic!("{wrong}"));
+    a_pod_without_native_sidecars_starts_when_its_sidecar_is_ready(&cluster).await;
     a_pod_that_comes_with_its_namespace_is_meshed(&cluster);
     wrong_annotations_are_told_to_whoever_writes_them(&cluster);
     some_pods_are_left_alone(&cluster);
@@ -56,6 +57,32 @@ fn nobody_was_started_twice(application: &Application) {
             }
         }
     }
+}
+
+/// Where the sidecar is a container as others, those wait for it.
+async fn a_pod_without_native_sidecars_starts_when_its_sidecar_is_ready(cluster: &Cluster) {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "classic", "namespace": "shop", "annotations": {
+            "config.linkerd.io/proxy-enable-native-sidecar": "false",
+        } },
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [{
+                "name": "ask", "image": "localhost/steadfast-test-app:1",
+                "imagePullPolicy": "Never", "args": ["get", "store:80", "/hello"],
+            }],
+        },
+    });
+    let created = cluster.create(&pod);
+    assert_eq!(created["spec"]["containers"][0]["name"], "linkerd-proxy", "{created:#}");
+    // It asks once, and would be refused by a sidecar that is not there yet.
+    until("it has asked", DEADLINE, || async {
+        let logs = ["logs", "pod/classic", "--container=ask", "--namespace=shop"];
+        let said = cluster.try_kubectl(&logs)?;
+        if said.starts_with("200\nhello") { Ok(()) } else { Err(said) }
+    })
+    .await;
 }
 
 fn a_pod_that_comes_with_its_namespace_is_meshed(cluster: &Cluster) {

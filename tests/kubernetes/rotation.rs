@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use steadfast_test_rig::cluster::Cluster;
+use steadfast_test_rig::process::binary_path;
 use steadfast_test_rig::until;
 
 use crate::application::Application;
@@ -48,9 +49,18 @@ async fn a_rotation_outlives_an_api_server_that_is_killed_and_comes_back() {
         if phase.contains("activated") || phase.contains("draining") { Ok(()) } else { Err(phase) }
     })
     .await;
+    let identity = ["get", "pods", "--namespace=steadfast", "--output=json", "--selector"];
+    let identity = [&identity[..], &["app.kubernetes.io/name=steadfast-identity"]].concat();
+    let identity: Value = serde_json::from_str(&cluster.kubectl(&identity)).expect("JSON");
+    let ip = identity["items"][0]["status"]["podIP"].as_str().expect("an address");
     cluster.api.kill();
-    // Longer than the read lease: identity stops issuing, and says so.
-    tokio::time::sleep(READ_LEASE * 3).await;
+    // For longer than the read lease: until identity issues nothing any more, and says so.
+    let app = binary_path("steadfast-test-app").display().to_string();
+    until("identity issues nothing", DEADLINE, || async {
+        let said = cluster.control().run(&format!("{app} get {ip}:9990 /ready"));
+        if said.starts_with("503") { Ok(()) } else { Err(said) }
+    })
+    .await;
     cluster.api.restart();
     until("it has ended", ROTATION, || async {
         let state = state(&cluster)?;
@@ -206,7 +216,6 @@ fn state(cluster: &Cluster) -> Result<Value, String> {
 
 /// Values by which a rotation takes a minute.
 const SHORT: [&str; 2] = ["rotation.readLease=5s", "rotation.renewWindow=5s"];
-const READ_LEASE: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(60);
 /// With the time that kubelets take to bring a changed bundle into their pods.
 const ROTATION: Duration = Duration::from_secs(300);
