@@ -63,6 +63,7 @@ impl World {
             _ => clock.clone(),
         };
         let mut shell = Shell::new(Parts {
+            listed: Box::new(|_| Vec::new()),
             anchors: Anchors::new(Arc::new(port.clone()), [], Arc::new(port.clone())),
             fleet: Arc::new(port.clone()),
             store: Arc::new(port.clone()),

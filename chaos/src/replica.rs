@@ -103,7 +103,14 @@ impl World {
         let real = Replica::new(Arc::clone(&shared), Metrics::unread());
         let port = Port::default();
         let (store, keys) = (Arc::new(port.clone()), Arc::new(port.clone()));
-        let mut keeper = IssuerKeys::new(Arc::clone(&real), Arc::clone(&store) as _, keys, shared);
+        let (_, nothing_proposed) = tokio::sync::watch::channel(None);
+        let mut keeper = IssuerKeys::new(
+            Arc::clone(&real),
+            Arc::clone(&store) as _,
+            keys,
+            shared,
+            nothing_proposed,
+        );
         let promise = Promise::new(Arc::clone(&real), store, self.plan.svid_life);
         let pause = port.clone();
         let task = Task::new(port.clone(), async move {

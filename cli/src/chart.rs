@@ -51,7 +51,9 @@ macro_rules! templates {
 /// The CustomResourceDefinitions.
 pub(crate) static CRDS: Chart = Chart {
     name: "steadfast-crds",
-    templates: templates!("steadfast-crds": "trustdomain.yaml"),
+    templates: templates!(
+        "steadfast-crds": "externalworkload.yaml", "server.yaml", "trustdomain.yaml",
+    ),
     values: "{}",
 };
 

@@ -14,14 +14,17 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use steadfast_api::{DnsIdentity, TrustDomain};
+use kube::core::SelectorExt as _;
+use steadfast_api::spiffe::SpiffeError;
+use steadfast_api::{DnsIdentity, SpiffeId, TrustDomain};
 
 pub use objects::{Kind, Name, Object, ObjectError, parse_key};
 pub use snapshot::{
     Address, AddressSet, AddressSnapshot, Existence, Mesh, PortSnapshot, ServiceSnapshot, Workload,
+    WorkloadKind,
 };
 
-use objects::{Namespace, Pod, Service, ServicePort, Slice, SlicePort, TargetPort};
+use objects::{External, Labels, Namespace, Pod, Server, Service, ServicePort, Slice, SlicePort};
 pub use ports::{BadPort, PortSet};
 
 /// What makes a DNS identity of a service account.
@@ -39,10 +42,15 @@ pub struct Index {
     mesh: MeshNames,
     default_opaque_ports: PortSet,
     namespaces: HashMap<String, Namespace>,
+    externals: BTreeMap<Name, External>,
+    servers: BTreeMap<Name, Server>,
+    /// Those of pods, each once: the pods of one template have the same.
+    labels: BTreeSet<Labels>,
     pods: BTreeMap<Name, Pod>,
     services: BTreeMap<Name, Service>,
     service_accounts: BTreeSet<Name>,
     slices: BTreeMap<Name, Slice>,
+    externals_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     pods_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     services_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     slices_by_pod: HashMap<Name, BTreeSet<Name>>,
@@ -66,6 +74,10 @@ impl Index {
             mesh,
             default_opaque_ports: PortSet::default_opaque(),
             namespaces: HashMap::new(),
+            externals: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            labels: BTreeSet::new(),
+            externals_by_ip: HashMap::new(),
             pods: BTreeMap::new(),
             services: BTreeMap::new(),
             service_accounts: BTreeSet::new(),
@@ -82,8 +94,10 @@ impl Index {
     pub fn put(&mut self, name: Name, object: Object) {
         match object {
             Object::EndpointSlice(slice) => self.set_slice(name, Some(slice)),
+            Object::ExternalWorkload(external) => self.set_external(name, Some(external)),
             Object::Namespace(namespace) => self.set_namespace(name.name, Some(namespace)),
             Object::Pod(pod) => self.set_pod(name, Some(*pod)),
+            Object::Server(server) => self.set_server(name, Some(server)),
             Object::Service(service) => self.set_service(name, Some(service)),
             Object::ServiceAccount => self.set_service_account(name, true),
         }
@@ -93,8 +107,10 @@ impl Index {
     pub fn delete(&mut self, kind: Kind, name: Name) {
         match kind {
             Kind::EndpointSlice => self.set_slice(name, None),
+            Kind::ExternalWorkload => self.set_external(name, None),
             Kind::Namespace => self.set_namespace(name.name, None),
             Kind::Pod => self.set_pod(name, None),
+            Kind::Server => self.set_server(name, None),
             Kind::Service => self.set_service(name, None),
             Kind::ServiceAccount => self.set_service_account(name, false),
         }
@@ -104,8 +120,10 @@ impl Index {
     pub fn names(&self, kind: Kind) -> Vec<Name> {
         match kind {
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::ExternalWorkload => self.externals.keys().cloned().collect(),
             Kind::Namespace => self.namespaces.keys().map(|name| Name::new("", name)).collect(),
             Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::Server => self.servers.keys().cloned().collect(),
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::ServiceAccount => self.service_accounts.iter().cloned().collect(),
         }
@@ -115,8 +133,10 @@ impl Index {
     pub fn count(&self, kind: Kind) -> usize {
         match kind {
             Kind::EndpointSlice => self.slices.len(),
+            Kind::ExternalWorkload => self.externals.len(),
             Kind::Namespace => self.namespaces.len(),
             Kind::Pod => self.pods.len(),
+            Kind::Server => self.servers.len(),
             Kind::Service => self.services.len(),
             Kind::ServiceAccount => self.service_accounts.len(),
         }
@@ -176,14 +196,16 @@ impl Index {
         if let Some(name) = self.services_by_ip.get(&ip).and_then(BTreeSet::first) {
             return AddressSnapshot::Service(Arc::new(self.service_without_endpoints(name)));
         }
-        let pods = self.pods_by_ip.get(&ip).into_iter().flatten();
-        let pods: Vec<_> = pods
-            .filter_map(|name| {
-                let pod = self.pods.get(name).filter(|pod| !pod.finished)?;
-                let declared = pod.ports.iter().map(|&(_, port)| port).collect();
-                Some((Arc::new(self.workload(name, pod)), declared))
-            })
-            .collect();
+        let declared = |ports: &[(Box<str>, u16)]| ports.iter().map(|&(_, port)| port).collect();
+        let pods = self.pods_by_ip.get(&ip).into_iter().flatten().filter_map(|name| {
+            let pod = self.pods.get(name).filter(|pod| !pod.finished)?;
+            Some((Arc::new(self.workload(name, pod)), declared(&pod.ports)))
+        });
+        let externals = self.externals_by_ip.get(&ip).into_iter().flatten().filter_map(|name| {
+            let external = self.externals.get(name)?;
+            Some((Arc::new(self.external(name, external)), declared(&external.ports)))
+        });
+        let pods: Vec<_> = pods.chain(externals).collect();
         if pods.is_empty() { AddressSnapshot::Foreign } else { AddressSnapshot::Pods(pods) }
     }
 
@@ -207,22 +229,24 @@ impl Index {
                 continue;
             }
             for endpoint in &slice.endpoints {
-                let workload = match &endpoint.pod {
+                let at = |target: &str| (Name::new(&name.namespace, target), endpoint.ip);
+                let workload = match &endpoint.target {
                     None => None,
-                    Some(pod) => {
-                        match self.pod_at(&Name::new(&name.namespace, pod), endpoint.ip) {
-                            Some(workload) => Some(workload),
-                            // The slice is ahead of the pod or behind it. To guess would be to
-                            // name the wrong identity, or to send plaintext to a meshed pod.
-                            None => continue,
-                        }
-                    }
+                    Some((WorkloadKind::Pod, pod)) => Some(self.pod_at(at(pod))),
+                    Some((WorkloadKind::External, name)) => Some(self.external_at(at(name))),
+                };
+                let workload = match workload {
+                    None => None,
+                    Some(Some(workload)) => Some(workload),
+                    // The slice is ahead of the pod or behind it. To guess would be to name the
+                    // wrong identity, or to send plaintext to a meshed pod.
+                    Some(None) => continue,
                 };
                 candidates.push(Candidate {
                     ip: endpoint.ip,
                     ready: endpoint.ready,
                     serving_terminating: endpoint.serving_terminating,
-                    ports: &slice.ports,
+                    ports: Ports::Listed(&slice.ports),
                     address: Address {
                         workload,
                         hostname: endpoint.hostname.clone(),
@@ -231,13 +255,102 @@ impl Index {
                 });
             }
         }
+        candidates.extend(self.external_candidates(name, service));
         candidates
     }
 
+    /// The workloads outside of the cluster that a service selects: nobody writes slices for them.
+    fn external_candidates(&self, name: &Name, service: &Service) -> Vec<Candidate<'_>> {
+        let selects = |external: &External| {
+            let mut wanted = service.selector.iter();
+            !service.selector.is_empty()
+                && wanted.all(|(key, value)| external.labels.get(key) == Some(value))
+        };
+        let externals = in_namespace(&self.externals, &name.namespace);
+        let selected = externals.filter(|(_, external)| selects(external));
+        let candidates = selected.filter_map(|(name, external)| {
+            let family = |ip: &&IpAddr| service.prefers_ipv6.is_none_or(|v6| v6 == ip.is_ipv6());
+            let ip = external.ips.iter().find(family).or(external.ips.first())?;
+            let workload = Some(Arc::new(self.external(name, external)));
+            Some(Candidate {
+                ip: *ip,
+                ready: external.ready,
+                serving_terminating: false,
+                ports: Ports::Own(&external.ports),
+                address: Address { workload, ..Address::default() },
+            })
+        });
+        candidates.collect()
+    }
+
     /// The pod of this name, if this address is its own.
-    fn pod_at(&self, name: &Name, ip: IpAddr) -> Option<Arc<Workload>> {
-        let pod = self.pods.get(name).filter(|pod| !pod.finished && pod.ips.contains(&ip))?;
-        Some(Arc::new(self.workload(name, pod)))
+    fn pod_at(&self, (name, ip): (Name, IpAddr)) -> Option<Arc<Workload>> {
+        let pod = self.pods.get(&name).filter(|pod| !pod.finished && pod.ips.contains(&ip))?;
+        Some(Arc::new(self.workload(&name, pod)))
+    }
+
+    /// The workload of this name outside of the cluster, if this address is its own.
+    fn external_at(&self, (name, ip): (Name, IpAddr)) -> Option<Arc<Workload>> {
+        let external = self.externals.get(&name).filter(|external| external.ips.contains(&ip))?;
+        Some(Arc::new(self.external(&name, external)))
+    }
+
+    fn external(&self, name: &Name, external: &External) -> Workload {
+        let own = &external.annotations;
+        let identity = self.identity_named(&external.identity);
+        let mesh = Mesh {
+            identity: identity.as_ref().unwrap_or(&external.identity).clone(),
+            fault: identity.err(),
+            inbound_port: own.inbound_port.unwrap_or(INBOUND_PORT_DEFAULT),
+        };
+        let opaque_ports = own.opaque_ports.as_ref().unwrap_or(&self.default_opaque_ports).clone();
+        let selects = |server: &Server| {
+            server.externals.as_ref().is_some_and(|selector| selector.matches(&external.labels))
+        };
+        Workload {
+            kind: WorkloadKind::External,
+            name: name.clone(),
+            uid: "".into(),
+            service_account: "".into(),
+            owner: external.owner.clone(),
+            mesh: Some(mesh),
+            opaque_ports: self.and_of_servers(name, opaque_ports, &external.ports, selects),
+            skip_inbound_ports: own.skip_inbound_ports.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The DNS identity of whoever has this one, in either form; or why nobody can.
+    fn identity_named(&self, text: &str) -> Result<Box<str>, Box<str>> {
+        let MeshNames { trust_domain, control_namespace } = &self.mesh;
+        let foreign =
+            || format!("its identity {text:?} is of no service account of {trust_domain}").into();
+        if text.starts_with("spiffe://") {
+            let id: SpiffeId = text.parse().map_err(|e: SpiffeError| e.to_string())?;
+            let (namespace, account) = id
+                .service_account()
+                .filter(|_| id.is_member_of(trust_domain))
+                .ok_or_else(foreign)?;
+            let name = DnsIdentity::new(account, namespace, control_namespace, trust_domain);
+            return name.map(|name| name.to_string().into()).map_err(|e| e.to_string().into());
+        }
+        let name: DnsIdentity = text.parse().map_err(|e: SpiffeError| e.to_string())?;
+        let ours = name.trust_domain() == trust_domain
+            && name.control_namespace() == control_namespace.as_str();
+        if ours { Ok(name.to_string().into()) } else { Err(foreign()) }
+    }
+
+    /// These opaque ports, and those that Servers say are.
+    fn and_of_servers(
+        &self,
+        name: &Name,
+        ports: PortSet,
+        declared: &[(Box<str>, u16)],
+        selects: impl Fn(&Server) -> bool,
+    ) -> PortSet {
+        let servers = in_namespace(&self.servers, &name.namespace);
+        let opaque = servers.filter(|(_, server)| server.opaque && selects(server));
+        let more = opaque.filter_map(|(_, server)| server.port.among(declared));
+        more.fold(ports, |ports, port| ports.with(port))
     }
 
     fn workload(&self, name: &Name, pod: &Pod) -> Workload {
@@ -247,15 +360,20 @@ impl Index {
         let injected = own.inject.or(inherited.inject).unwrap_or(false);
         let inbound_port = own.inbound_port.or(inherited.inbound_port);
         let opaque_ports = own.opaque_ports.as_ref().or(inherited.opaque_ports.as_ref());
+        let opaque_ports = opaque_ports.unwrap_or(&self.default_opaque_ports).clone();
         let skip = own.skip_inbound_ports.as_ref().or(inherited.skip_inbound_ports.as_ref());
+        let selects = |server: &Server| {
+            server.pods.as_ref().is_some_and(|selector| selector.matches(&pod.labels))
+        };
         Workload {
-            pod: name.clone(),
+            kind: WorkloadKind::Pod,
+            name: name.clone(),
             uid: pod.uid.clone(),
             service_account: pod.service_account.clone(),
             owner: pod.owner.clone(),
             mesh: (injected && !pod.host_network)
                 .then(|| self.mesh_of(name, pod, inbound_port.unwrap_or(INBOUND_PORT_DEFAULT))),
-            opaque_ports: opaque_ports.unwrap_or(&self.default_opaque_ports).clone(),
+            opaque_ports: self.and_of_servers(name, opaque_ports, &pod.ports, selects),
             skip_inbound_ports: skip.cloned().unwrap_or_default(),
         }
     }
@@ -352,11 +470,55 @@ impl Index {
         slices.filter_map(|slice| service_of(slice, self.slices.get(slice)?)).collect()
     }
 
-    fn set_pod(&mut self, name: Name, pod: Option<Pod>) {
+    fn set_external(&mut self, name: Name, external: Option<External>) {
+        self.all_of(&name.namespace);
+        let old = match &external {
+            Some(external) => self.externals.insert(name.clone(), external.clone()),
+            None => self.externals.remove(&name),
+        };
+        for ip in old.iter().flat_map(|old| &old.ips) {
+            unlink(&mut self.externals_by_ip, ip, &name);
+        }
+        for ip in external.iter().flat_map(|new| &new.ips) {
+            link(&mut self.externals_by_ip, *ip, &name);
+        }
+        for external in old.iter().chain(&external) {
+            self.dirty.addresses.extend(&external.ips);
+        }
+    }
+
+    fn set_server(&mut self, name: Name, server: Option<Server>) {
+        self.all_of(&name.namespace);
+        match server {
+            Some(server) => self.servers.insert(name, server),
+            None => self.servers.remove(&name),
+        };
+    }
+
+    /// The same labels as another pod's, where one has them.
+    fn shared(&mut self, labels: Labels) -> Labels {
+        match self.labels.get(&labels) {
+            Some(known) => Arc::clone(known),
+            None => {
+                self.labels.insert(Arc::clone(&labels));
+                labels
+            }
+        }
+    }
+
+    fn set_pod(&mut self, name: Name, mut pod: Option<Pod>) {
+        if let Some(pod) = &mut pod {
+            pod.labels = self.shared(std::mem::take(&mut pod.labels));
+        }
         let old = match &pod {
             Some(pod) => self.pods.insert(name.clone(), pod.clone()),
             None => self.pods.remove(&name),
         };
+        if let Some(old) = &old
+            && Arc::strong_count(&old.labels) == ONLY_OURS
+        {
+            self.labels.remove(&old.labels);
+        }
         for ip in old.iter().flat_map(|old| &old.ips) {
             unlink(&mut self.pods_by_ip, ip, &name);
         }
@@ -370,14 +532,22 @@ impl Index {
         }
     }
 
-    fn set_namespace(&mut self, name: String, namespace: Option<Namespace>) {
-        for (service_name, service) in in_namespace(&self.services, &name) {
+    /// Everything in a namespace may have changed.
+    fn all_of(&mut self, namespace: &str) {
+        for (service_name, service) in in_namespace(&self.services, namespace) {
             self.dirty.services.insert(service_name.clone());
             self.dirty.addresses.extend(&service.cluster_ips);
         }
-        for (_, pod) in in_namespace(&self.pods, &name) {
+        for (_, pod) in in_namespace(&self.pods, namespace) {
             self.dirty.addresses.extend(&pod.ips);
         }
+        for (_, external) in in_namespace(&self.externals, namespace) {
+            self.dirty.addresses.extend(&external.ips);
+        }
+    }
+
+    fn set_namespace(&mut self, name: String, namespace: Option<Namespace>) {
+        self.all_of(&name);
         match namespace {
             Some(namespace) => self.namespaces.insert(name, namespace),
             None => self.namespaces.remove(&name),
@@ -390,24 +560,33 @@ struct Candidate<'a> {
     ip: IpAddr,
     ready: bool,
     serving_terminating: bool,
-    ports: &'a [SlicePort],
+    ports: Ports<'a>,
     address: Address,
+}
+
+/// What is known of an endpoint's ports.
+enum Ports<'a> {
+    /// The slice's, by the name of the service's port.
+    Listed(&'a [SlicePort]),
+    /// Its own, by their names.
+    Own(&'a [(Box<str>, u16)]),
 }
 
 impl Candidate<'_> {
     /// The port to dial for a port of the service.
     fn target(&self, port: &ServicePort, all: &[ServicePort]) -> Option<u16> {
-        let named = self.ports.iter().find(|listed| listed.name == port.name);
+        let listed = match self.ports {
+            Ports::Listed(listed) => listed,
+            Ports::Own(own) => return port.target.among(own),
+        };
+        let named = listed.iter().find(|listed| listed.name == port.name);
         // Written by hand, the one port of the one port's slice often has no name.
-        let only = || match (self.ports, all) {
+        let only = || match (listed, all) {
             ([only], [_]) if only.name.is_empty() => Some(only),
             _ => None,
         };
         let listed = named.or_else(only)?;
-        listed.port.or(match port.target {
-            TargetPort::Number(number) => Some(number),
-            TargetPort::Name(_) => None,
-        })
+        listed.port.or_else(|| port.target.among(&[]))
     }
 
     /// Why it cannot be spoken to.
@@ -446,23 +625,27 @@ fn select(
 fn rank(address: &Address) -> (bool, Option<&Name>, Option<&str>, Option<&str>) {
     let workload = address.workload.as_deref();
     let unmeshed = workload.is_none_or(|workload| workload.mesh.is_none());
-    let pod = workload.map(|workload| &workload.pod);
+    let pod = workload.map(|workload| &workload.name);
     (unmeshed, pod, address.hostname.as_deref(), address.zone.as_deref())
 }
 
 fn unusable(candidates: &[Candidate<'_>]) -> Vec<String> {
     let faults = candidates.iter().filter_map(|candidate| {
-        let pod = &candidate.address.workload.as_ref()?.pod;
-        Some(format!("the pod {pod} is left out: {}", candidate.fault()?))
+        let workload = candidate.address.workload.as_ref()?;
+        let kind = match workload.kind {
+            WorkloadKind::Pod => "pod",
+            WorkloadKind::External => "external workload",
+        };
+        Some(format!("the {kind} {} is left out: {}", workload.name, candidate.fault()?))
     });
     let sorted: BTreeSet<_> = faults.collect();
     sorted.into_iter().collect()
 }
 
 /// The objects of one namespace, which lie together.
-fn in_namespace<'a, V>(
+fn in_namespace<'a, 'n, V>(
     objects: &'a BTreeMap<Name, V>,
-    namespace: &'a str,
+    namespace: &'n str,
 ) -> impl Iterator<Item = (&'a Name, &'a V)> {
     let from = Name::new(namespace, "");
     objects.range(from..).take_while(move |(name, _)| *name.namespace == *namespace)
@@ -473,7 +656,10 @@ fn service_of(slice_name: &Name, slice: &Slice) -> Option<Name> {
 }
 
 fn pods_of<'a>(slice_name: &'a Name, slice: &'a Slice) -> impl Iterator<Item = Name> + 'a {
-    let pods = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref());
+    let pods = slice.endpoints.iter().filter_map(|endpoint| match &endpoint.target {
+        Some((WorkloadKind::Pod, pod)) => Some(pod),
+        _ => None,
+    });
     pods.map(|pod| Name::new(&slice_name.namespace, pod))
 }
 
@@ -492,6 +678,8 @@ fn unlink<K: Eq + Hash>(map: &mut HashMap<K, BTreeSet<Name>>, key: &K, name: &Na
 
 /// Linkerd's, of `config.linkerd.io/inbound-port`.
 const INBOUND_PORT_DEFAULT: u16 = 4143;
+/// The index's own, and the pod's that is on its way out.
+const ONLY_OURS: usize = 2;
 /// Stands for the port of a host until one is asked for.
 const ANY_PORT: u16 = 0;
 

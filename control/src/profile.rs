@@ -6,7 +6,7 @@ use std::sync::Arc;
 use linkerd2_proxy_api::destination::{DestinationProfile, RetryBudget};
 
 use crate::index::{Address, AddressSnapshot, Existence, ServiceSnapshot, Workload};
-use crate::wire::{resource, weighted_addr};
+use crate::wire::{CORE, resource, weighted_addr};
 
 /// What is said of something that nothing is known of: the connection goes where it wanted.
 pub(crate) fn of_unknown(opaque: bool) -> DestinationProfile {
@@ -50,7 +50,7 @@ pub(crate) fn of_service(
     let name = &service.name;
     DestinationProfile {
         fully_qualified_name: format!("{}.{}.svc.{cluster_domain}", name.name, name.namespace),
-        parent_ref: Some(resource("Service", name, port)),
+        parent_ref: Some(resource(CORE, "Service", name, port)),
         ..of_unknown(service.opaque(port))
     }
 }
@@ -79,7 +79,7 @@ fn of_workload(addr: SocketAddr, workload: &Arc<Workload>) -> DestinationProfile
     let address = Address { workload: Some(workload.clone()), ..Address::default() };
     let mut endpoint = weighted_addr(addr, &address);
     // In a set of endpoints the namespace is the set's label.
-    let namespace = workload.pod.namespace.to_string();
+    let namespace = workload.name.namespace.to_string();
     endpoint.metric_labels.insert("namespace".to_owned(), namespace);
     DestinationProfile { endpoint: Some(endpoint), ..of_unknown(workload.opaque(addr.port())) }
 }

@@ -13,7 +13,7 @@ use linkerd2_proxy_api::destination::{
 };
 use linkerd2_proxy_api::meta;
 
-use crate::index::{Address, AddressSet, Existence, Name, ServiceSnapshot};
+use crate::index::{Address, AddressSet, Existence, Name, ServiceSnapshot, WorkloadKind};
 
 /// What a client of one target has been told.
 #[derive(Debug)]
@@ -88,12 +88,22 @@ pub(crate) fn weighted_addr(addr: SocketAddr, address: &Address) -> WeightedAddr
         label("zone", zone);
     }
     let Some(workload) = &address.workload else { return message };
-    label("pod", &workload.pod.name);
-    label("serviceaccount", &workload.service_account);
+    match workload.kind {
+        WorkloadKind::Pod => {
+            label("pod", &workload.name.name);
+            label("serviceaccount", &workload.service_account);
+        }
+        WorkloadKind::External => label("external_workload", &workload.name.name),
+    }
     if let Some((kind, name)) = &workload.owner {
         label(kind, name);
     }
-    message.resource_ref = Some(resource("Pod", &workload.pod, 0));
+    message.resource_ref = Some(match workload.kind {
+        WorkloadKind::Pod => resource(CORE, "Pod", &workload.name, 0),
+        WorkloadKind::External => {
+            resource("workload.linkerd.io", "ExternalWorkload", &workload.name, 0)
+        }
+    });
     if let Some(mesh) = workload.mesh_at(addr.port()) {
         let protocol = if workload.opaque(addr.port()) {
             protocol_hint::Protocol::Opaque(protocol_hint::Opaque {})
@@ -122,11 +132,11 @@ fn set_labels(service: &Name) -> HashMap<String, String> {
     ])
 }
 
-/// A reference to an object of Kubernetes' core.
-pub(crate) fn resource(kind: &str, name: &Name, port: u16) -> meta::Metadata {
+/// A reference to an object.
+pub(crate) fn resource(group: &str, kind: &str, name: &Name, port: u16) -> meta::Metadata {
     meta::Metadata {
         kind: Some(meta::metadata::Kind::Resource(meta::Resource {
-            group: "core".to_owned(),
+            group: group.to_owned(),
             kind: kind.to_owned(),
             name: name.name.to_string(),
             namespace: name.namespace.to_string(),
@@ -140,6 +150,8 @@ fn no_endpoints(exists: bool) -> Update {
     Update { update: Some(update::Update::NoEndpoints(NoEndpoints { exists })) }
 }
 
+/// Linkerd's name of Kubernetes' own group.
+pub(crate) const CORE: &str = "core";
 /// Linkerd's weight of an endpoint that nothing is said about.
 const WEIGHT: u32 = 10_000;
 /// Some 400 bytes each: a message stays far below the 4 MiB that a client of gRPC reads.

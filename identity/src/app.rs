@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use steadfast_api::KeyId;
 use steadfast_platform::access::{Access, Place};
 use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
-use steadfast_platform::kubernetes::{ConnectError, KubeTokens, Purpose, SecretKeys};
+use steadfast_platform::kubernetes::{
+    ConnectError, KubeTokens, PodRequests, Purpose, SecretKeys, watched,
+};
 use steadfast_platform::standalone::Tokens;
 use steadfast_platform::{Store, TokenReview};
 use steadfast_process::admin::Admin;
 use steadfast_process::tasks::TaskError;
 use steadfast_process::{Clock, Drain, Readiness, SystemClock, Tasks};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::admin::Pages;
 use crate::certify::{Certifier, IN_FLIGHT_MAX, Profile};
@@ -25,9 +28,11 @@ use crate::front::Front;
 use crate::holders::Holders;
 use crate::issuance_log::{IssuanceLog, LogConfig, LogError, Writer};
 use crate::issuer_keys::IssuerKeys;
+use crate::issuer_source::IssuerSource;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::own::{OwnSvid, server_config};
+use crate::pod_certificates::PodCertificates;
 use crate::promise::Promise;
 use crate::replica::{Replica, Sources};
 use crate::review::Reviews;
@@ -41,6 +46,8 @@ pub struct Platform {
     pub store: Arc<dyn Store>,
     /// The keys of issuers.
     pub keys: Arc<dyn KeyStore>,
+    /// The key of an issuer that another tool keeps.
+    pub proposed: watch::Receiver<Option<KeyId>>,
     /// Who holds a token.
     pub tokens: Arc<dyn TokenReview>,
     /// The clocks.
@@ -102,10 +109,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let Access { store, clock_offset_ms, place } =
         config.platform.open(config.namespaces.clone()).await?;
     let (mut tasks, drain, mut registry) = (Tasks::new(), Drain::new(), Registry::default());
-    let (keys, tokens): (Arc<dyn KeyStore>, Arc<dyn TokenReview>) = match place {
+    let (keys, tokens): (Arc<dyn KeyStore>, Arc<dyn TokenReview>) = match &place {
         Place::Kubernetes(client, namespaces) => (
             Arc::new(SecretKeys::new(client.clone(), &namespaces.control, Purpose::Issuers)),
-            Arc::new(KubeTokens::new(client)),
+            Arc::new(KubeTokens::new(client.clone())),
         ),
         Place::Standalone(directory) => {
             let (tokens, follow_tokens) = Tokens::new(Arc::clone(&store), Arc::clone(&clock));
@@ -114,13 +121,31 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         }
     };
     let clock_offset_ms = Box::new(move || clock_offset_ms());
-    let platform = Platform { store, keys, tokens, clock, clock_offset_ms };
+    let (proposed, proposals) = watch::channel(None);
+    let store_too = Arc::clone(&store);
+    let platform = Platform { store, keys, proposed: proposals, tokens, clock, clock_offset_ms };
     let log = LogConfig {
         directory: config.log_dir.clone(),
         file_bytes_max: config.log_file_bytes_max,
         files_kept: config.log_files_kept,
     };
     let app = App::start(&config, platform, log, &mut registry, &mut tasks, &drain)?;
+    if let Place::Kubernetes(client, namespaces) = place {
+        let requests = PodRequests::new(client.clone());
+        let requests = PodCertificates::new(Arc::clone(&app.certifier), requests);
+        tasks.spawn("pods' certificates", until(drain.clone(), requests.run()));
+        if let Some(name) = &config.issuer_secret {
+            let changes = watched::secret(client.clone(), &namespaces.control, name);
+            let source = IssuerSource {
+                source: format!("the Secret {}/{name}", namespaces.control),
+                store: store_too,
+                keys: Arc::new(SecretKeys::new(client, &namespaces.control, Purpose::Issuers)),
+                replica: Arc::clone(&app.certifier.replica),
+                proposed,
+            };
+            tasks.spawn("external issuer", until(drain.clone(), source.run(changes)));
+        }
+    }
     let tls = server_config(Arc::clone(&app.own))?;
     tasks.spawn("listener", app.server.clone().serve(listener, Some(tls)));
     if let Some(plaintext) = plaintext {
@@ -187,8 +212,13 @@ impl App {
         let replica = Arc::clone(&certifier.replica).run(sources, leased, issuer);
         tasks.spawn("trust domain", until(drain.clone(), replica));
         tasks.spawn("token reviews", until(drain.clone(), reviews.run(Arc::clone(&store))));
-        let issuer_keys =
-            IssuerKeys::new(Arc::clone(&certifier.replica), Arc::clone(&store), keys, keys_clock);
+        let issuer_keys = IssuerKeys::new(
+            Arc::clone(&certifier.replica),
+            Arc::clone(&store),
+            keys,
+            keys_clock,
+            platform.proposed,
+        );
         tasks.spawn("issuers' keys", until(drain.clone(), issuer_keys.run()));
         let promise =
             Promise::new(Arc::clone(&certifier.replica), Arc::clone(&store), config.svid_ttl);

@@ -308,7 +308,7 @@ pub(crate) struct Validity {
 }
 
 /// A certificate has whole seconds: what is said of it is what it says.
-fn whole(time: UnixTime) -> UnixTime {
+pub(crate) fn whole(time: UnixTime) -> UnixTime {
     UnixTime::from_millis(time.as_secs() * 1000)
 }
 

@@ -10,12 +10,13 @@ use std::time::Duration;
 use steadfast_api::{Code, KeyId, SpiffeId, UnixTime};
 use steadfast_platform::ReviewedToken;
 use steadfast_process::Clock;
+use steadfast_rotation_protocol::trust_domain::POD_CERTIFICATES;
 use tokio::sync::Semaphore;
 
 use crate::csr::{self, WorkloadKey};
 use crate::holders::Holders;
 use crate::issuance_log::{Facts, IssuanceLog, Record};
-use crate::issue::{Issued, Linted, Prepared, Subject};
+use crate::issue::{Issued, Linted, Prepared, Subject, Terms};
 use crate::limits::{Kind, Limits};
 use crate::metrics::{CertifyLabels, Metrics};
 use crate::refusal::Refusal;
@@ -64,17 +65,32 @@ pub struct Request<'a> {
     /// The DNS identity it names; `None`: this API names none.
     pub identity: Option<&'a str>,
     /// Who proves to be the workload.
-    pub token: &'a [u8],
+    pub proof: Proof<'a>,
     /// PKCS#10 in DER.
     pub csr: &'a [u8],
     /// Where it came from, for the log.
     pub peer: Option<SocketAddr>,
+    /// How long the SVID is to be valid; `None`: as every workload's own.
+    pub terms: Option<Terms>,
+}
+
+/// Who proves to be the workload.
+#[derive(Clone, Copy, Debug)]
+pub enum Proof<'a> {
+    /// Whoever holds this.
+    Token(&'a [u8]),
+    /// The API server has checked it, and the pod is still that pod.
+    Vouched(&'a Arc<ReviewedToken>),
 }
 
 impl Request<'_> {
     /// What kind of holder asks, if it is one that cannot ack: its API has no trust stream.
     fn holder_without_acks(&self) -> Option<&'static str> {
-        (self.api == LINKERD).then_some(LINKERD)
+        match self.api {
+            LINKERD => Some(LINKERD),
+            POD_CERTIFICATE => Some(POD_CERTIFICATES),
+            _ => None,
+        }
     }
 }
 
@@ -127,7 +143,10 @@ impl Certifier {
         })?;
         self.replica.current()?;
         // 2. Authenticate: who holds this token.
-        let pod = self.reviews.review(request.token).await?;
+        let pod = match request.proof {
+            Proof::Token(token) => self.reviews.review(token).await?,
+            Proof::Vouched(pod) => Arc::clone(pod),
+        };
         known.pod = Some(Arc::clone(&pod));
         // 3. Authorise: a workload gets the identity of its own service account and no other. The
         // view is taken now: the review may have been long.
@@ -151,14 +170,15 @@ impl Certifier {
         let bearer = Bearer::of(&pod);
         let signer = bearer.signer(&view)?;
         // 5a. No census can ask this holder: the state says first how long it may hold it.
+        let terms = request.terms.unwrap_or(Terms::usual(self.profile.svid_lifetime));
         let mut promised = None;
         if let Some(holder) = request.holder_without_acks() {
-            let lifetime = view.svid_life(signer, self.profile.svid_lifetime);
+            let lifetime = view.svid_life(signer, terms.lifetime);
             let latest = self.clock.now() + lifetime + PROMISE_MARGIN;
             self.holders.cover(&view, signer.anchor_id(), holder, latest).await?;
             promised = Some(latest);
         }
-        let issued = self.issue(&view, signer, subject, key, bearer).await?;
+        let issued = self.issue(&view, signer, subject, key, bearer, terms).await?;
         if let Some(latest) = promised.filter(|latest| issued.not_after > *latest) {
             let what = format!("the SVID ends at {}, {latest} was promised", issued.not_after);
             return Err(Refusal::new(Code::SELF_CHECK_FAILED, what));
@@ -180,11 +200,11 @@ impl Certifier {
         subject: Subject,
         key: WorkloadKey,
         bearer: Bearer<'_>,
+        terms: Terms,
     ) -> Result<Issued, Refusal> {
         // 6a. Our profile, checked against the rules.
-        let lifetime = view.svid_life(signer, self.profile.svid_lifetime);
-        let linted =
-            Prepared::new(subject, key, signer, self.clock.now(), lifetime)?.lint(signer)?;
+        let terms = Terms { lifetime: view.svid_life(signer, terms.lifetime), ..terms };
+        let linted = Prepared::new(subject, key, signer, self.clock.now(), terms)?.lint(signer)?;
         // 6b. The intent is in the log before there is a signature.
         let spiffe_id = linted.subject().spiffe_id().clone();
         let facts = facts(&linted, &spiffe_id, signer, bearer);
@@ -322,6 +342,8 @@ pub fn renewal_of(issued_at: UnixTime, not_after: UnixTime, share: f64) -> UnixT
 
 /// Linkerd's API, by which its own proxy asks.
 pub const LINKERD: &str = "linkerd";
+/// The API server's, by which kubelets ask for their pods.
+pub const POD_CERTIFICATE: &str = "pod-certificate";
 /// Between a promise and the signature lie a write to the store and one to the log.
 const PROMISE_MARGIN: Duration = Duration::from_secs(60);
 /// Each holds some kilobytes; more than a core does in a second never wait.

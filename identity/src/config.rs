@@ -51,6 +51,11 @@ pub struct Args {
     /// new trust domain is founded on
     #[arg(long, value_name = "NAME", default_value = "steadfast-anchors")]
     anchors_namespace: String,
+    /// On Kubernetes, a Secret of the control plane's namespace, of the type kubernetes.io/tls, in
+    /// which another tool such as cert-manager keeps the issuer: what is there is proposed to the
+    /// controller of rotations [default: none]
+    #[arg(long, value_name = "NAME")]
+    issuer_secret: Option<String>,
     /// Whom tokens must be for
     #[arg(long, value_name = "NAME", default_value = IDENTITY_AUDIENCE)]
     audience: String,
@@ -98,6 +103,8 @@ pub struct Config {
     pub svid_ttl: Duration,
     /// Where the processes of the control plane and their keys are.
     pub namespaces: Namespaces,
+    /// The Secret in which another tool keeps the issuer.
+    pub issuer_secret: Option<String>,
     /// Whom tokens must be for.
     pub audience: String,
     /// How much is let through.
@@ -134,7 +141,11 @@ impl Args {
             flags.namespace("--control-namespace", self.control_namespace),
             flags.namespace("--anchors-namespace", self.anchors_namespace),
         );
+        if let (Platform::Standalone(_), Some(name)) = (&platform, &self.issuer_secret) {
+            flags.wrong("--issuer-secret", name, "it is for --kubernetes alone");
+        }
         let config = Config {
+            issuer_secret: self.issuer_secret,
             listen: flags.address("--listen", &self.listen),
             plaintext_listen: plaintext_listen.flatten(),
             admin: flags.address("--admin", &self.admin),

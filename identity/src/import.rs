@@ -356,9 +356,9 @@ pub fn issuer(
         certificate.check_path_length(below + 1)?;
         certificate.check_names(domain)?;
     }
-    if issuer.path_length() != Some(0) {
-        let found = issuer.path_length().map_or_else(|| "none".to_owned(), |n| n.to_string());
-        let why = ", since an SVID signs nothing";
+    // cert-manager leaves it away.
+    if let Some(found) = issuer.path_length().filter(|most| *most > 0) {
+        let (found, why) = (found.to_string(), ", since an SVID signs nothing");
         return Err(ImportError::PathLength { whose: issuer.whose, found, needed: 0, why });
     }
     // 4. Nothing outlives what it hangs from, and it lasts long enough to be used.
@@ -367,10 +367,10 @@ pub fn issuer(
         let (at, bound) = (issuer.not_after(), above.not_after() - SKEW);
         return Err(ImportError::Outlives { at, bound, above: above.whose.clone() });
     }
-    let needed = now + svid_life * 2;
+    let needed = now + svid_life + USED_WITHIN;
     if issuer.not_after() < needed {
         let (whose, at) = (issuer.whose.clone(), issuer.not_after());
-        let why = "twice the life of an SVID, since some time passes before it signs the first";
+        let why = "the life of an SVID, and an hour until it signs the first";
         return Err(ImportError::Ending { whose, at, needed, why });
     }
     // What is above it may be younger.
@@ -454,6 +454,8 @@ fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, ImportError> {
 
 /// An anchor is published, used and withdrawn again by phases that may each take a day and more.
 pub const ANCHOR_LEFT_MIN: Duration = Duration::from_secs(7 * 86_400);
+/// Until an issuer that was imported signs.
+const USED_WITHIN: Duration = Duration::from_secs(3600);
 /// An issuer and three intermediates, the anchor beside them.
 const CERTIFICATES_MAX: usize = 5;
 /// Five RSA-4096 certificates with a lot of text around them.

@@ -17,7 +17,7 @@ use steadfast_api::svid::SvidError;
 use steadfast_api::{Code, DnsIdentity, KeyId, SpiffeId, Svid, TrustDomain, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
-use crate::authority::{ORGANIZATION, SKEW, Validity, serial_number};
+use crate::authority::{ORGANIZATION, SKEW, Validity, serial_number, whole};
 use crate::csr::WorkloadKey;
 use crate::key::{KeyError, Point};
 use crate::signer::{Signer, SignerError};
@@ -27,6 +27,22 @@ use crate::signer::{Signer, SignerError};
 pub struct Subject {
     spiffe_id: SpiffeId,
     dns: DnsIdentity,
+}
+
+/// How long an SVID is to be valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// From now on.
+    pub lifetime: Duration,
+    /// So long before now it begins, for peers whose clocks are behind.
+    pub backdate: Duration,
+}
+
+impl Terms {
+    /// Those of every SVID that a workload asks for itself.
+    pub const fn usual(lifetime: Duration) -> Self {
+        Self { lifetime, backdate: SVID_BACKDATE }
+    }
 }
 
 /// Step 1: a template from our profile. Nothing of the request is in it but the key.
@@ -55,6 +71,8 @@ pub struct Issued {
     pub serial: Serial,
     /// When it was made.
     pub issued_at: UnixTime,
+    /// Valid from this second on.
+    pub not_before: UnixTime,
     /// Valid to the end of this second.
     pub not_after: UnixTime,
 }
@@ -147,9 +165,9 @@ impl Prepared {
         key: WorkloadKey,
         signer: &Signer,
         now: UnixTime,
-        lifetime: Duration,
+        terms: Terms,
     ) -> Result<Self, IssueError> {
-        let validity = signer.window(now, lifetime)?;
+        let validity = signer.window(now, terms)?;
         let serial = Serial(serial_number()?);
         let mut params = CertificateParams::default();
         validity.set(&mut params);
@@ -270,6 +288,7 @@ impl Signed {
             issuers: signer.chain().to_vec(),
             serial: template.serial,
             issued_at: template.issued_at,
+            not_before: whole(template.validity.not_before),
             not_after: svid.not_after,
         })
     }
@@ -345,6 +364,8 @@ fn common_name(subject: &Subject) -> DistinguishedName {
     name
 }
 
+/// Of a workload's own request.
+const SVID_BACKDATE: Duration = Duration::from_secs(300);
 /// What we sign with, and nothing else.
 const OURS: &[&dyn SignatureVerificationAlgorithm] = &[webpki::aws_lc_rs::ECDSA_P256_SHA256];
 /// X.520, ub-common-name.

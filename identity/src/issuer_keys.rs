@@ -22,6 +22,7 @@ use steadfast_platform::{Entry, Store, StoreError};
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::trust_domain::{Foundation, IssuerRequest, WantedIssuer};
+use tokio::sync::watch;
 
 use crate::authority::{SKEW, issuer_csr};
 use crate::key::AuthorityKey;
@@ -35,6 +36,8 @@ pub struct IssuerKeys {
     /// The requests that this replica wants to post, or has, by their numbers: one for each open
     /// wish.
     made: BTreeMap<u64, Made>,
+    /// The key of an issuer that another tool keeps.
+    proposed: watch::Receiver<Option<KeyId>>,
     /// Since when keys have been of no use, on the boot clock.
     useless: BTreeMap<KeyId, Duration>,
     clock: Arc<dyn Clock>,
@@ -80,11 +83,13 @@ impl IssuerKeys {
         store: Arc<dyn Store>,
         keys: Arc<dyn KeyStore>,
         clock: Arc<dyn Clock>,
+        proposed: watch::Receiver<Option<KeyId>>,
     ) -> Self {
         Self {
             replica,
             store,
             keys,
+            proposed,
             made: BTreeMap::new(),
             useless: BTreeMap::new(),
             clock,
@@ -253,7 +258,11 @@ impl IssuerKeys {
         let kept = self.keys.list().await?;
         let requests: Vec<_> = requests.iter().filter_map(request).collect();
         let (wall, boot) = (self.clock.now(), self.clock.since_boot());
-        let useless = kept.into_iter().filter(|id| is_useless(&view.state, &requests, *id, wall));
+        let proposed = *self.proposed.borrow();
+        let useless = kept.into_iter().filter(|id| {
+            let spared = proposed == Some(*id) && !view.state.denies(*id);
+            !spared && is_useless(&view.state, &requests, *id, wall)
+        });
         // Whatever was of use in between begins anew.
         let since = |id| (id, self.useless.get(&id).copied().unwrap_or(boot));
         self.useless = useless.map(since).collect();

@@ -27,6 +27,7 @@ pub mod holders;
 pub mod issuance_log;
 pub mod issue;
 pub mod limits;
+pub mod pod_certificates;
 pub mod promise;
 pub mod replica;
 pub mod review;
@@ -36,6 +37,7 @@ pub mod signers;
 pub mod authority;
 pub mod import;
 pub mod issuer_keys;
+pub mod issuer_source;
 pub mod key;
 pub mod own;
 

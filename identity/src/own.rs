@@ -23,7 +23,7 @@ use steadfast_process::readiness::Component;
 
 use crate::certify::{Bearer, Certifier, renew_at};
 use crate::csr::WorkloadKey;
-use crate::issue::{Issued, Subject};
+use crate::issue::{Issued, Subject, Terms};
 use crate::key::AuthorityKey;
 use crate::refusal::Refusal;
 use crate::signer::Signer;
@@ -138,7 +138,8 @@ impl OwnSvid {
         let (key, pkcs8) = AuthorityKey::generate().map_err(|error| broken(error.to_string()))?;
         let workload_key = WorkloadKey::own(&key).ok_or_else(|| broken("no key".to_owned()))?;
         let bearer = Bearer::own(control);
-        let issued = certifier.issue(&view, signer, subject, workload_key, bearer).await?;
+        let terms = Terms::usual(certifier.profile.svid_lifetime);
+        let issued = certifier.issue(&view, signer, subject, workload_key, bearer, terms).await?;
         let signing = provider::sign::any_ecdsa_type(&PrivateKeyDer::Pkcs8(
             PrivatePkcs8KeyDer::from(pkcs8.as_slice()),
         ))

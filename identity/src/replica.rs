@@ -440,7 +440,7 @@ fn signer_trouble(view: &View, now: UnixTime) -> Option<SignerError> {
     if let Some(error) = view.signers.failed().get(&view.state.active_issuer) {
         return Some(error.clone());
     }
-    view.signers.active(&view.state).and_then(|signer| signer.window(now, SKEW).map(drop)).err()
+    view.signers.active(&view.state).and_then(|signer| signer.end(now, SKEW).map(drop)).err()
 }
 
 /// An anchor that was withdrawn for ever and stands in the state as if it were not.

@@ -11,7 +11,7 @@ use steadfast_api_grpc::fleet_server::Fleet as FleetApi;
 use steadfast_api_grpc::trust_server::Trust;
 use tonic::{Request, Response, Status};
 
-use crate::certify::{Certifier, LINKERD, Request as CertifyRequest};
+use crate::certify::{Certifier, LINKERD, Proof, Request as CertifyRequest};
 use crate::fleet::{Fleet, Parts};
 use crate::server::{Activity, Peer};
 
@@ -36,7 +36,8 @@ impl Identity for Service {
         let request = CertifyRequest {
             api: LINKERD,
             identity: Some(&message.identity),
-            token: &message.token,
+            proof: Proof::Token(&message.token),
+            terms: None,
             csr: &message.certificate_signing_request,
             peer,
         };
@@ -66,7 +67,8 @@ impl Trust for Service {
         let request = CertifyRequest {
             api: "steadfast",
             identity: None,
-            token: &message.token,
+            proof: Proof::Token(&message.token),
+            terms: None,
             csr: &message.csr,
             peer,
         };

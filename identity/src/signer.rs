@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::authority::{SKEW, Validity};
 use crate::csr::WorkloadKey;
-use crate::issue::{IssueError, Prepared, Subject, verify_chain};
+use crate::issue::{IssueError, Prepared, Subject, Terms, verify_chain};
 use crate::key::AuthorityKey;
 
 /// An issuer that can sign.
@@ -145,7 +145,7 @@ impl Signer {
         let subject = subject.map_err(|error| broken(error.to_string()))?;
         let (key, _) = AuthorityKey::generate().map_err(|error| broken(error.to_string()))?;
         let key = WorkloadKey::own(&key).ok_or_else(|| broken("no key".to_owned()))?;
-        let issued = Prepared::new(subject, key, self, now, TEST_LIFETIME)
+        let issued = Prepared::new(subject, key, self, now, Terms::usual(TEST_LIFETIME))
             .and_then(|prepared| prepared.lint(self))
             .and_then(|linted| linted.sign(self))
             .and_then(|signed| signed.verify(self));
@@ -177,22 +177,18 @@ impl Signer {
             && !state.denies(self.id)
     }
 
-    /// The window of an SVID of this lifetime that is made now: it ends before everything above
-    /// it, less the clocks' skew.
+    /// The window of an SVID on these terms that is made now: it ends before everything above it,
+    /// less the clocks' skew.
     ///
     /// # Errors
     /// [`SignerError::Ending`] when nothing would be left of it.
-    pub(crate) fn window(
-        &self,
-        now: UnixTime,
-        lifetime: Duration,
-    ) -> Result<Validity, SignerError> {
+    pub(crate) fn window(&self, now: UnixTime, terms: Terms) -> Result<Validity, SignerError> {
         let ends = self.ends();
-        let not_after = (now + lifetime).min(ends - SKEW);
+        let not_after = (now + terms.lifetime).min(ends - SKEW);
         if not_after <= now || now < self.not_before {
             return Err(SignerError::Ending { id: self.id, ends });
         }
-        Ok(Validity { not_before: (now - SVID_BACKDATE).max(self.not_before), not_after })
+        Ok(Validity { not_before: (now - terms.backdate).max(self.not_before), not_after })
     }
 
     /// The end of an SVID of this lifetime that is made now.
@@ -200,7 +196,7 @@ impl Signer {
     /// # Errors
     /// [`SignerError::Ending`] when nothing would be left of it.
     pub fn end(&self, now: UnixTime, lifetime: Duration) -> Result<UnixTime, SignerError> {
-        self.window(now, lifetime).map(|validity| validity.not_after)
+        self.window(now, Terms::usual(lifetime)).map(|validity| validity.not_after)
     }
 
     /// SHA-256 of the issuer's SPKI.
@@ -262,8 +258,8 @@ fn check_certificate(record: &IssuerRecord) -> Result<Validity, SignerError> {
     }
     let constraints = certificate.basic_constraints().ok().flatten().map(|found| found.value);
     match constraints {
-        Some(found) if found.ca && found.path_len_constraint == Some(0) => {}
-        _ => return Err(refuse("is not that of an issuer (CA:true, pathLen 0)")),
+        Some(found) if found.ca && found.path_len_constraint.is_none_or(|most| most == 0) => {}
+        _ => return Err(refuse("is not that of an issuer (CA:true, pathLen 0 or none)")),
     }
     Ok(Validity {
         not_before: UnixTime::from_secs(certificate.validity().not_before.timestamp()),
@@ -280,6 +276,4 @@ fn end_of(id: KeyId, der: &[u8]) -> Result<UnixTime, SignerError> {
     Ok(UnixTime::from_secs(certificate.validity().not_after.timestamp()))
 }
 
-/// SVIDs begin this long before they are made, for peers whose clocks are behind.
-const SVID_BACKDATE: Duration = Duration::from_secs(300);
 const TEST_LIFETIME: Duration = Duration::from_secs(60);

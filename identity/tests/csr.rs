@@ -11,7 +11,7 @@ use rcgen::{CertificateParams, KeyPair, PublicKeyData as _, SanType};
 use steadfast_api::{KeyId, Svid, UnixTime};
 use steadfast_identity::authority::{Founding, found};
 use steadfast_identity::csr::{self, CsrError};
-use steadfast_identity::issue::{Prepared, Subject};
+use steadfast_identity::issue::{Prepared, Subject, Terms};
 use steadfast_identity::key::AuthorityKey;
 use steadfast_identity::signer::Signer;
 
@@ -48,7 +48,7 @@ fn subject() -> Subject {
 fn issue(request: &[u8]) -> Result<Svid, CsrError> {
     let signer = &FOUNDING.1;
     let key = csr::check(request)?.key_for(&subject())?;
-    let issued = Prepared::new(subject(), key, signer, NOW, HOUR)
+    let issued = Prepared::new(subject(), key, signer, NOW, Terms::usual(HOUR))
         .and_then(|prepared| prepared.lint(signer))
         .and_then(|linted| linted.sign(signer))
         .and_then(|signed| signed.verify(signer));

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use steadfast_identity::app::App;
-use steadfast_identity::certify::Request;
+use steadfast_identity::certify::{Proof, Request};
 use steadfast_identity::config::Config;
 use steadfast_platform::Store as _;
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
@@ -19,8 +19,14 @@ use support::{Mesh, plain_csr};
 /// The life of the SVID that a replica issues now.
 async fn life(app: &App) -> Duration {
     let csr = plain_csr();
-    let request =
-        Request { api: "steadfast", identity: None, token: b"web", csr: &csr, peer: None };
+    let request = Request {
+        api: "steadfast",
+        identity: None,
+        proof: Proof::Token(b"web"),
+        csr: &csr,
+        peer: None,
+        terms: None,
+    };
     let issued = app.certifier.certify(request).await.unwrap().issued;
     issued.not_after.since(issued.issued_at)
 }
@@ -90,7 +96,14 @@ async fn what_a_holder_that_cannot_ack_gets_is_promised_before_and_once_for_an_h
     let mesh = Mesh::start().await;
     let csr = plain_csr();
     let ask = async |api| {
-        let request = Request { api, identity: None, token: b"web", csr: &csr, peer: None };
+        let request = Request {
+            api,
+            identity: None,
+            proof: Proof::Token(b"web"),
+            csr: &csr,
+            peer: None,
+            terms: None,
+        };
         mesh.app.certifier.certify(request).await
     };
     let promised = async || {

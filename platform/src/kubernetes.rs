@@ -10,17 +10,24 @@ use kube::client::ClientBuilder;
 use kube::{Client, Config};
 
 pub use self::clock::ServerClock;
+pub use self::cluster_bundle::{ClusterBundle, SIGNER_NAME};
+pub use self::domain_events::DomainEvents;
 pub use self::keys::{Purpose, SecretKeys};
+pub use self::pod_requests::{Answer, PodCertificate, PodRequest, PodRequests};
 pub use self::status::DomainStatus;
 pub use self::store::KubeStore;
 pub use self::tokens::KubeTokens;
 
 mod clock;
+mod cluster_bundle;
+mod domain_events;
 mod keys;
 mod place;
+mod pod_requests;
 mod status;
 mod store;
 mod tokens;
+pub mod watched;
 
 /// Where our own objects lie. A standalone mesh has one namespace for both.
 #[derive(Clone, Debug, PartialEq, Eq)]

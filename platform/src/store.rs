@@ -116,6 +116,9 @@ pub const TRUST_DOMAIN_KEY: &str = "trust/domain";
 /// JSON, which identity posts and the rotation controller signs.
 pub const ISSUER_REQUESTS_PREFIX: &str = "trust/issuer-requests/";
 
+/// Where identity posts what another tool keeps as the issuer: an `IssuerProposal` in JSON.
+pub const ISSUER_PROPOSAL_KEY: &str = "trust/issuer-proposal";
+
 /// Where it is kept how far the founding of a trust domain is: a `Foundation` in JSON. There is none
 /// once there is a trust domain.
 pub const FOUNDATION_KEY: &str = "trust/foundation";

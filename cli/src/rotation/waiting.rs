@@ -10,7 +10,9 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::canary::CanaryStanding;
 use steadfast_rotation_protocol::census::{Missing, OLDEST, Reason, Tally};
 use steadfast_rotation_protocol::controller::Wait;
-use steadfast_rotation_protocol::trust_domain::{Consumer, Halt};
+use steadfast_rotation_protocol::trust_domain::{
+    Consumer, Halt, KUBELET_REFRESH, POD_CERTIFICATES,
+};
 
 /// A wait, as it is shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -89,6 +91,14 @@ impl Waiting {
                 }
             }
             Wait::Key => guard("the key of the new anchor is being made".to_owned()),
+            Wait::Listed(anchors) => {
+                let ids: Vec<_> = anchors.iter().map(|id| id.short().to_string()).collect();
+                guard(format!(
+                    "the ConfigMap of the operator's bundle still lists {}: take it out there, or \
+                     go back with `steadfast anchor abort`",
+                    ids.join(", ")
+                ))
+            }
             Wait::Mirrors(names) => Self {
                 guard: "mounted copies of the bundle must show the new anchors".to_owned(),
                 missing: names.iter().map(|name| Absent::named(name, MOUNTED_BEHIND)).collect(),
@@ -179,7 +189,11 @@ fn is_stalled(wait: &Wait, state: &TrustDomainState, ends: bool, now: UnixTime) 
     match wait {
         Wait::Canary(standing) => standing.canaries == 0 || !standing.failures.is_empty(),
         Wait::Census(tally) => !ends && tally.missing.iter().any(|m| lasts(&m.reason)),
-        Wait::Clock { .. } | Wait::Halted(_) | Wait::Paused | Wait::Signature { .. } => true,
+        Wait::Clock { .. }
+        | Wait::Halted(_)
+        | Wait::Listed(_)
+        | Wait::Paused
+        | Wait::Signature { .. } => true,
         Wait::Consumers(names) => !ends && names.iter().any(is_fixed),
         Wait::Issuer { away, .. } => !away.is_empty(),
         Wait::Mirrors(_) => {
@@ -294,12 +308,17 @@ fn consumer(name: &str, consumers: &[Consumer]) -> Absent {
             "reads the bundle once and for all: give it the new one, then `steadfast consumer \
              remove {name}`"
         ),
-        Some(Some(refresh)) => {
-            format!("reads the bundle every {}, and gets four times that", duration::show(refresh))
+        Some(Some(refresh)) => reads_every(refresh),
+        None if name == POD_CERTIFICATES => {
+            format!("their kubelets' copy of the bundle: {}", reads_every(KUBELET_REFRESH))
         }
         None => "is no consumer any more".to_owned(),
     };
     Absent { name: name.to_owned(), reason, for_s: None }
+}
+
+fn reads_every(refresh: Duration) -> String {
+    format!("reads the bundle every {}, and gets four times that", duration::show(refresh))
 }
 
 fn offset(millis: i64) -> String {

@@ -3,25 +3,32 @@
 //! A value that cannot be used is said (`notes`), never passed over in silence; whoever feeds the
 //! index logs it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::core::Selector;
+use serde::Deserialize;
 pub use steadfast_platform::names::ObjectName as Name;
 use steadfast_platform::names::parse_resource_key;
 use steadfast_platform::store::RESOURCES_PREFIX;
 
 use super::ports::{PortSet, port};
+use super::snapshot::WorkloadKind;
 
 /// The kinds of objects that discovery follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)] // Kubernetes' own names.
 pub enum Kind {
     EndpointSlice,
+    ExternalWorkload,
     Namespace,
     Pod,
+    Server,
     Service,
     ServiceAccount,
 }
@@ -31,10 +38,14 @@ pub enum Kind {
 pub enum Object {
     /// Endpoints of a service.
     EndpointSlice(Slice),
+    /// A workload instance outside of the cluster.
+    ExternalWorkload(External),
     /// Annotations that its pods and services inherit.
     Namespace(Namespace),
     /// A workload instance.
     Pod(Box<Pod>),
+    /// What a port of some workloads is.
+    Server(Server),
     /// A name and its ports.
     Service(Service),
     /// Whose SVIDs its pods get: that it is there is all that discovery asks.
@@ -50,6 +61,8 @@ pub struct Service {
     /// A CNAME: it has no endpoints.
     pub(super) external_name: bool,
     pub(super) publish_not_ready: bool,
+    /// The labels of its workloads; none: somebody else says who they are.
+    pub(super) selector: Labels,
     /// Whether IPv6 comes first; `None`: not said.
     pub(super) prefers_ipv6: Option<bool>,
     pub(super) opaque_ports: Option<PortSet>,
@@ -93,8 +106,8 @@ pub(super) struct SliceEndpoint {
     pub(super) ready: bool,
     /// Still answers while it ends: better than nothing.
     pub(super) serving_terminating: bool,
-    /// The pod behind it, by name; `None`: something outside the mesh.
-    pub(super) pod: Option<Box<str>>,
+    /// What is behind it, by name; `None`: something that nothing is known of.
+    pub(super) target: Option<(WorkloadKind, Box<str>)>,
     pub(super) hostname: Option<Box<str>>,
     pub(super) zone: Option<Box<str>>,
 }
@@ -108,10 +121,37 @@ pub struct Namespace {
     pub(super) skip_inbound_ports: Option<PortSet>,
 }
 
+/// Labels, which the pods of one template share.
+pub(super) type Labels = Arc<BTreeMap<String, String>>;
+
+/// What is kept of an ExternalWorkload (`workload.linkerd.io`).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct External {
+    pub(super) labels: Labels,
+    pub(super) ips: Vec<IpAddr>,
+    pub(super) ports: Vec<(Box<str>, u16)>,
+    /// As it is written: a SPIFFE ID or a DNS identity.
+    pub(super) identity: Box<str>,
+    pub(super) ready: bool,
+    pub(super) annotations: Namespace,
+    pub(super) owner: Option<(Box<str>, Box<str>)>,
+}
+
+/// What is kept of a Server (`policy.linkerd.io`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    pub(super) pods: Option<Selector>,
+    pub(super) externals: Option<Selector>,
+    pub(super) port: TargetPort,
+    /// Not to be looked into.
+    pub(super) opaque: bool,
+}
+
 /// What is kept of a Pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pod {
     pub(super) uid: Box<str>,
+    pub(super) labels: Labels,
     pub(super) ips: Vec<IpAddr>,
     pub(super) service_account: Box<str>,
     pub(super) annotations: Namespace,
@@ -137,15 +177,24 @@ pub enum ObjectError {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::EndpointSlice, Self::Namespace, Self::Pod, Self::Service, Self::ServiceAccount];
+    pub const ALL: [Self; 7] = [
+        Self::EndpointSlice,
+        Self::ExternalWorkload,
+        Self::Namespace,
+        Self::Pod,
+        Self::Server,
+        Self::Service,
+        Self::ServiceAccount,
+    ];
 
     /// Kubernetes' name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::EndpointSlice => "EndpointSlice",
+            Self::ExternalWorkload => "ExternalWorkload",
             Self::Namespace => "Namespace",
             Self::Pod => "Pod",
+            Self::Server => "Server",
             Self::Service => "Service",
             Self::ServiceAccount => "ServiceAccount",
         }
@@ -179,12 +228,19 @@ impl Object {
             Kind::EndpointSlice => {
                 Self::EndpointSlice(Slice::of(serde_json::from_slice(value).map_err(error)?, notes))
             }
+            Kind::ExternalWorkload => {
+                let external = serde_json::from_slice(value).map_err(error)?;
+                Self::ExternalWorkload(External::of(external, notes))
+            }
             Kind::Namespace => {
                 let namespace: core::Namespace = serde_json::from_slice(value).map_err(error)?;
                 Self::Namespace(Namespace::of(&namespace.metadata, |_| None, notes))
             }
             Kind::Pod => {
                 Self::Pod(Box::new(Pod::of(serde_json::from_slice(value).map_err(error)?, notes)))
+            }
+            Kind::Server => {
+                Self::Server(Server::of(serde_json::from_slice(value).map_err(error)?, notes))
             }
             Kind::Service => {
                 Self::Service(Service::of(serde_json::from_slice(value).map_err(error)?, notes))
@@ -224,6 +280,7 @@ impl Service {
             external_name: spec.type_.as_deref() == Some("ExternalName"),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             prefers_ipv6: by_family.or_else(|| cluster_ips.first().map(IpAddr::is_ipv6)),
+            selector: spec.selector.unwrap_or_default().into(),
             ports,
             cluster_ips,
             headless,
@@ -242,14 +299,8 @@ impl ServicePort {
         let target = match port.target_port {
             // Kubernetes writes 0 and "" for "the same port".
             None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
-            Some(IntOrString::Int(target)) => {
-                TargetPort::Number(checked(target, "targetPort", notes)?)
-            }
             Some(IntOrString::String(name)) if name.is_empty() => TargetPort::Number(number),
-            Some(IntOrString::String(name)) => match name.parse() {
-                Ok(0) | Err(_) => TargetPort::Name(name.into()),
-                Ok(number) => TargetPort::Number(number),
-            },
+            Some(target) => TargetPort::of(target, "targetPort", notes)?,
         };
         Some(Self {
             port: number,
@@ -262,6 +313,26 @@ impl ServicePort {
     /// Whether the Service itself says that this port is not to be looked into.
     pub(super) fn says_opaque(&self) -> bool {
         self.app_protocol.as_deref() == Some("linkerd.io/opaque")
+    }
+}
+
+impl TargetPort {
+    fn of(target: IntOrString, what: &str, notes: &mut Vec<String>) -> Option<Self> {
+        match target {
+            IntOrString::Int(number) => checked(number, what, notes).map(Self::Number),
+            IntOrString::String(name) => Some(match name.parse() {
+                Ok(0) | Err(_) => Self::Name(name.into()),
+                Ok(number) => Self::Number(number),
+            }),
+        }
+    }
+
+    /// The port that it is where these are declared.
+    pub(super) fn among(&self, declared: &[(Box<str>, u16)]) -> Option<u16> {
+        match self {
+            Self::Number(number) => Some(*number),
+            Self::Name(name) => find_port(declared, name),
+        }
     }
 }
 
@@ -299,13 +370,20 @@ impl SliceEndpoint {
             return None;
         };
         let conditions = endpoint.conditions.unwrap_or_default();
-        let target = endpoint.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
+        let target = endpoint.target_ref.and_then(|target| {
+            let kind = match target.kind.as_deref()? {
+                "Pod" => WorkloadKind::Pod,
+                "ExternalWorkload" => WorkloadKind::External,
+                _ => return None,
+            };
+            Some((kind, target.name?.into()))
+        });
         Some(Self {
             ip,
             ready: conditions.ready.unwrap_or(true),
             serving_terminating: conditions.serving.unwrap_or(true)
                 && conditions.terminating.unwrap_or(false),
-            pod: target.and_then(|target| target.name).map(Into::into),
+            target,
             hostname: endpoint.hostname.map(Into::into),
             zone: endpoint.zone.map(Into::into),
         })
@@ -334,6 +412,102 @@ impl Namespace {
     }
 }
 
+/// As it is stored: k8s-openapi knows Kubernetes' own kinds alone.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawExternal {
+    metadata: ObjectMeta,
+    spec: RawExternalSpec,
+    #[serde(default)]
+    status: Option<RawExternalStatus>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawExternalSpec {
+    #[serde(rename = "meshTLS", alias = "meshTls")]
+    mesh_tls: RawMeshTls,
+    #[serde(default)]
+    ports: Vec<RawPort>,
+    #[serde(default, rename = "workloadIPs")]
+    workload_ips: Vec<core::PodIP>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawPort {
+    name: Option<String>,
+    port: i32,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawMeshTls {
+    identity: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawExternalStatus {
+    #[serde(default)]
+    conditions: Vec<core::PodCondition>,
+}
+
+impl External {
+    fn of(object: RawExternal, notes: &mut Vec<String>) -> Self {
+        let RawExternal { metadata, spec, status } = object;
+        let declared = spec.ports.into_iter().filter_map(|declared| {
+            let number = checked(declared.port, "port", notes)?;
+            Some((declared.name.unwrap_or_default().into(), number))
+        });
+        let ports: Vec<(Box<str>, u16)> = declared.collect();
+        let annotations = Namespace::of(&metadata, |name| find_port(&ports, name), notes);
+        let ips = spec.workload_ips.into_iter().map(|listed| listed.ip);
+        let conditions = status.map(|status| status.conditions).unwrap_or_default();
+        let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
+        Self {
+            ips: addresses(ips, notes),
+            ready: ready.is_some_and(|ready| ready.status == "True"),
+            identity: spec.mesh_tls.identity.into(),
+            owner: owner(&metadata),
+            labels: metadata.labels.unwrap_or_default().into(),
+            ports,
+            annotations,
+        }
+    }
+}
+
+/// As it is stored.
+#[derive(Debug, Deserialize)]
+struct RawServer {
+    spec: RawServerSpec,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawServerSpec {
+    pod_selector: Option<LabelSelector>,
+    external_workload_selector: Option<LabelSelector>,
+    port: IntOrString,
+    proxy_protocol: Option<String>,
+}
+
+impl Server {
+    fn of(object: RawServer, notes: &mut Vec<String>) -> Self {
+        let RawServerSpec { pod_selector, external_workload_selector, port, proxy_protocol } =
+            object.spec;
+        let protocol = proxy_protocol.unwrap_or_default();
+        if !PROTOCOLS.contains(&protocol.as_str()) {
+            notes.push(format!("proxyProtocol: {protocol:?} is none of {}", PROTOCOLS.join(", ")));
+        }
+        let mut selector = |selector: Option<LabelSelector>| {
+            let read = Selector::try_from(selector?);
+            read.map_err(|error| notes.push(format!("its selector: {error}"))).ok()
+        };
+        let (pods, externals) = (selector(pod_selector), selector(external_workload_selector));
+        // One that stands for no port selects nothing.
+        let port = TargetPort::of(port, "port", notes).unwrap_or(TargetPort::Name("".into()));
+        Self { pods, externals, port, opaque: protocol == "opaque" }
+    }
+}
+
 impl Pod {
     fn of(object: core::Pod, notes: &mut Vec<String>) -> Self {
         let (spec, status) = (object.spec.unwrap_or_default(), object.status.unwrap_or_default());
@@ -347,20 +521,14 @@ impl Pod {
         }
         let named = |name: &str| find_port(&ports, name);
         let annotations = Namespace::of(&object.metadata, named, notes);
-        let mut ips: Vec<IpAddr> = Vec::new();
         let listed = status.pod_ips.into_iter().flatten().map(|listed| listed.ip);
-        for ip in listed.chain(status.pod_ip).filter(|ip| !ip.is_empty()) {
-            match ip.parse() {
-                Ok(ip) if !ips.contains(&ip) => ips.push(ip),
-                Ok(_) => {}
-                Err(_) => notes.push(format!("the pod IP {ip:?} is no IP address")),
-            }
-        }
+        let ips = addresses(listed.chain(status.pod_ip), notes);
         let service_account =
             spec.service_account_name.or(spec.service_account).filter(|name| !name.is_empty());
         let owner = owner(&object.metadata);
         Self {
             uid: object.metadata.uid.unwrap_or_default().into(),
+            labels: object.metadata.labels.unwrap_or_default().into(),
             ips,
             service_account: service_account.unwrap_or_else(|| "default".to_owned()).into(),
             annotations,
@@ -370,6 +538,18 @@ impl Pod {
             owner,
         }
     }
+}
+
+fn addresses(ips: impl Iterator<Item = String>, notes: &mut Vec<String>) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for ip in ips.filter(|ip| !ip.is_empty()) {
+        match ip.parse() {
+            Ok(ip) if !addresses.contains(&ip) => addresses.push(ip),
+            Ok(_) => {}
+            Err(_) => notes.push(format!("the IP {ip:?} is no IP address")),
+        }
+    }
+    addresses
 }
 
 fn find_port(ports: &[(Box<str>, u16)], name: &str) -> Option<u16> {
@@ -434,6 +614,8 @@ fn checked(number: i32, what: &str, notes: &mut Vec<String>) -> Option<u16> {
     checked
 }
 
+/// What a Server may say of its port.
+const PROTOCOLS: [&str; 7] = ["", "unknown", "HTTP/1", "HTTP/2", "gRPC", "opaque", "TLS"];
 const INJECT: &str = "linkerd.io/inject";
 const INBOUND_PORT: &str = "config.linkerd.io/inbound-port";
 const OPAQUE_PORTS: &str = "config.linkerd.io/opaque-ports";

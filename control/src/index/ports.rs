@@ -40,6 +40,13 @@ impl PortSet {
         self.0.iter().copied()
     }
 
+    /// These ports, and one more.
+    pub(crate) fn with(&self, port: u16) -> Self {
+        let mut ranges = self.0.clone();
+        ranges.push((port, port));
+        Self::of(ranges)
+    }
+
     pub(crate) fn contains(&self, port: u16) -> bool {
         let at = self.0.partition_point(|&(first, _)| first <= port);
         at > 0 && port <= self.0[at - 1].1

@@ -52,7 +52,7 @@ pub type AddressSet = BTreeMap<SocketAddr, Address>;
 /// One endpoint beside its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
-    /// The pod behind it; `None`: something outside the cluster.
+    /// What is behind it; `None`: something that nothing is known of.
     pub workload: Option<Arc<Workload>>,
     /// The name by which a headless service's DNS knows it.
     pub hostname: Option<Box<str>>,
@@ -60,14 +60,25 @@ pub struct Address {
     pub zone: Option<Box<str>>,
 }
 
-/// A pod as its peers need to know it.
+/// What a workload instance is to Kubernetes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkloadKind {
+    /// An ExternalWorkload: outside of the cluster, with a sidecar.
+    External,
+    /// A Pod.
+    Pod,
+}
+
+/// A workload instance as its peers need to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
-    /// Which pod.
-    pub pod: Name,
+    /// What it is.
+    pub kind: WorkloadKind,
+    /// Which one.
+    pub name: Name,
     /// Which instance of it.
     pub uid: Box<str>,
-    /// Its service account.
+    /// Its service account; empty outside of the cluster.
     pub service_account: Box<str>,
     /// The metric label of its owner.
     pub owner: Option<(Box<str>, Box<str>)>,

@@ -367,7 +367,7 @@ fn an_address_leads_to_its_service_or_to_one_pod_beyond_doubt() {
     assert_eq!(found.name, Name::new("demo", "web"));
     let at = |index: &Index, port| {
         let found = index.address(ip("10.0.0.1")).workload_at(port).cloned();
-        found.map(|workload| workload.pod.name.to_string())
+        found.map(|workload| workload.name.name.to_string())
     };
     assert_eq!(at(&index, 12345).as_deref(), Some("web-1"), "one pod has all of its ports");
     // As on loopback: several pods share an address, and a declared port says which.
@@ -397,6 +397,119 @@ fn what_cannot_be_used_is_said() {
     }
     let notes = put(&mut index, Kind::Service, "demo", "web", service(json!([{ "port": 70_000 }])));
     assert!(notes[0].contains("70000"), "{notes:?}");
+}
+
+fn external(ip: &str, identity: &str) -> Value {
+    json!({
+        "metadata": { "labels": { "app": "web" } },
+        "spec": {
+            "meshTLS": { "identity": identity, "serverName": "vm.example" },
+            "ports": [{ "name": "http", "port": 9000 }],
+            "workloadIPs": [{ "ip": ip }],
+        },
+        "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+    })
+}
+
+#[test]
+fn a_service_selects_workloads_outside_of_the_cluster_beside_its_pods() {
+    let mut index = web();
+    let mut selecting = service(json!([{ "port": 80, "targetPort": "http" }]));
+    selecting["spec"]["selector"] = json!({ "app": "web" });
+    put(&mut index, Kind::Service, "demo", "web", selecting);
+    index.take_dirty();
+    let identity = "spiffe://cluster.local/ns/demo/sa/vm";
+    put(&mut index, Kind::ExternalWorkload, "demo", "vm-1", external("192.168.0.9", identity));
+    assert!(index.take_dirty().services.contains(&Name::new("demo", "web")));
+    let addresses = snapshot(&index).addresses(80, None);
+    let at = |text: &str| addresses.get(&text.parse().unwrap()).cloned();
+    assert!(at("10.0.0.1:8080").is_some());
+    let workload = at("192.168.0.9:9000").unwrap().workload.unwrap();
+    assert_eq!(workload.kind, WorkloadKind::External);
+    let mesh = workload.mesh_at(9000).unwrap();
+    let expected = "vm.demo.serviceaccount.identity.steadfast.cluster.local";
+    assert_eq!((&*mesh.identity, &mesh.fault), (expected, &None));
+    let AddressSnapshot::Pods(found) = index.address(ip("192.168.0.9")) else { panic!() };
+    assert_eq!(found[0].0.name, Name::new("demo", "vm-1"));
+    // One that is not ready, has another's labels, or is gone is no endpoint.
+    let mut other = external("192.168.0.9", identity);
+    other["status"] = json!({});
+    put(&mut index, Kind::ExternalWorkload, "demo", "vm-1", other);
+    assert_eq!(snapshot(&index).addresses(80, None).len(), 1);
+    let mut other = external("192.168.0.9", identity);
+    other["metadata"]["labels"] = json!({ "app": "other" });
+    put(&mut index, Kind::ExternalWorkload, "demo", "vm-1", other);
+    assert_eq!(snapshot(&index).addresses(80, None).len(), 1);
+    index.delete(Kind::ExternalWorkload, Name::new("demo", "vm-1"));
+    assert_eq!(index.address(ip("192.168.0.9")), AddressSnapshot::Foreign);
+}
+
+#[test]
+fn a_workload_outside_whose_identity_nobody_here_can_have_is_left_out_and_never_in_plaintext() {
+    for identity in ["spiffe://elsewhere/ns/demo/sa/vm", "spiffe://cluster.local/vm", "vm.example"]
+    {
+        let mut index = web();
+        put(&mut index, Kind::ExternalWorkload, "demo", "vm-1", external("192.168.0.9", identity));
+        let target = json!({ "kind": "ExternalWorkload", "name": "vm-1" });
+        let endpoints = json!([{ "addresses": ["192.168.0.9"], "targetRef": target }]);
+        let value = slice("web", json!([{ "port": 9000 }]), endpoints);
+        put(&mut index, Kind::EndpointSlice, "demo", "web-b", value);
+        let snapshot = snapshot(&index);
+        assert_eq!(snapshot.addresses(80, None).len(), 1, "{identity}");
+        assert!(snapshot.unusable[0].contains("demo/vm-1"), "{:?}", snapshot.unusable);
+    }
+}
+
+#[test]
+fn a_server_says_that_a_port_of_the_workloads_it_selects_is_opaque() {
+    let mut index = web();
+    let mut labelled = pod("10.0.0.1", enabled());
+    labelled["metadata"]["labels"] = json!({ "app": "web" });
+    put(&mut index, Kind::Pod, "demo", "web-1", labelled);
+    let server = |labels: Value, port: Value, protocol: &str| {
+        json!({ "spec": {
+            "podSelector": { "matchLabels": labels }, "port": port, "proxyProtocol": protocol,
+        }})
+    };
+    let opaque = |index: &Index| {
+        let found = index.address(ip("10.0.0.1")).workload_at(8080).cloned().unwrap();
+        (found.opaque(8080), found.opaque(5432))
+    };
+    assert_eq!(opaque(&index), (false, true), "5432 is one of the default ports");
+    for (labels, port, protocol, expected) in [
+        (json!({ "app": "web" }), json!("http"), "opaque", true),
+        (json!({ "app": "web" }), json!(8080), "opaque", true),
+        (json!({}), json!(8080), "opaque", true),
+        (json!({ "app": "other" }), json!(8080), "opaque", false),
+        (json!({ "app": "web" }), json!(8081), "opaque", false),
+        (json!({ "app": "web" }), json!(8080), "HTTP/1", false),
+    ] {
+        index.take_dirty();
+        let value = server(labels.clone(), port.clone(), protocol);
+        put(&mut index, Kind::Server, "demo", "web", value);
+        assert!(index.take_dirty().addresses.contains(&ip("10.0.0.1")));
+        assert_eq!(opaque(&index), (expected, true), "{labels} {port} {protocol}");
+    }
+    let value = server(json!({}), json!(8080), "smtp");
+    let notes = put(&mut index, Kind::Server, "other", "web", value);
+    assert!(notes[0].contains("smtp"), "{notes:?}");
+    index.delete(Kind::Server, Name::new("demo", "web"));
+    assert_eq!(opaque(&index), (false, true));
+}
+
+#[test]
+fn the_pods_of_one_template_share_their_labels_and_leave_none_behind() {
+    let mut index = Index::new(names());
+    for (number, app) in [(1, "web"), (2, "web"), (3, "api")] {
+        let mut labelled = pod(&format!("10.0.0.{number}"), enabled());
+        labelled["metadata"]["labels"] = json!({ "app": app });
+        put(&mut index, Kind::Pod, "demo", &format!("pod-{number}"), labelled);
+    }
+    assert_eq!(index.labels.len(), 2);
+    for number in [1, 2, 3] {
+        index.delete(Kind::Pod, Name::new("demo", &format!("pod-{number}")));
+    }
+    assert_eq!(index.labels.len(), 0);
 }
 
 #[test]
@@ -593,7 +706,7 @@ proptest! {
                 all.iter().map(|(addr, address)| (*addr, address.clone())).collect::<Vec<_>>()
             }) {
                 let Some(workload) = &address.workload else { continue };
-                let pod = index.pods.get(&workload.pod);
+                let pod = index.pods.get(&workload.name);
                 prop_assert!(pod.is_some_and(|pod| pod.ips.contains(&addr.ip()) && !pod.finished));
                 let inherited = index.namespaces.get("demo").and_then(|ns| ns.inject);
                 let meshed = pod.and_then(|pod| pod.annotations.inject).or(inherited);

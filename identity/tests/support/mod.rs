@@ -258,6 +258,7 @@ pub fn rates(n: u32) -> Rates {
 pub fn config() -> Config {
     let any = "127.0.0.1:0".parse().unwrap();
     Config {
+        issuer_secret: None,
         platform: steadfast_platform::access::Platform::Standalone("/".into()),
         log_dir: "/".into(),
         listen: any,
@@ -322,6 +323,7 @@ impl Mesh {
         let clock_offset_ms = Arc::new(AtomicI64::new(0));
         let offset = Arc::clone(&clock_offset_ms);
         let platform = Platform {
+            proposed: watch::channel(None).1,
             store: store.clone(),
             keys: Arc::new(keys),
             tokens: tokens.clone(),
@@ -373,6 +375,7 @@ impl Mesh {
         let dir = tempfile::tempdir().unwrap();
         let offset = Arc::clone(&self.clock_offset_ms);
         let platform = Platform {
+            proposed: watch::channel(None).1,
             store: self.store.clone(),
             keys: Arc::new(FileKeys::open(self.dir.path().join("keys/issuers")).unwrap()),
             tokens: self.tokens.clone(),

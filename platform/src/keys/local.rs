@@ -72,6 +72,19 @@ impl LocalKey {
         Err(LocalKeyError::Rejected)
     }
 
+    /// The PKCS#8 document of a key in the form of RFC 5915 (`EC PRIVATE KEY`), on P-256 or P-384.
+    ///
+    /// # Errors
+    /// [`LocalKeyError::Rejected`].
+    pub fn pkcs8_of_sec1(sec1: &[u8]) -> Result<Zeroizing<Vec<u8>>, LocalKeyError> {
+        let pairs = CURVES.into_iter();
+        let mut pairs =
+            pairs.filter_map(|(_, curve)| EcdsaKeyPair::from_private_key_der(curve, sec1).ok());
+        let pair = pairs.next().ok_or(LocalKeyError::Rejected)?;
+        let document = pair.to_pkcs8v1().map_err(|_| LocalKeyError::Rejected)?;
+        Ok(Zeroizing::new(document.as_ref().to_vec()))
+    }
+
     fn of(
         pair: Pair,
         public: Vec<u8>,
@@ -136,5 +149,6 @@ mod tests {
         let (other, _) = LocalKey::generate().unwrap();
         assert_ne!(other.id(), key.id());
         assert_eq!(LocalKey::from_pkcs8(b"no key").unwrap_err(), LocalKeyError::Rejected);
+        assert_eq!(LocalKey::pkcs8_of_sec1(b"no key").unwrap_err(), LocalKeyError::Rejected);
     }
 }

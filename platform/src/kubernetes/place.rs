@@ -3,7 +3,9 @@
 use kube::core::ApiResource;
 
 use crate::names::{ObjectName, check_namespace, parse_resource_key};
-use crate::store::{ISSUER_REQUESTS_PREFIX, LEADER_KEY, MIRRORS_PREFIX, TRUST_DOMAIN_KEY};
+use crate::store::{
+    ISSUER_PROPOSAL_KEY, ISSUER_REQUESTS_PREFIX, LEADER_KEY, MIRRORS_PREFIX, TRUST_DOMAIN_KEY,
+};
 
 /// What a key is to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +77,8 @@ impl Place {
 impl Scope {
     /// Where records lie whose keys begin so.
     pub(super) fn of(prefix: &str) -> Self {
-        if prefix.starts_with(ISSUER_REQUESTS_PREFIX) { Self::Control } else { Self::Anchors }
+        let identitys = prefix.starts_with(ISSUER_REQUESTS_PREFIX) || prefix == ISSUER_PROPOSAL_KEY;
+        if identitys { Self::Control } else { Self::Anchors }
     }
 }
 
@@ -119,13 +122,20 @@ impl Kind {
 const RECORDS_PREFIX: &str = "trust/";
 
 /// Every kind that is read.
-static KINDS: [Kind; 5] = [
+static KINDS: [Kind; 7] = [
     Kind {
         kind: "EndpointSlice",
         group: "discovery.k8s.io",
         version: "v1",
         plural: "endpointslices",
     },
+    Kind {
+        kind: "ExternalWorkload",
+        group: "workload.linkerd.io",
+        version: "v1beta1",
+        plural: "externalworkloads",
+    },
+    Kind { kind: "Server", group: "policy.linkerd.io", version: "v1beta3", plural: "servers" },
     Kind { kind: "Namespace", group: "", version: "v1", plural: "namespaces" },
     Kind { kind: "Pod", group: "", version: "v1", plural: "pods" },
     Kind { kind: "Service", group: "", version: "v1", plural: "services" },
@@ -138,10 +148,15 @@ mod tests {
 
     #[test]
     fn a_key_that_is_kept_is_found_again_by_the_name_of_its_object() {
-        for key in ["trust/ledger/7", "trust/evidence/1/2/0a/0", "trust/issuer-requests/9"] {
+        for (key, expected) in [
+            ("trust/ledger/7", Scope::Anchors),
+            ("trust/evidence/1/2/0a/0", Scope::Anchors),
+            ("trust/issuer-requests/9", Scope::Control),
+            ("trust/issuer-proposal", Scope::Control),
+        ] {
             let Some(Place::Record(scope, name)) = Place::of(key) else { panic!("{key}") };
             assert_eq!(Place::record_key(&name), key);
-            assert_eq!(scope == Scope::Control, key.contains("issuer-requests"));
+            assert_eq!(scope, expected, "{key}");
         }
         assert_eq!(Place::of("trust/domain"), Some(Place::Domain));
         assert_eq!(Place::of("trust/rotation-leader"), Some(Place::Leader));

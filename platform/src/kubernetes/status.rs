@@ -29,6 +29,15 @@ impl DomainStatus {
         Ok(found.data.get("status").cloned().unwrap_or_default())
     }
 
+    /// Which object it is of, for references to it.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn uid(&self) -> Result<Option<String>, StoreError> {
+        let found = self.api.get_metadata(DOMAIN_NAME).await.map_err(failed)?;
+        Ok(found.metadata.uid)
+    }
+
     /// Replaces it. The state's revision stays what it was.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ impl KubeTokens {
     }
 
     /// The pod as it is now, if it is still the one that the token was made for.
-    async fn check_pod(&self, holder: &Holder) -> Result<(), TokenRefusal> {
+    pub(super) async fn check_pod(&self, holder: &Holder) -> Result<(), TokenRefusal> {
         let Holder { namespace, pod_name, .. } = holder;
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let pod = pods.get_opt(pod_name).await.map_err(unavailable)?;
@@ -55,15 +55,7 @@ impl TokenReview for KubeTokens {
         let user = vouched(status, audience, &claims, SystemClock.now())?;
         let holder = Holder::of(&user)?;
         self.check_pod(&holder).await?;
-        Ok(ReviewedToken {
-            namespace: holder.namespace,
-            service_account: holder.service_account,
-            pod_name: holder.pod_name,
-            pod_uid: holder.pod_uid,
-            node: holder.node,
-            token_id: holder.token_id,
-            expires: UnixTime::from_secs(claims.exp),
-        })
+        Ok(holder.reviewed(UnixTime::from_secs(claims.exp)))
     }
 }
 
@@ -111,15 +103,15 @@ impl Claims {
     }
 }
 
-/// Whose token it is.
+/// Whose token, or request, it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Holder {
-    namespace: String,
-    service_account: String,
-    pod_name: String,
-    pod_uid: String,
-    node: Option<String>,
-    token_id: String,
+pub(super) struct Holder {
+    pub(super) namespace: String,
+    pub(super) service_account: String,
+    pub(super) pod_name: String,
+    pub(super) pod_uid: String,
+    pub(super) node: Option<String>,
+    pub(super) token_id: String,
 }
 
 impl Holder {
@@ -144,6 +136,19 @@ impl Holder {
             node: extra(NODE_NAME),
             token_id: extra(CREDENTIAL_ID).unwrap_or_default(),
         })
+    }
+
+    /// As one that has been looked at, until then.
+    pub(super) fn reviewed(self, expires: UnixTime) -> ReviewedToken {
+        ReviewedToken {
+            namespace: self.namespace,
+            service_account: self.service_account,
+            pod_name: self.pod_name,
+            pod_uid: self.pod_uid,
+            node: self.node,
+            token_id: self.token_id,
+            expires,
+        }
     }
 
     /// What about the pod is not as the token says.

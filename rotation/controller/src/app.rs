@@ -16,7 +16,10 @@ use steadfast_identity_client::{
 };
 use steadfast_platform::access::{Access, Place};
 use steadfast_platform::keys::{FileKeys, KeyStore, KeyStoreError};
-use steadfast_platform::kubernetes::{ConnectError, DomainStatus, Namespaces, Purpose, SecretKeys};
+use steadfast_platform::kubernetes::{
+    ClusterBundle, ConnectError, DomainEvents, DomainStatus, Namespaces, Purpose, SecretKeys,
+    watched,
+};
 use steadfast_platform::store::TRUST_DOMAIN_KEY;
 use steadfast_platform::{Store, bundle_file};
 use steadfast_process::admin::Admin;
@@ -34,11 +37,13 @@ use crate::anchors::Anchors;
 use crate::conditions;
 use crate::config::Config;
 use crate::event_log::EventLog;
+use crate::events;
 use crate::fleet::Network;
 use crate::founding::{Founder, Progress};
 use crate::listing::Carries;
 use crate::metrics::Metrics;
 use crate::mirror::Mirrors;
+use crate::proposals::Proposals;
 use crate::shell::{Parts, Shell};
 use crate::token::Token;
 
@@ -88,8 +93,32 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut registry = Registry::default();
     let identity = identity(&config, &trust_domain, clock.clone(), &readiness, &mut registry)?;
     let contexts = identity.contexts();
-    let mirrors = matches!(place, Place::Kubernetes(..)).then(|| Mirrors::new(Arc::clone(&store)));
+    let mirrors = match &place {
+        Place::Kubernetes(client, _) => {
+            Some(Mirrors::new(Arc::clone(&store), ClusterBundle::new(client.clone())))
+        }
+        Place::Standalone(_) => None,
+    };
     let status_clock = Arc::clone(&clock);
+    let (listed, not_taken) = (watch::Sender::new(None), watch::Sender::new(Vec::new()));
+    let proposals = match (&place, config.bundle.clone()) {
+        (Place::Kubernetes(client, Namespaces { anchors, .. }), Some(bundle)) => {
+            let changes = watched::config_map(client.clone(), anchors, &bundle.config_map);
+            let (clock, offset) = (Arc::clone(&clock), Arc::clone(&clock_offset_ms));
+            let proposals = Proposals {
+                bundle: format!("the ConfigMap {anchors}/{}", bundle.config_map),
+                entry: bundle.entry,
+                makes_issuers: bundle.makes_issuers,
+                store: Arc::clone(&store),
+                now: Box::new(move || store_time(clock.now(), &*offset)),
+                held: not_taken.clone(),
+                listed: listed.clone(),
+            };
+            Some((proposals, changes))
+        }
+        _ => None,
+    };
+    let (follows, listed) = (proposals.is_some(), listed.subscribe());
     let carries = if mirrors.is_some() { Carries::Container } else { Carries::Unless };
     let (shown, for_bundle) = (mirrors.clone(), Arc::clone(&store));
     let mut shell = Shell::new(Parts {
@@ -103,6 +132,14 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         anchor_lifetime: config.anchor_lifetime,
         namespaces: config.namespaces.clone(),
         carries,
+        listed: Box::new(move |state| match &*listed.borrow() {
+            Some(listed) => listed.clone(),
+            // Until it is known, everything may be listed that comes from there.
+            None if follows => {
+                state.published().filter(|a| a.is_external()).map(|a| a.id).collect()
+            }
+            None => Vec::new(),
+        }),
         mirrors_show: Box::new(move |seq| shown.as_ref().is_none_or(|shown| shown.show(seq))),
         event_log: EventLog::new(config.event_log.clone()),
         name: name(),
@@ -120,9 +157,19 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         tasks.spawn("mirrors", until(drain.clone(), mirrors.run(shell.standing())));
     }
     if let Place::Kubernetes(client, _) = place {
-        let status = DomainStatus::new(client);
-        let keep = conditions::keep(status, shell.standing(), Arc::clone(&status_clock));
+        let status = DomainStatus::new(client.clone());
+        let standing = shell.standing();
+        let keep =
+            conditions::keep(status, standing, not_taken.subscribe(), Arc::clone(&status_clock));
         tasks.spawn("status", until(drain.clone(), keep));
+        let events =
+            DomainEvents::new(client, "steadfast-rotation", &steadfast_process::hostname());
+        let told = events::publish(events, shell.standing(), not_taken.subscribe());
+        tasks.spawn("events", until(drain.clone(), told));
+    }
+    if let Some((proposals, changes)) = proposals {
+        let standing = shell.standing();
+        tasks.spawn("proposals", until(drain.clone(), proposals.run(changes, standing)));
     }
     let stop = drain.clone();
     tasks.spawn("rotation", async move {
@@ -178,7 +225,7 @@ async fn founded(
     let mut logged = String::new();
     loop {
         let founding = match founder {
-            Some(founder) => Some(founder.step(store_time(clock.now(), clock_offset_ms())).await),
+            Some(founder) => Some(founder.step(store_time(clock.now(), clock_offset_ms)).await),
             None => None,
         };
         let reason = match (founding, store.get(TRUST_DOMAIN_KEY).await) {
@@ -206,8 +253,11 @@ async fn founded(
 }
 
 /// What the store's clock says, as far as it is known.
-fn store_time(now: UnixTime, offset_ms: Option<i64>) -> UnixTime {
-    let offset = offset_ms.unwrap_or_default();
+fn store_time(
+    now: UnixTime,
+    clock_offset_ms: &(dyn Fn() -> Option<i64> + Send + Sync),
+) -> UnixTime {
+    let offset = clock_offset_ms().unwrap_or_default();
     let off = Duration::from_millis(offset.unsigned_abs());
     if offset < 0 { now + off } else { now - off }
 }

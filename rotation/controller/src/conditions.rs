@@ -50,6 +50,7 @@ pub struct Condition {
 pub async fn keep(
     domain: DomainStatus,
     mut standing: watch::Receiver<Standing>,
+    held: watch::Receiver<Vec<String>>,
     clock: Arc<dyn Clock>,
 ) -> Infallible {
     let mut shown: Option<Status> = None;
@@ -59,7 +60,9 @@ pub async fn keep(
         match state {
             None => shown = None,
             Some(state) => {
-                if let Err(error) = write(&domain, &mut shown, state, &current, clock.now()).await {
+                let held = held.borrow().clone();
+                let seen = (state, &current, held.as_slice());
+                if let Err(error) = write(&domain, &mut shown, seen, clock.now()).await {
                     tracing::warn!(error, "the status of the trust domain cannot be written");
                     shown = None;
                 }
@@ -75,8 +78,7 @@ pub async fn keep(
 async fn write(
     domain: &DomainStatus,
     shown: &mut Option<Status>,
-    state: &TrustDomainState,
-    standing: &Standing,
+    seen: (&TrustDomainState, &Standing, &[String]),
     now: UnixTime,
 ) -> Result<(), String> {
     if shown.is_none() {
@@ -85,7 +87,7 @@ async fn write(
         *shown = Some(serde_json::from_value(stored).unwrap_or_default());
     }
     let before = shown.clone().unwrap_or_default();
-    let status = status(state, standing, &before.conditions, now);
+    let status = status(seen, &before.conditions, now);
     if status != before {
         let value = serde_json::to_value(&status).map_err(|error| error.to_string())?;
         domain.write(value).await.map_err(|error| ErrorChain(&error).to_string())?;
@@ -96,8 +98,7 @@ async fn write(
 
 /// The status of this state, after one with these conditions.
 pub fn status(
-    state: &TrustDomainState,
-    standing: &Standing,
+    (state, standing, held): (&TrustDomainState, &Standing, &[String]),
     before: &[Condition],
     now: UnixTime,
 ) -> Status {
@@ -105,7 +106,8 @@ pub fn status(
     let first_end = state.published().map(|anchor| anchor.not_after).min();
     let issuer_end = state.active_issuer().map(|issuer| issuer.not_after);
     let end = |end: Option<UnixTime>| end.map(|end| end.to_string()).unwrap_or_default();
-    let conditions = [keys(standing), ready(state, standing), rotating(state, standing)];
+    let conditions =
+        [keys(standing), proposals(held), ready(state, standing), rotating(state, standing)];
     let conditions = conditions.map(|(kind, status, reason, message)| {
         let status = if status { "True" } else { "False" };
         let same = before.iter().find(|one| one.kind == kind && one.status == status);
@@ -139,6 +141,15 @@ fn keys(standing: &Standing) -> Told {
         ids.join(", ")
     );
     ("KeysPresent", false, "KeyGone".to_owned(), message)
+}
+
+fn proposals(held: &[String]) -> Told {
+    let kind = "ProposalsTaken";
+    if held.is_empty() {
+        let none = "nothing that another tool keeps is held".to_owned();
+        return (kind, true, "NoneHeld".to_owned(), none);
+    }
+    (kind, false, "Held".to_owned(), held.join("; "))
 }
 
 fn ready(state: &TrustDomainState, standing: &Standing) -> Told {
@@ -186,6 +197,10 @@ fn waits_for(wait: &Wait) -> String {
             format!("waits for the word of {}", names(&missing))
         }
         Wait::Consumers(all) => format!("waits for holders that cannot ack: {}", names(all)),
+        Wait::Listed(anchors) => {
+            let ids: Vec<_> = anchors.iter().map(|id| id.short().to_string()).collect();
+            format!("waits until the operator's bundle lists {} no more", names(&ids))
+        }
         Wait::Mirrors(all) => format!("waits for mounted bundles: {}", names(all)),
         Wait::Issuer { loading, away } => {
             let all: Vec<_> = loading.iter().chain(away).cloned().collect();
@@ -210,17 +225,28 @@ mod tests {
         let (then, now) = (UnixTime::from_secs(1_795_262_400), UnixTime::from_secs(1_795_262_500));
         let mut state = found(&"cluster.local".parse().unwrap(), then).unwrap().state;
         let standing = Standing { state: Some(state.clone()), ..Standing::default() };
-        let first = status(&state, &standing, &[], then);
+        let first = status((&state, &standing, &[]), &[], then);
         assert_eq!(first.phase, "idle");
         let kinds: Vec<_> = first.conditions.iter().map(|one| (&*one.kind, &*one.status)).collect();
-        assert_eq!(kinds, [("KeysPresent", "True"), ("Ready", "True"), ("Rotating", "False")]);
+        let expected = [
+            ("KeysPresent", "True"),
+            ("ProposalsTaken", "True"),
+            ("Ready", "True"),
+            ("Rotating", "False"),
+        ];
+        assert_eq!(kinds, expected);
         state.halted = Some(Halt::Restored { seen_seq: 7 });
-        let halted = status(&state, &standing, &first.conditions, now);
-        let ready = &halted.conditions[1];
+        let held = ["the Secret a/b: it is not there".to_owned()];
+        let halted = status((&state, &standing, &held), &first.conditions, now);
+        assert_eq!(
+            (&*halted.conditions[1].status, &*halted.conditions[1].message),
+            ("False", &*held[0])
+        );
+        let ready = &halted.conditions[2];
         assert_eq!((&*ready.status, &*ready.reason), ("False", "Halted"));
         assert_eq!(ready.last_transition_time, now.to_string());
         assert_eq!(halted.conditions[0].last_transition_time, then.to_string());
-        assert_eq!(status(&state, &standing, &halted.conditions, now), halted);
+        assert_eq!(status((&state, &standing, &held), &halted.conditions, now), halted);
     }
 
     #[test]

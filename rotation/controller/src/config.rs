@@ -95,6 +95,18 @@ pub struct Args {
     /// The file that holds the PIN of the token's user and nothing else, mode 0600
     #[arg(long, value_name = "FILE")]
     pkcs11_pin_file: Option<PathBuf>,
+    /// On Kubernetes, a ConfigMap of the anchors' namespace in which another tool such as
+    /// trust-manager keeps trust anchors in PEM: what it lists is proposed for rotations, and what
+    /// it lists no more is withdrawn once nobody needs it [default: none]
+    #[arg(long, value_name = "NAME")]
+    bundle_configmap: Option<String>,
+    /// The entry of that ConfigMap
+    #[arg(long, value_name = "NAME", default_value = "ca-bundle.crt")]
+    bundle_entry: String,
+    /// Whether another tool makes the issuers under those anchors, as identity's --issuer-secret
+    /// says: then an anchor is rotated to once its issuer is there
+    #[arg(long, requires = "bundle_configmap")]
+    external_issuers: bool,
     /// A file to which each change that is decided on is added as a line of JSON, with everything
     /// that it was made of: `steadfast trust replay FILE` decides it again. A line has what every
     /// workload answered, some 500 bytes each [default: none]
@@ -131,12 +143,25 @@ pub struct Config {
     pub anchor_lifetime: Duration,
     /// The token in which the keys of new anchors are made; `None`: in files.
     pub token: Option<TokenConfig>,
+    /// Where another tool keeps trust anchors; `None`: nowhere.
+    pub bundle: Option<BundleSource>,
     /// Where decisions are told with what they were made of; `None`: nowhere.
     pub event_log: Option<PathBuf>,
     /// The filter of the log.
     pub log_filter: String,
     /// The form of the log.
     pub log_format: log::Format,
+}
+
+/// Where another tool keeps trust anchors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleSource {
+    /// The ConfigMap, in the anchors' namespace.
+    pub config_map: String,
+    /// Its entry.
+    pub entry: String,
+    /// Whether the issuers come from another tool too.
+    pub makes_issuers: bool,
 }
 
 impl Args {
@@ -193,6 +218,9 @@ impl Args {
             ],
         );
         let schedule = Schedule { window, ..timings.schedule };
+        if let (Platform::Standalone(_), Some(name)) = (&platform, &self.bundle_configmap) {
+            flags.wrong("--bundle-configmap", name, "it is for --kubernetes alone");
+        }
         let config = Config {
             admin: flags.address("--admin", &self.admin),
             identity_addr: flags.host_and_port("--identity-addr", self.identity_addr),
@@ -202,6 +230,11 @@ impl Args {
             anchor_lifetime,
             token,
             event_log: self.event_log,
+            bundle: self.bundle_configmap.map(|config_map| BundleSource {
+                config_map,
+                entry: self.bundle_entry,
+                makes_issuers: self.external_issuers,
+            }),
             log_filter: self.log,
             log_format: flags.log_format("--log-format", &self.log_format),
             namespaces,

@@ -3,14 +3,19 @@
 //! It is told by what is stored, so that an order of a person is told like a step of the
 //! controller's, and nothing is told that did not happen.
 
+use std::convert::Infallible;
 use std::fmt;
 
 use steadfast_api::KeyId;
+use steadfast_platform::kubernetes::DomainEvents;
+use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::TrustDomainState;
+use steadfast_rotation_protocol::controller::Standing;
 use steadfast_rotation_protocol::rotation::{Rotation, Step};
 use steadfast_rotation_protocol::trust_domain::{
     Condemned, Exemption, Halt, Outcome, PastRotation,
 };
+use tokio::sync::watch;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,12 +167,57 @@ impl Event {
         }
     }
 
+    /// In one CamelCase word, as Kubernetes has it.
+    pub fn reason(&self) -> String {
+        let words = self.name().split('_');
+        words.map(|word| word[..1].to_uppercase() + &word[1..]).collect()
+    }
+
+    /// Whether somebody should look.
+    pub const fn is_warning(&self) -> bool {
+        matches!(self, Self::AnchorTainted(_) | Self::CutOff(_) | Self::Halted(_))
+    }
+
     /// One line.
     pub fn log(&self) {
         let code = matches!(self, Self::Halted(_)).then_some(steadfast_api::Code::HALTED);
         match code {
             Some(code) => tracing::warn!(event = self.name(), %code, "{self}"),
             None => tracing::info!(event = self.name(), "{self}"),
+        }
+    }
+}
+
+/// Tells what happens as Events of the API server, for ever, while we lead: also what another tool
+/// proposes and is held.
+pub async fn publish(
+    events: DomainEvents,
+    mut standing: watch::Receiver<Standing>,
+    mut held: watch::Receiver<Vec<String>>,
+) -> Infallible {
+    let (mut before, mut known): (Option<TrustDomainState>, Vec<String>) = Default::default();
+    loop {
+        // The other ends go with the process.
+        tokio::select! {
+            _ = standing.changed() => {}
+            Ok(()) = held.changed() => {}
+        }
+        let Standing { state, leads, .. } = standing.borrow_and_update().clone();
+        let Some(after) = state.filter(|_| leads) else {
+            before = None;
+            continue;
+        };
+        let happened = before.iter().flat_map(|before| between(before, &after));
+        let mut told: Vec<_> =
+            happened.map(|event| (event.is_warning(), event.reason(), event.to_string())).collect();
+        let holds = held.borrow_and_update().clone();
+        let new = holds.iter().filter(|held| !known.contains(held));
+        told.extend(new.map(|held| (true, "ProposalHeld".to_owned(), held.clone())));
+        (before, known) = (Some(after), holds);
+        for (warning, reason, note) in told {
+            if let Err(error) = events.publish(warning, &reason, &note).await {
+                tracing::warn!(error = %ErrorChain(&error), reason, "an Event cannot be published");
+            }
         }
     }
 }
@@ -260,6 +310,7 @@ mod tests {
         after.exempt(instance, name, reason, by, UnixTime::default());
         let told = names(&before, &after);
         assert_eq!(told, ["rotation_started", "exemption_begun", "paused"]);
+        assert_eq!(between(&before, &after)[1].reason(), "ExemptionBegun");
         assert_eq!(names(&after, &before), ["exemption_ended", "resumed"]);
         let mut newer = after.clone();
         newer.exemptions[0].instance.started_at = UnixTime::from_secs(1);

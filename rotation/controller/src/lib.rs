@@ -20,6 +20,7 @@ pub mod events;
 pub mod evidence;
 pub mod metrics;
 pub mod mirror;
+pub mod proposals;
 
 pub mod anchors;
 pub mod external;

@@ -1,4 +1,5 @@
-//! The mirrors of the bundle: one in every namespace, so that a pod can mount it from its beginning.
+//! The mirrors of the bundle: one in every namespace, so that a pod can mount it from its beginning,
+//! and a ClusterTrustBundle for those whose certificates their kubelets ask for.
 //!
 //! The leader writes what the state says and reads it back. What somebody has changed or deleted is
 //! put right; a namespace gets its mirror as soon as it is there.
@@ -12,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use steadfast_platform::follow::{Change, follow};
+use steadfast_platform::kubernetes::ClusterBundle;
 use steadfast_platform::names::parse_resource_key;
 use steadfast_platform::store::{Entry, Event, MIRRORS_PREFIX, RESOURCES_PREFIX};
 use steadfast_platform::{Revision, Store, StoreError, bundle_file};
@@ -20,9 +22,13 @@ use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::Standing;
 use tokio::sync::{Notify, watch};
 
+use crate::proposals::pem_of;
+
 /// Keeps them.
 pub struct Mirrors {
     store: Arc<dyn Store>,
+    /// The one that is the cluster's.
+    cluster: ClusterBundle,
     seen: Mutex<Seen>,
     changed: Notify,
     /// The newest sequence number that every mirror shows.
@@ -46,10 +52,11 @@ struct Mirror {
 }
 
 impl Mirrors {
-    /// In this store.
-    pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
+    /// In this store, and as a ClusterTrustBundle.
+    pub fn new(store: Arc<dyn Store>, cluster: ClusterBundle) -> Arc<Self> {
         Arc::new(Self {
             store,
+            cluster,
             seen: Mutex::default(),
             changed: Notify::new(),
             current: AtomicU64::new(0),
@@ -129,7 +136,13 @@ impl Mirrors {
             }
             seen.due(digest(&value))
         };
-        if due.is_empty() {
+        let anchors: String = state.published().map(|anchor| pem_of(&anchor.der)).collect();
+        let kept = self.cluster.keep(&anchors).await;
+        if let Err(error) = &kept {
+            let error = ErrorChain(error);
+            tracing::warn!(%error, "the ClusterTrustBundle cannot be written");
+        }
+        if due.is_empty() && kept.is_ok() {
             self.current.store(state.seq, Ordering::Release);
             return;
         }

@@ -66,6 +66,8 @@ pub struct Parts {
     pub carries: Carries,
     /// Whether every mirror of the bundle shows this sequence number, where mirrors are our affair.
     pub mirrors_show: Box<dyn Fn(u64) -> bool + Send + Sync>,
+    /// The anchors of this state that the tool of an operator lists.
+    pub listed: Box<dyn Fn(&TrustDomainState) -> Vec<KeyId> + Send + Sync>,
     /// Where decisions are told with what they were made of.
     pub event_log: EventLog,
     /// By what the other controllers know us; no other process has this name.
@@ -276,6 +278,7 @@ impl Shell {
             signed: self.signed.clone(),
             keyless,
             undestroyed,
+            listed: (self.parts.listed)(&state),
             mirrors_current: (self.parts.mirrors_show)(state.seq)
                 && round
                     .as_ref()

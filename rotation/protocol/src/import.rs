@@ -6,6 +6,7 @@
 //! is used once its anchor's turn has come. Whether the certificates are any good is for those to
 //! say who can read them, before this; here is what the trust domain already knows.
 
+use serde::{Deserialize, Serialize};
 use steadfast_api::KeyId;
 
 use crate::orders::OrderRefused;
@@ -86,6 +87,29 @@ pub enum ImportRefused {
         "the anchor {0} is part of the rotation that is ordered or under way: abort that first"
     )]
     InUse(String),
+}
+
+/// What another tool keeps as the issuer of the mesh, as identity has found it. It is an object of
+/// its own: what becomes of it is for the controller to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuerProposal {
+    /// Where it was found, for people.
+    pub source: String,
+    /// The issuer, whose key identity keeps; or what is wrong with what is there.
+    pub found: Result<ProposedIssuer, String>,
+}
+
+/// An issuer that another tool has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProposedIssuer {
+    /// SHA-256 of its SPKI.
+    pub id: KeyId,
+    /// Where identity keeps the key, for people.
+    pub key_ref: String,
+    /// Its certificate, and those between it and its anchor, in PEM.
+    pub pem: String,
+    /// The roots that the tool names, by the SHA-256 of their SPKI.
+    pub roots: Vec<KeyId>,
 }
 
 impl TrustDomainState {

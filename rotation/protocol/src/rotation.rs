@@ -507,7 +507,7 @@ impl Rotation {
     }
 
     /// Whether this anchor has been given to it as the next active one.
-    pub(crate) fn aims_at(&self, id: KeyId) -> bool {
+    pub fn aims_at(&self, id: KeyId) -> bool {
         matches!(&self.goal, Goal::Successor { next: Next::Given(given), .. } if *given == id)
     }
 

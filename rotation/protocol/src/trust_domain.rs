@@ -545,6 +545,11 @@ pub const READ_LEASE: Duration = Duration::from_secs(15);
 /// Below, a store that is slow for a moment stops the issuing.
 pub const READ_LEASE_MIN: Duration = Duration::from_secs(3);
 
+/// The kind of holder that a pod is whose certificate its kubelet asks for: it has no trust stream.
+pub const POD_CERTIFICATES: &str = "pod certificates";
+/// How often a kubelet reads the bundle anew that such a pod has mounted.
+pub const KUBELET_REFRESH: Duration = Duration::from_secs(90);
+
 /// Where the key of an anchor is that is not ours to keep.
 pub const EXTERNAL: &str = "external";
 

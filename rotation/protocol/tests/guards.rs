@@ -18,7 +18,8 @@ use steadfast_rotation_protocol::orders::OrderRefused;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::schedule::{Schedule, Window};
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Consumer, IssuerRecord, Promise, Request,
+    AnchorRecord, AnchorState, Consumer, IssuerRecord, KUBELET_REFRESH, POD_CERTIFICATES, Promise,
+    Request,
 };
 use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
@@ -85,6 +86,8 @@ struct Mesh {
     /// Replicas of identity beside the one that does what it should.
     others: Vec<Replica>,
     mirrors_current: bool,
+    /// What an operator's tool lists.
+    listed: Vec<KeyId>,
 }
 
 impl Mesh {
@@ -105,6 +108,7 @@ impl Mesh {
             clock_offset_ms: None,
             others: Vec::new(),
             mirrors_current: true,
+            listed: Vec::new(),
         }
     }
 
@@ -188,6 +192,7 @@ impl Mesh {
             mirrors_current: self.mirrors_current,
             undestroyed: Vec::new(),
             keyless: Vec::new(),
+            listed: self.listed.clone(),
         };
         let now = self.now();
         for effect in self.controller.handle(now, &seen) {
@@ -392,6 +397,29 @@ fn what_a_holder_was_promised_holds_the_drain_up_until_it_ends() {
     mesh.state.promised.push(Promise { anchor_id: id(1), holder, not_after });
     assert_eq!(mesh.waits(), Wait::Promised { until: not_after + SKEW });
     mesh.seconds += HOUR.as_secs() + SKEW.as_secs();
+    mesh.goes_on();
+}
+
+#[test]
+fn what_an_operators_tool_still_lists_holds_the_drain_up_by_name_but_for_an_emergency() {
+    let mut mesh = Mesh::in_phase(PhaseName::Draining);
+    mesh.listed = vec![id(1), id(2)];
+    assert_eq!(mesh.waits(), Wait::Listed(vec![id(1)]));
+    let mut urgent = Mesh::in_phase(PhaseName::Draining);
+    urgent.listed = vec![id(1)];
+    urgent.state.taint(id(1), "a person".to_owned(), HOUR).unwrap();
+    urgent.goes_on();
+    mesh.listed = vec![id(2)];
+    mesh.goes_on();
+}
+
+#[test]
+fn pods_whose_kubelets_ask_for_their_certificates_are_given_time_to_read_the_bundle() {
+    let mut mesh = Mesh::in_phase(PhaseName::Staged);
+    let (not_after, holder) = (mesh.now().wall + HOUR, POD_CERTIFICATES.to_owned());
+    mesh.state.promised.push(Promise { anchor_id: id(1), holder, not_after });
+    assert_eq!(mesh.waits(), Wait::Consumers(vec![POD_CERTIFICATES.to_owned()]));
+    mesh.seconds += KUBELET_REFRESH.as_secs() * 4;
     mesh.goes_on();
 }
 

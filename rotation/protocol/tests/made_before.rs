@@ -56,6 +56,7 @@ fn seen(state: TrustDomainState, revision: u64) -> Observation {
         mirrors_current: true,
         undestroyed: Vec::new(),
         keyless: Vec::new(),
+        listed: Vec::new(),
     }
 }
 

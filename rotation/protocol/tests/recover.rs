@@ -134,6 +134,7 @@ impl Alone {
                 mirrors_current: self.answered,
                 undestroyed: Vec::new(),
                 keyless: self.keyless.clone(),
+                listed: Vec::new(),
             };
             for effect in self.controller.handle(now, &seen) {
                 match effect {
@@ -281,6 +282,7 @@ fn asked(state: &TrustDomainState, acks: Vec<Ack>) -> Observation {
         mirrors_current: true,
         undestroyed: Vec::new(),
         keyless: Vec::new(),
+        listed: Vec::new(),
     }
 }
 

@@ -240,6 +240,7 @@ mod tests {
             (misses(Reason::ClockOff { offset_ms: 90_000 }), "mend the clock"),
             (Wait::Consumers(vec!["legacy".to_owned()]), "consumer remove legacy"),
             (Wait::Signature { anchor: KeyId::of_spki(b"a") }, "steadfast issuer request"),
+            (Wait::Listed(vec![KeyId::of_spki(b"a")]), "take it out there"),
             (misses(Reason::VersionTooOld { version: OLDEST }), "its proxy is too old"),
             (issuer(&["identity a"], &["identity b"]), "identity b: cannot be reached"),
             (issuer(&[], &["identity b"]), "`steadfast anchor exempt`"),

@@ -40,19 +40,24 @@ async fn crds(cluster: &Cluster) -> Category {
     );
     let api = Api::<DynamicObject>::all_with(cluster.client.clone(), &kind);
     let mend = "steadfast install --crds | kubectl apply -f -";
-    let outcome = match api.get_opt("trustdomains.trust.steadfast.dev").await {
-        Ok(Some(found)) => {
-            let versions = found.data["spec"]["versions"].as_array().cloned().unwrap_or_default();
-            let served = |v: &Value| v["name"] == "v1alpha1" && v["served"] == true;
-            match versions.iter().any(served) {
-                true => Ok(()),
-                false => Err(Wrong::error("it does not serve v1alpha1", mend)),
+    for (kind, name, version) in CRDS {
+        let outcome = match api.get_opt(name).await {
+            Ok(Some(found)) => {
+                let versions = found.data["spec"]["versions"].as_array();
+                let served = |v: &Value| v["name"] == version && v["served"] == true;
+                match versions.is_some_and(|versions| versions.iter().any(served)) {
+                    true => Ok(()),
+                    false => Err(Wrong::error(format!("it does not serve {version}"), mend)),
+                }
             }
-        }
-        Ok(None) => Err(Wrong::error("there is no CustomResourceDefinition TrustDomain", mend)),
-        Err(error) => Err(unreadable(&error)),
-    };
-    category.add("the TrustDomain CRD is there", outcome);
+            Ok(None) => {
+                let what = format!("there is no CustomResourceDefinition {name}");
+                Err(Wrong::error(what, mend))
+            }
+            Err(error) => Err(unreadable(&error)),
+        };
+        category.add(format!("the {kind} CRD is there"), outcome);
+    }
     category
 }
 
@@ -378,6 +383,12 @@ fn unreadable(error: &kube::Error) -> Wrong {
 }
 
 const WEBHOOK: &str = "steadfast-injector";
+/// Each with the version of it that is read.
+const CRDS: [(&str, &str, &str); 3] = [
+    ("TrustDomain", "trustdomains.trust.steadfast.dev", "v1alpha1"),
+    ("ExternalWorkload", "externalworkloads.workload.linkerd.io", "v1beta1"),
+    ("Server", "servers.policy.linkerd.io", "v1beta3"),
+];
 const UPGRADE: &str = "steadfast upgrade | kubectl apply -f -   (or helm upgrade)";
 
 #[cfg(test)]

@@ -14,7 +14,10 @@ use crate::rotation::{
     self, Activated, Canary, Drained, Generating, Goal, Left, Next, Phase, PhaseName, Preparing,
     Rotation, Withdrawn,
 };
-use crate::trust_domain::{AnchorRecord, AnchorState, CanaryPlan, Outcome, TrustDomainState};
+use crate::trust_domain::{
+    AnchorRecord, AnchorState, CanaryPlan, KUBELET_REFRESH, Outcome, POD_CERTIFICATES,
+    TrustDomainState,
+};
 
 impl Controller {
     /// Phase 0: whether one begins.
@@ -182,6 +185,7 @@ impl Controller {
                 (Some(Phase::Draining(draining)), Asked::default())
             }
             Phase::Draining(phase) => {
+                still_listed(state, &rotation, seen)?;
                 let (drained, asked) = self.drained(state, &rotation, now, seen)?;
                 (Some(Phase::Withdrawn(phase.withdraw(state, drained))), asked)
             }
@@ -370,12 +374,32 @@ fn made(
     made.map(|made| made.anchor.clone()).ok_or(Wait::Key)
 }
 
+/// What the tool of an operator lists as trusted goes once it lists it no more: until then the way
+/// back is open. In an emergency nobody waits for that, nor once a person has turned back.
+fn still_listed(
+    state: &TrustDomainState,
+    rotation: &Rotation,
+    seen: &Observation,
+) -> Result<(), Wait> {
+    if rotation.urgent.is_some() || rotation.rescue || rotation.turned_back {
+        return Ok(());
+    }
+    let retiring = state.in_state(AnchorState::Retiring).filter(|anchor| anchor.taint.is_none());
+    let listed = retiring.map(|anchor| anchor.id).filter(|id| seen.listed.contains(id));
+    let listed: Vec<_> = listed.collect();
+    if listed.is_empty() { Ok(()) } else { Err(Wait::Listed(listed)) }
+}
+
 /// Holders that cannot ack must have read the bundle meanwhile.
 fn consumers(state: &TrustDomainState, rotation: &Rotation, now: UnixTime) -> Result<(), Wait> {
     let behind = state.consumers.iter().filter(|consumer| {
         consumer.refresh.is_none_or(|refresh| now < rotation.since + refresh * REFRESHES)
     });
-    let behind: Vec<_> = behind.map(|consumer| consumer.name.clone()).collect();
+    let mut behind: Vec<_> = behind.map(|consumer| consumer.name.clone()).collect();
+    let by_kubelets = state.promised.iter().any(|promise| promise.holder == POD_CERTIFICATES);
+    if by_kubelets && now < rotation.since + KUBELET_REFRESH * REFRESHES {
+        behind.push(POD_CERTIFICATES.to_owned());
+    }
     if behind.is_empty() { Ok(()) } else { Err(Wait::Consumers(behind)) }
 }
 

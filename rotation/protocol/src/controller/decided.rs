@@ -97,6 +97,8 @@ pub enum Wait {
     },
     /// The new anchor's key.
     Key,
+    /// The tool of an operator still lists these anchors as trusted.
+    Listed(Vec<KeyId>),
     /// The mirrors of the bundle: these, by name, are behind, as far as it is known whose they are.
     Mirrors(Vec<String>),
     /// Nothing.
@@ -133,6 +135,7 @@ impl Wait {
             Self::Halted(_) => "halted",
             Self::Issuer { .. } => "issuer",
             Self::Key => "key",
+            Self::Listed(_) => "listed",
             Self::Mirrors(_) => "mirrors",
             Self::Nothing => "nothing",
             Self::Paused => "paused",
@@ -144,7 +147,7 @@ impl Wait {
     }
 
     /// Every label.
-    pub const LABELS: [&'static str; 15] = [
+    pub const LABELS: [&'static str; 16] = [
         "canary",
         "clock",
         "census",
@@ -153,6 +156,7 @@ impl Wait {
         "halted",
         "issuer",
         "key",
+        "listed",
         "mirrors",
         "nothing",
         "paused",

@@ -63,6 +63,9 @@ pub struct Observation {
     /// Anchors of ours that are published and whose key is gone, for certain.
     #[serde(default)]
     pub keyless: Vec<KeyId>,
+    /// Anchors that the tool of an operator still lists as trusted.
+    #[serde(default)]
+    pub listed: Vec<KeyId>,
 }
 
 /// An anchor that was made.

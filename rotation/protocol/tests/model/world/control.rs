@@ -175,6 +175,7 @@ impl World {
             mirrors_current: self.mirror.as_ref().is_none_or(|m| m.is_current(&self.state)),
             undestroyed: undestroyed.copied().collect(),
             keyless: keyless.map(|anchor| anchor.id).collect(),
+            listed: Vec::new(),
         }
     }
 
