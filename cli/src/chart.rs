@@ -270,6 +270,8 @@ fn functions(template: Template, whole: Weak<OnceLock<Template>>) -> Template {
             Ok(V::String(hex::encode(Sha256::digest(text(args.first()))).into()))
         })
         .func("int", |args| Ok(V::Int(args.first().and_then(V::as_int).unwrap_or_default())))
+        .func("list", |args| Ok(V::List(args.to_vec().into())))
+        .func("fail", move |args| Err(wrong(text(args.first()))))
         .func("dict", move |args| {
             let pairs = args.chunks(2).map(|pair| (text(pair.first()).into(), pair[1..].to_vec()));
             let map = pairs.map(|(name, rest)| (name, rest.into_iter().next().unwrap_or(V::Nil)));

@@ -72,7 +72,8 @@ pub enum AppError {
 pub async fn run(config: Config) -> Result<(), AppError> {
     let (drain, readiness) = (Drain::new(), Readiness::new());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (admin, early_admin) = bind_twice(config.admin).await?;
+    let bound = Admin::bind_twice(config.admin).await;
+    let (admin, early_admin) = bound.map_err(|error| AppError::Bind(config.admin, error))?;
     let listener = bind(config.listen).await?;
     let plaintext = match config.plaintext_listen {
         Some(addr) => Some(bind(addr).await?),
@@ -278,16 +279,6 @@ fn settings(path: &Path) -> Result<Settings, AppError> {
 
 async fn bind(addr: SocketAddr) -> Result<TcpListener, AppError> {
     TcpListener::bind(addr).await.map_err(|error| AppError::Bind(addr, error))
-}
-
-/// One socket, for two who listen one after the other.
-async fn bind_twice(addr: SocketAddr) -> Result<(TcpListener, TcpListener), AppError> {
-    let twice = || async {
-        let first = TcpListener::bind(addr).await?.into_std()?;
-        let second = TcpListener::from_std(first.try_clone()?)?;
-        Ok((TcpListener::from_std(first)?, second))
-    };
-    twice().await.map_err(|error| AppError::Bind(addr, error))
 }
 
 const TRUST_DOMAIN_PAUSE: Duration = Duration::from_millis(250);

@@ -295,6 +295,13 @@ impl Signed {
 }
 
 impl Issued {
+    /// The same in PEM.
+    pub fn chain_pem(&self) -> String {
+        let chain = self.chain().map(|der| pem::Pem::new("CERTIFICATE", der.to_vec()));
+        let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+        pem::encode_many_config(&chain.collect::<Vec<_>>(), config)
+    }
+
     /// The SVID first, then what is sent after it, in DER.
     pub fn chain(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
         std::iter::once(&self.der).chain(&self.issuers)

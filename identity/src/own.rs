@@ -213,14 +213,11 @@ pub fn is_due(
 }
 
 fn page(issued: &Issued, svid: &Svid, signer: &Signer) -> Page {
-    let chain = issued.chain().map(|der| pem::Pem::new("CERTIFICATE", der.to_vec()));
-    let chain: Vec<_> = chain.collect();
-    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     Page {
         spiffe_id: Some(svid.spiffe_id.clone()),
         dns_names: svid.dns_names.clone(),
         serial: Some(svid.serial_hex()),
-        chain_pem: pem::encode_many_config(&chain, config),
+        chain_pem: issued.chain_pem(),
         issued_at: Some(issued.issued_at),
         not_before: Some(svid.not_before),
         not_after: Some(issued.not_after),

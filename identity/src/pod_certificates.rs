@@ -113,19 +113,14 @@ impl PodCertificates {
             terms: Some(terms(lasts, self.certifier.profile.svid_lifetime)),
         };
         let Certified { issued, renew_at, .. } = self.certifier.certify(asked).await?;
-        let chain: String = issued.chain().map(|der| pem_of(der)).collect();
         let to_second = |at: UnixTime| UnixTime::from_secs(at.as_secs() as i64);
         Ok(PodCertificate {
-            chain,
+            chain: issued.chain_pem(),
             not_before: issued.not_before,
             not_after: issued.not_after,
             renew_at: to_second(renew_at),
         })
     }
-}
-
-fn pem_of(der: &[u8]) -> String {
-    pem::encode(&pem::Pem::new("CERTIFICATE", der))
 }
 
 /// As long as every SVID, an hour at least and no longer than is allowed, from its beginning on.

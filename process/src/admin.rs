@@ -40,6 +40,17 @@ impl Admin {
         Self { registry, readiness, routes: Arc::new(|_| None) }
     }
 
+    /// One socket, for two that listen one after the other: what is shown while a process finds out
+    /// what it is for, and what is shown then.
+    ///
+    /// # Errors
+    /// Another process is there.
+    pub async fn bind_twice(addr: SocketAddr) -> std::io::Result<(TcpListener, TcpListener)> {
+        let first = TcpListener::bind(addr).await?.into_std()?;
+        let second = TcpListener::from_std(first.try_clone()?)?;
+        Ok((TcpListener::from_std(first)?, second))
+    }
+
     /// Adds what answers to loopback only.
     #[must_use]
     pub fn with_routes(

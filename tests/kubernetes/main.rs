@@ -1,8 +1,13 @@
 //! Everything about Kubernetes, on a real one.
 
 mod application;
+mod availability;
+mod bare;
 mod cluster;
+mod disaster;
+mod external;
 mod injection;
 mod install;
 mod rotation;
 mod store;
+mod trust;

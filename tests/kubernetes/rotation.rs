@@ -1,14 +1,13 @@
 //! Promise 2 on Kubernetes: anchors rotate under real pods, none of which is restarted, and no
 //! request fails.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use steadfast_test_rig::cluster::Cluster;
 use steadfast_test_rig::process::binary_path;
 use steadfast_test_rig::until;
 
 use crate::application::Application;
+use crate::trust::{DEADLINE, ROTATION, SHORT, active, active_anchor, answered, lives, state};
 
 #[tokio::test]
 async fn an_anchor_rotates_under_real_pods_and_no_request_fails() {
@@ -32,6 +31,52 @@ async fn an_anchor_rotates_under_real_pods_and_no_request_fails() {
         let identity: Value = serde_json::from_str(&identity).expect("JSON");
         assert_eq!(identity["anchor"].as_str(), Some(&*active_anchor(&cluster)), "{identity:#}");
     }
+}
+
+/// Canaries first; turned back after the activation; with the anchor's key, and the issuer's, in other
+/// hands.
+#[tokio::test]
+async fn every_kind_of_rotation_ends_under_real_pods_and_no_request_fails() {
+    let cluster = Cluster::start(1).await;
+    cluster.import("steadfast-test-app");
+    cluster.install(&SHORT).await;
+    let application = Application::start(&cluster, "shop");
+    answered(&application, 100).await;
+    let pods = lives(&application);
+    let run = |args: &[&str]| cluster.steadfast(args).unwrap_or_else(|e| panic!("{args:?}: {e}"));
+
+    let first = active_anchor(&cluster);
+    let canary = ["--canary=shop", "--canary-for=10s"];
+    println!("{}", run(&[&["anchor", "rotate", "--yes"], &canary[..]].concat()));
+    let second = active_anchor(&cluster);
+    assert_ne!(second, first);
+
+    run(&["anchor", "rotate", "--yes", "--no-wait"]);
+    until("another is active", ROTATION, || async {
+        let now = active_anchor(&cluster);
+        if now == second { Err(now) } else { Ok(()) }
+    })
+    .await;
+    println!("{}", run(&["anchor", "abort", "--yes"]));
+    until("it has turned back", ROTATION, || async {
+        let state = state(&cluster)?;
+        let back = state["rotation"].is_null() && active(&state).as_ref() == Some(&second);
+        if back { Ok(()) } else { Err(state["rotation"].to_string()) }
+    })
+    .await;
+
+    println!("{}", run(&["anchor", "rotate", "--emergency", "--yes"]));
+    assert_ne!(active_anchor(&cluster), second);
+    let issuer = || state(&cluster).expect("the state")["active_issuer"].clone();
+    let stolen = issuer();
+    println!("{}", run(&["issuer", "rotate", "--emergency", "--yes"]));
+    assert_ne!(issuer(), stolen);
+    let denied = state(&cluster).expect("the state")["denied_issuers"].to_string();
+    assert!(denied.contains(stolen.as_str().expect("an id")), "{denied}");
+
+    assert_eq!(lives(&application), pods, "a pod was created or restarted");
+    let seen = application.report().expect("web tells").requests;
+    answered(&application, seen + 100).await;
 }
 
 #[tokio::test]
@@ -175,47 +220,3 @@ fn signal(pod: &str, signal: &str) {
     }
     assert!(sent > 0, "no process of the pod {pod}");
 }
-
-/// Waits until so many requests have been answered, and none has failed.
-async fn answered(application: &Application, requests: u64) {
-    let report = until("requests are answered", DEADLINE, || async {
-        let report = application.report()?;
-        if report.requests >= requests { Ok(report) } else { Err(format!("{report:?}")) }
-    })
-    .await;
-    assert_eq!(report.failed, 0, "{report:?}");
-}
-
-/// What a pod is known by, and how often its containers were started.
-fn lives(application: &Application) -> Vec<(String, u64)> {
-    let life = |pod: &Value| {
-        let statuses = ["containerStatuses", "initContainerStatuses"];
-        let all = statuses.iter().filter_map(|kind| pod["status"][kind].as_array()).flatten();
-        let restarts = all.filter_map(|container| container["restartCount"].as_u64()).sum();
-        (pod["metadata"]["uid"].as_str().expect("a UID").to_owned(), restarts)
-    };
-    application.pods().iter().map(life).collect()
-}
-
-fn active_anchor(cluster: &Cluster) -> String {
-    let state = state(cluster).expect("the state is there");
-    active(&state).expect("an anchor is active")
-}
-
-fn active(state: &Value) -> Option<String> {
-    let anchors = state["anchors"].as_array()?;
-    let active = anchors.iter().find(|anchor| anchor["state"] == "Active")?;
-    active["id"].as_str().map(str::to_owned)
-}
-
-fn state(cluster: &Cluster) -> Result<Value, String> {
-    let found = cluster.try_kubectl(&["get", "trustdomain", "steadfast", "--output=json"])?;
-    let found: Value = serde_json::from_str(&found).map_err(|error| error.to_string())?;
-    Ok(found["spec"].clone())
-}
-
-/// Values by which a rotation takes a minute.
-const SHORT: [&str; 2] = ["rotation.readLease=5s", "rotation.renewWindow=5s"];
-const DEADLINE: Duration = Duration::from_secs(60);
-/// With the time that kubelets take to bring a changed bundle into their pods.
-const ROTATION: Duration = Duration::from_secs(300);

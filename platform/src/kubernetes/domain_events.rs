@@ -4,6 +4,8 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
+use steadfast_api::KeyId;
+
 use super::place::Kind;
 use super::status::DomainStatus;
 use super::store::{DOMAIN_NAME, failed};
@@ -41,11 +43,16 @@ impl DomainEvents {
             type_: if warning { EventType::Warning } else { EventType::Normal },
             reason: reason.to_owned(),
             note: Some(note.chars().take(NOTE_CHARS_MAX).collect()),
-            action: reason.to_owned(),
+            // Events of one reason and action count as one that was repeated.
+            action: format!("{reason}-{}", &hex_of(note)[..8]),
             secondary: None,
         };
         self.recorder.publish(&event, &regarding).await.map_err(failed)
     }
+}
+
+fn hex_of(note: &str) -> String {
+    KeyId::of_spki(note.as_bytes()).to_string()
 }
 
 /// The API server takes 1 KiB; a character may have four bytes.

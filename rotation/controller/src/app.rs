@@ -30,7 +30,6 @@ use steadfast_process::{Clock, Drain, ErrorChain, Readiness, SystemClock, Tasks}
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::census::{Held, Round};
 use steadfast_rotation_protocol::controller::{Standing, Timings};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::anchors::Anchors;
@@ -77,16 +76,22 @@ pub enum AppError {
 pub async fn run(config: Config) -> Result<(), AppError> {
     let (drain, readiness) = (Drain::new(), Readiness::new());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let listener = TcpListener::bind(config.admin).await;
-    let listener = listener.map_err(|error| AppError::Bind(config.admin, error))?;
+    let bound = Admin::bind_twice(config.admin).await;
+    let (listener, early) = bound.map_err(|error| AppError::Bind(config.admin, error))?;
     let Access { store, clock_offset_ms, place } =
         config.platform.open(config.namespaces.clone()).await?;
     let token = config.token.clone().map(Token::new);
     let (anchors, founder) = keys(&config, &place, token.as_ref(), &store)?;
     let state = readiness.component("trust_domain", "the store has not been read yet");
     let offset = Arc::clone(&clock_offset_ms);
+    // Until there is a trust domain, the admin port says what is waited for.
+    let waiting = Admin::new(Arc::new(Registry::default()), readiness.clone());
     let founded = tokio::select! {
         found = founded(&*store, founder.as_ref(), &*clock, &*offset, &state) => found,
+        ended = waiting.serve(early, drain.clone()) => match ended {
+            Ok(()) => return Ok(()),
+            Err(never) => match never {},
+        },
         stopped = terminated() => return stopped.map_err(|e| TaskError::Signals(e).into()),
     };
     let (trust_domain, lease) = (founded.trust_domain, founded.read_lease);

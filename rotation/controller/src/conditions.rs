@@ -206,6 +206,16 @@ fn waits_for(wait: &Wait) -> String {
             let all: Vec<_> = loading.iter().chain(away).cloned().collect();
             format!("waits until replicas of identity have the next issuer: {}", names(&all))
         }
+        Wait::Until(until) => {
+            format!("waits until {until}: the next issuer must be valid on every clock")
+        }
+        Wait::Promised { until } => {
+            format!("waits until {until}: certificates of holders that cannot ack live so long")
+        }
+        Wait::Signature { anchor } => {
+            format!("waits for an issuer under the external anchor {}", anchor.short())
+        }
+        Wait::Paused => "waits for a person: `steadfast anchor resume`".to_owned(),
         other => format!("waits for: {}", other.label()),
     }
 }

@@ -12,17 +12,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use steadfast_platform::bundle_file::{self, CERTIFICATES_FILE};
 use steadfast_platform::follow::{Change, follow};
 use steadfast_platform::kubernetes::ClusterBundle;
 use steadfast_platform::names::parse_resource_key;
 use steadfast_platform::store::{Entry, Event, MIRRORS_PREFIX, RESOURCES_PREFIX};
-use steadfast_platform::{Revision, Store, StoreError, bundle_file};
+use steadfast_platform::{Revision, Store, StoreError};
 use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::Standing;
 use tokio::sync::{Notify, watch};
-
-use crate::proposals::pem_of;
 
 /// Keeps them.
 pub struct Mirrors {
@@ -122,11 +121,12 @@ impl Mirrors {
 
     /// Writes what is not as it should be.
     async fn keep(&self, state: &TrustDomainState) {
-        let value = bundle_file::files(state).and_then(|files| {
-            serde_json::to_vec(&files).map(Bytes::from).map_err(|error| error.to_string())
+        let files = bundle_file::files(state).and_then(|files| {
+            let value = serde_json::to_vec(&files).map_err(|error| error.to_string())?;
+            Ok((files, Bytes::from(value)))
         });
-        let value = match value {
-            Ok(value) => value,
+        let (files, value) = match files {
+            Ok(files) => files,
             Err(error) => return tracing::error!(error, "the state makes no mirror"),
         };
         let due = {
@@ -136,8 +136,7 @@ impl Mirrors {
             }
             seen.due(digest(&value))
         };
-        let anchors: String = state.published().map(|anchor| pem_of(&anchor.der)).collect();
-        let kept = self.cluster.keep(&anchors).await;
+        let kept = self.cluster.keep(&files[CERTIFICATES_FILE]).await;
         if let Err(error) = &kept {
             let error = ErrorChain(error);
             tracing::warn!(%error, "the ClusterTrustBundle cannot be written");

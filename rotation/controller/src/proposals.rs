@@ -20,6 +20,7 @@ use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::Standing;
 use steadfast_rotation_protocol::import::{ImportRefused, IssuerProposal, ProposedIssuer};
+use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorRecord, AnchorState, IssuerRecord, IssuerRequest, Request,
 };
@@ -245,10 +246,13 @@ impl Deciding<'_> {
     }
 
     /// The anchor stays; its newest issuer signs. A rotation that we had ordered away from it is
-    /// undone.
+    /// undone; one that has come to it goes on.
     fn issuer_under_active(&mut self, issuer: KeyId) -> Result<(), String> {
-        if self.state.rotation.as_ref().is_some_and(|rotation| self.is_ours(&rotation.by))
-            || self.state.requested.as_ref().is_some_and(|request| self.is_ours(&request.by))
+        let leaves = self.state.rotation.as_ref().is_some_and(|rotation| {
+            let came = [PhaseName::Activated, PhaseName::Draining, PhaseName::Withdrawn];
+            self.is_ours(&rotation.by) && !came.contains(&rotation.phase.name())
+        });
+        if leaves || self.state.requested.as_ref().is_some_and(|request| self.is_ours(&request.by))
         {
             return self.back();
         }
@@ -340,7 +344,7 @@ pub fn listed(
 }
 
 /// A certificate as it is compared.
-pub fn pem_of(der: &[u8]) -> String {
+fn pem_of(der: &[u8]) -> String {
     pem::encode(&pem::Pem::new("CERTIFICATE", der))
 }
 

@@ -149,11 +149,78 @@ impl Cluster {
         self.fabric.run(&format!("ip link set {} {state}", self.nodes[node].name()));
     }
 
+    /// Everything stops where it is, as if the machines slept; the nodes' pods too.
+    pub fn sleep(&self) {
+        for process in [&self.api, &self.scheduler, &self.controllers, &self.etcd] {
+            process.freeze();
+        }
+        self.nodes.iter().for_each(|node| drop(node.namespaces.run("kill -STOP -1")));
+    }
+
+    /// Everything goes on.
+    pub fn wake(&self) {
+        self.nodes.iter().for_each(|node| drop(node.namespaces.run("kill -CONT -1")));
+        for process in [&self.etcd, &self.api, &self.controllers, &self.scheduler] {
+            process.thaw();
+        }
+    }
+
+    /// Saves all that the API server has stored.
+    pub fn snapshot(&self, file: &Path) {
+        let etcdctl = self.parts.path("etcdctl");
+        let (etcdctl, file) = (etcdctl.display(), file.display());
+        self.control.run(&format!("{etcdctl} --endpoints={ETCD} snapshot save {file}"));
+    }
+
+    /// Puts it back, as an operator does: everybody is told that what they have seen is gone.
+    pub async fn restore(&mut self, file: &Path) {
+        for process in
+            [&mut self.scheduler, &mut self.controllers, &mut self.api, &mut self.etcd]
+        {
+            process.kill();
+        }
+        let (etcdutl, data) = (self.parts.path("etcdutl"), self.dir.path().join("etcd"));
+        std::fs::remove_dir_all(&data).expect("the data of etcd");
+        let (etcdutl, file, data) = (etcdutl.display(), file.display(), data.display());
+        self.control.run(&format!(
+            "{etcdutl} snapshot restore {file} --data-dir={data} --bump-revision=1000000000 \
+             --mark-compacted"
+        ));
+        self.etcd.restart();
+        self.api.restart();
+        self.kubectl.served(&mut self.api).await;
+        self.controllers.restart();
+        self.scheduler.restart();
+    }
+
     /// A client of the API server, as the cluster's administrator, and its clock.
     pub async fn client(&self) -> (Client, ServerClock) {
         let config = Kubeconfig::read_from(self.kubeconfig()).expect("it was written");
         let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
         connect(config.expect("it is good")).expect("a client")
+    }
+
+    /// Starts a program beside the control plane, as the cluster's administrator by the kubeconfig
+    /// that it is given with `--kubeconfig`.
+    pub fn companion(&self, part: &str, args: &[&str]) -> Process {
+        let kubeconfig = self.dir.path().join("admin.kubeconfig").display().to_string();
+        let program = self.parts.path(part).display().to_string();
+        let mut command = vec![program, format!("--kubeconfig={kubeconfig}")];
+        command.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let entrance = self.control.entrance();
+        let spec = Spec { name: part.to_owned(), command, entrance, ..Spec::default() };
+        Process::start(&self.logs(), spec)
+    }
+
+    /// Its own folder, with the certificate that the API server shows and its key.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Applies the definitions that a program of another project needs.
+    pub fn define(&self, part: &str) {
+        let file = parts_root().join("crds").join(format!("{part}.yaml"));
+        self.kubectl(&["apply", "--server-side", "--filename", &file.display().to_string()]);
     }
 
     /// What is where the control plane is.

@@ -6,10 +6,14 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 
 use steadfast_test_rig::app::App;
 use steadfast_test_rig::load::Load;
@@ -19,6 +23,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -44,6 +49,10 @@ async fn main() -> anyhow::Result<ExitCode> {
             println!("{}\n{body}", status.as_u16());
             Ok(ExitCode::SUCCESS)
         }
+        ["tls-get", addr, server_name, bundle, anchors, path] => {
+            println!("{}", tls_get(addr, server_name, bundle, anchors, path).await?);
+            Ok(ExitCode::SUCCESS)
+        }
         ["connect", peer] => {
             println!("{}", serde_json::from_str::<Peer>(peer)?.connect().await);
             Ok(ExitCode::SUCCESS)
@@ -59,6 +68,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             eprintln!(
                 "{other:?}: expected http ADDR [NEXT], client ADDR TO, tcp ADDR, server-first ADDR, \
                  talk ADDR GREETING_BYTES BYTES, load JSON, get ADDR PATH, \
+                 tls-get ADDR NAME CREDENTIALS ANCHORS PATH, \
                  connect JSON, serve JSON or relay ADDR NETNS ADDR"
             );
             Ok(ExitCode::from(2))
@@ -84,6 +94,37 @@ async fn talk(addr: &str, greeting_bytes: usize, bytes: usize) -> anyhow::Result
     let text = |bytes: &[u8]| format!("{:?}", String::from_utf8_lossy(bytes));
     let greeting = if greeting.is_empty() { String::new() } else { text(&greeting) + ", " };
     Ok(format!("{greeting}{bytes} bytes back, then {}", text(&back[bytes..])))
+}
+
+/// The answer of a server of this name, over TLS with a client certificate: what a pod without a
+/// sidecar speaks to a meshed one. All of it is standard: nothing here knows the mesh.
+async fn tls_get(
+    addr: &str,
+    server_name: &str,
+    credentials: &str,
+    anchors: &str,
+    path: &str,
+) -> anyhow::Result<String> {
+    let mut roots = RootCertStore::empty();
+    for anchor in CertificateDer::pem_file_iter(anchors)? {
+        roots.add(anchor?)?;
+    }
+    let chain = CertificateDer::pem_file_iter(credentials)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(credentials)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)?;
+    let stream = TcpStream::connect(addr).await?;
+    let name = ServerName::try_from(server_name.to_owned())?;
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    // A server may end without a word when it was asked to close.
+    let _ = stream.read_to_string(&mut answer).await;
+    Ok(answer)
 }
 
 /// Listens here, and connects from within another network namespace: sockets stay where they were
