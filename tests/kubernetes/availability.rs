@@ -61,7 +61,11 @@ async fn replicas_that_are_killed_frozen_or_cut_off_cost_no_request_and_no_rotat
     until("it has ended", ROTATION, || async {
         let state = state(&cluster)?;
         let over = state["rotation"].is_null() && active(&state) != Some(anchor.clone());
-        if over { Ok(()) } else { Err(cluster.steadfast(&["anchor", "status"]).unwrap_or_else(|s| s)) }
+        if over {
+            Ok(())
+        } else {
+            Err(cluster.steadfast(&["anchor", "status"]).unwrap_or_else(|s| s))
+        }
     })
     .await;
     assert_eq!(lives(&application), pods, "a pod was created or restarted");
@@ -118,7 +122,7 @@ impl Pod {
             true => "nft delete table ip cut".to_owned(),
             false => format!(
                 "nft 'table ip cut {{ chain forward {{ type filter hook forward priority -300; \
-                 ip saddr {ip} ip daddr 10.250.0.2 drop; }} }}'"
+                 ip saddr {ip} ip daddr 10.250.0.2 drop; }}; }}'"
             ),
         });
     }

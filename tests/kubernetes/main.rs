@@ -9,5 +9,6 @@ mod external;
 mod injection;
 mod install;
 mod rotation;
+mod scale;
 mod store;
 mod trust;

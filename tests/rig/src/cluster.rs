@@ -174,9 +174,7 @@ impl Cluster {
 
     /// Puts it back, as an operator does: everybody is told that what they have seen is gone.
     pub async fn restore(&mut self, file: &Path) {
-        for process in
-            [&mut self.scheduler, &mut self.controllers, &mut self.api, &mut self.etcd]
-        {
+        for process in [&mut self.scheduler, &mut self.controllers, &mut self.api, &mut self.etcd] {
             process.kill();
         }
         let (etcdutl, data) = (self.parts.path("etcdutl"), self.dir.path().join("etcd"));
@@ -209,6 +207,15 @@ impl Cluster {
         command.extend(args.iter().map(|arg| (*arg).to_owned()));
         let entrance = self.control.entrance();
         let spec = Spec { name: part.to_owned(), command, entrance, ..Spec::default() };
+        Process::start(&self.logs(), spec)
+    }
+
+    /// Starts a program of this workspace beside the control plane.
+    pub fn beside(&self, name: &str, program: &str, args: &[&str]) -> Process {
+        let mut command = vec![binary_path(program).display().to_string()];
+        command.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let entrance = self.control.entrance();
+        let spec = Spec { name: name.to_owned(), command, entrance, ..Spec::default() };
         Process::start(&self.logs(), spec)
     }
 

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod peer;
 pub mod process;
 pub mod redirected;
+pub mod swarm;
 pub mod wait;
 
 /// The gRPC service of the tests.

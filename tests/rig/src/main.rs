@@ -61,6 +61,10 @@ async fn main() -> anyhow::Result<ExitCode> {
             println!("{}", serde_json::from_str::<Peer>(peer)?.serve().await);
             Ok(ExitCode::SUCCESS)
         }
+        ["swarm", identity, dir] => {
+            steadfast_test_rig::swarm::run(identity, Path::new(dir)).await?;
+            Ok(ExitCode::SUCCESS)
+        }
         ["relay", listen, netns, target] => {
             relay(listen.parse()?, Path::new(netns), target.parse()?).await
         }
@@ -69,7 +73,7 @@ async fn main() -> anyhow::Result<ExitCode> {
                 "{other:?}: expected http ADDR [NEXT], client ADDR TO, tcp ADDR, server-first ADDR, \
                  talk ADDR GREETING_BYTES BYTES, load JSON, get ADDR PATH, \
                  tls-get ADDR NAME CREDENTIALS ANCHORS PATH, \
-                 connect JSON, serve JSON or relay ADDR NETNS ADDR"
+                 connect JSON, serve JSON, swarm ADDR DIR or relay ADDR NETNS ADDR"
             );
             Ok(ExitCode::from(2))
         }
