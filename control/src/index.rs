@@ -270,7 +270,7 @@ impl Index {
         let selected = externals.filter(|(_, external)| selects(external));
         let candidates = selected.filter_map(|(name, external)| {
             let family = |ip: &&IpAddr| service.prefers_ipv6.is_none_or(|v6| v6 == ip.is_ipv6());
-            let ip = external.ips.iter().find(family).or(external.ips.first())?;
+            let ip = external.ips.iter().find(family).or_else(|| external.ips.first())?;
             let workload = Some(Arc::new(self.external(name, external)));
             Some(Candidate {
                 ip: *ip,
@@ -643,9 +643,9 @@ fn unusable(candidates: &[Candidate<'_>]) -> Vec<String> {
 }
 
 /// The objects of one namespace, which lie together.
-fn in_namespace<'a, 'n, V>(
+fn in_namespace<'a, V>(
     objects: &'a BTreeMap<Name, V>,
-    namespace: &'n str,
+    namespace: &str,
 ) -> impl Iterator<Item = (&'a Name, &'a V)> {
     let from = Name::new(namespace, "");
     objects.range(from..).take_while(move |(name, _)| *name.namespace == *namespace)

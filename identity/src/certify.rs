@@ -170,7 +170,8 @@ impl Certifier {
         let bearer = Bearer::of(&pod);
         let signer = bearer.signer(&view)?;
         // 5a. No census can ask this holder: the state says first how long it may hold it.
-        let terms = request.terms.unwrap_or(Terms::usual(self.profile.svid_lifetime));
+        let usual = Terms::usual(self.profile.svid_lifetime);
+        let terms = request.terms.unwrap_or(usual);
         let mut promised = None;
         if let Some(holder) = request.holder_without_acks() {
             let lifetime = view.svid_life(signer, terms.lifetime);

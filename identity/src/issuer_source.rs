@@ -249,15 +249,16 @@ mod tests {
             read(Some(&entries)).err().unwrap()
         };
         assert_eq!(read(None).err().unwrap(), "it is not there");
-        let cases: [(&dyn Fn(&mut Entries), &str); 5] = [
-            (&|e| drop(e.remove("tls.key")), "it has no tls.key"),
-            (&|e| drop(e.insert("tls.key".into(), pem("RSA PRIVATE KEY", b""))), "ECDSA"),
-            (&|e| drop(e.insert("tls.key".into(), pem("PRIVATE KEY", b"x"))), "tls.key: "),
-            (&|e| drop(e.insert("tls.crt".into(), e["ca.crt"].clone())), "somebody has changed"),
-            (&|e| drop(e.insert("ca.crt".into(), pem("CERTIFICATE", b"x"))), "ca.crt: "),
+        let root = made().1["ca.crt"].clone();
+        let cases = [
+            ("tls.key", Zeroizing::default(), "it has no tls.key"),
+            ("tls.key", pem("RSA PRIVATE KEY", b""), "ECDSA"),
+            ("tls.key", pem("PRIVATE KEY", b"x"), "tls.key: "),
+            ("tls.crt", root, "somebody has changed"),
+            ("ca.crt", pem("CERTIFICATE", b"x"), "ca.crt: "),
         ];
-        for (change, words) in cases {
-            let fault = fault(change);
+        for (entry, value, words) in cases {
+            let fault = fault(&|entries| drop(entries.insert(entry.to_owned(), value.clone())));
             assert!(fault.contains(words), "{words:?} is not in {fault}");
         }
     }

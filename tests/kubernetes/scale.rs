@@ -12,6 +12,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use steadfast_test_rig::cluster::{CONTROL_NAMESPACE, Cluster};
 use steadfast_test_rig::until;
+use tokio::task::JoinSet;
 
 use crate::trust::{ROTATION, active, state};
 
@@ -63,7 +64,8 @@ async fn a_thousand_pods_that_arrive_at_once_get_their_svids_and_an_anchor_rotat
     swarm.logged(&[&all], DEADLINE).await;
 
     // As a kubelet does it, but for the time that one takes.
-    let kubelet = tokio::spawn(async move {
+    let mut kubelet = JoinSet::new();
+    kubelet.spawn(async move {
         loop {
             // What could not be read now is read the next time.
             let _ = mount(&client, &folder).await;
@@ -79,7 +81,7 @@ async fn a_thousand_pods_that_arrive_at_once_get_their_svids_and_an_anchor_rotat
     })
     .await;
     assert_ne!(after, before);
-    kubelet.abort();
+    drop(kubelet);
     let evidence = cluster.steadfast(&["trust", "history", "--output=json"]).expect("it is there");
     let evidence: Value = serde_json::from_str(&evidence).expect("JSON");
     println!("{evidence:#}");

@@ -209,7 +209,7 @@ impl Status {
         Self {
             trust_domain: state.trust_domain.to_string(),
             bundle_sequence: state.seq,
-            notes: notes(state),
+            notes: notes(state, now),
             authorities: anchors.chain(issuers).collect(),
         }
     }
@@ -244,7 +244,12 @@ impl Status {
     }
 }
 
-fn notes(state: &TrustDomainState) -> Vec<String> {
+fn notes(state: &TrustDomainState, now: UnixTime) -> Vec<String> {
+    let expired = state.published().all(|anchor| anchor.not_after <= now).then(|| {
+        "every anchor that workloads trust has ended, and nothing is issued any more: `steadfast \
+         trust recover` heals the mesh, and no pod is made anew"
+            .to_owned()
+    });
     let halted = state.halted.map(crate::rotation::waiting::halted);
     let rotation = state.rotation.as_ref().map(|rotation| {
         format!("rotation {} is under way: `steadfast anchor status` shows it", rotation.number)
@@ -260,7 +265,7 @@ fn notes(state: &TrustDomainState) -> Vec<String> {
              request --anchor {id}`, then `steadfast issuer import FILE`"
         )
     });
-    halted.into_iter().chain(rotation).chain(tainted).chain(unsigned).collect()
+    expired.into_iter().chain(halted).chain(rotation).chain(tainted).chain(unsigned).collect()
 }
 
 /// The external anchors under which an issuer is wanted that nobody has signed yet.
@@ -287,7 +292,8 @@ mod tests {
             assert!(text.contains(word), "{word} is not in\n{text}");
         }
         let late = Status::of(&founding.state, UnixTime::from_secs(2_800_000_000));
-        assert!(late.table(Paint::plain()).contains("expired"));
+        let late = late.table(Paint::plain());
+        assert!(late.contains("expired") && late.contains("steadfast trust recover"), "{late}");
     }
 
     #[test]

@@ -503,7 +503,8 @@ impl Server {
         };
         let (pods, externals) = (selector(pod_selector), selector(external_workload_selector));
         // One that stands for no port selects nothing.
-        let port = TargetPort::of(port, "port", notes).unwrap_or(TargetPort::Name("".into()));
+        let port =
+            TargetPort::of(port, "port", notes).unwrap_or_else(|| TargetPort::Name("".into()));
         Self { pods, externals, port, opaque: protocol == "opaque" }
     }
 }

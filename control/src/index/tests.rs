@@ -507,7 +507,7 @@ fn the_pods_of_one_template_share_their_labels_and_leave_none_behind() {
     }
     assert_eq!(index.labels.len(), 2);
     for number in [1, 2, 3] {
-        index.delete(Kind::Pod, Name::new("demo", &format!("pod-{number}")));
+        index.delete(Kind::Pod, Name::new("demo", format!("pod-{number}")));
     }
     assert_eq!(index.labels.len(), 0);
 }

@@ -107,7 +107,7 @@ pub fn status(
     let issuer_end = state.active_issuer().map(|issuer| issuer.not_after);
     let end = |end: Option<UnixTime>| end.map(|end| end.to_string()).unwrap_or_default();
     let conditions =
-        [keys(standing), proposals(held), ready(state, standing), rotating(state, standing)];
+        [keys(standing), proposals(held), ready(state, standing, now), rotating(state, standing)];
     let conditions = conditions.map(|(kind, status, reason, message)| {
         let status = if status { "True" } else { "False" };
         let same = before.iter().find(|one| one.kind == kind && one.status == status);
@@ -152,13 +152,23 @@ fn proposals(held: &[String]) -> Told {
     (kind, false, "Held".to_owned(), held.join("; "))
 }
 
-fn ready(state: &TrustDomainState, standing: &Standing) -> Told {
+fn ready(state: &TrustDomainState, standing: &Standing, now: UnixTime) -> Told {
     let told =
         |status, reason: &str, message: String| ("Ready", status, reason.to_owned(), message);
     if state.halted.is_some() {
         let message = "workloads hold a bundle that this state has never published: the store was \
                        put back. Nothing is issued; run `steadfast trust recover`";
         return told(false, "Halted", message.to_owned());
+    }
+    if state.published().all(|anchor| anchor.not_after <= now) {
+        let message = "every published anchor has ended: nothing is issued, and nobody can be \
+                       asked; run `steadfast trust recover`";
+        return told(false, "Expired", message.to_owned());
+    }
+    if state.active_issuer().is_none_or(|issuer| issuer.not_after <= now) {
+        let message = "the issuer has ended: nothing is issued until it is replaced, which needs \
+                       nobody where the key of its anchor is in the mesh";
+        return told(false, "IssuerExpired", message.to_owned());
     }
     match &standing.trouble {
         Some(trouble) => told(false, "Trouble", trouble.clone()),
@@ -245,6 +255,12 @@ mod tests {
             ("Rotating", "False"),
         ];
         assert_eq!(kinds, expected);
+        for (days, reason) in [(31, "IssuerExpired"), (800, "Expired")] {
+            let late =
+                status((&state, &standing, &[]), &[], then + Duration::from_secs(days * 86_400));
+            let ready = &late.conditions[2];
+            assert_eq!((&*ready.status, &*ready.reason), ("False", reason));
+        }
         state.halted = Some(Halt::Restored { seen_seq: 7 });
         let held = ["the Secret a/b: it is not there".to_owned()];
         let halted = status((&state, &standing, &held), &first.conditions, now);

@@ -42,6 +42,9 @@ pub trait Fleet: Send + Sync + 'static {
     async fn ask(&self, nonce: u64) -> Vec<Replica>;
 }
 
+/// Which anchors of a state the tool of an operator lists.
+pub type Lists = Box<dyn Fn(&TrustDomainState) -> Vec<KeyId> + Send + Sync>;
+
 /// What the shell works with.
 pub struct Parts {
     /// The store.
@@ -67,7 +70,7 @@ pub struct Parts {
     /// Whether every mirror of the bundle shows this sequence number, where mirrors are our affair.
     pub mirrors_show: Box<dyn Fn(u64) -> bool + Send + Sync>,
     /// The anchors of this state that the tool of an operator lists.
-    pub listed: Box<dyn Fn(&TrustDomainState) -> Vec<KeyId> + Send + Sync>,
+    pub listed: Lists,
     /// Where decisions are told with what they were made of.
     pub event_log: EventLog,
     /// By what the other controllers know us; no other process has this name.

@@ -232,7 +232,8 @@ fn lasting(
         return Err(Wrong::error(format!("{name} is valid from {from} on"), mend));
     }
     if now >= to {
-        return Err(Wrong::error(format!("{name} has ended at {to}"), mend));
+        let what = format!("{name} has ended at {to}");
+        return Err(Wrong::error(what, "steadfast trust recover"));
     }
     let (life, left) = (to.since(from), to.since(now));
     if left < life / 5 {
