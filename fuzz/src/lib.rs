@@ -12,6 +12,7 @@ mod certificates;
 mod http1;
 mod identity;
 mod injection;
+mod resources;
 mod text;
 mod token;
 mod wire;
@@ -48,8 +49,14 @@ pub const TARGETS: &[Target] = &[
     Target { name: "http_sniff", run: wire::sniff, seeds: wire::sniff_seeds },
     Target { name: "import", run: identity::import, seeds: identity::import_seeds },
     Target { name: "injection", run: injection::injection, seeds: injection::injection_seeds },
+    Target {
+        name: "issuer_secret",
+        run: resources::issuer_secret,
+        seeds: resources::issuer_secret_seeds,
+    },
     Target { name: "manifest", run: text::manifest, seeds: text::manifest_seeds },
     Target { name: "policy", run: text::policy, seeds: text::policy_seeds },
+    Target { name: "resources", run: resources::resources, seeds: resources::resources_seeds },
     Target { name: "spiffe_id", run: text::spiffe_id, seeds: text::spiffe_id_seeds },
     Target { name: "svid", run: identity::svid, seeds: identity::svid_seeds },
     Target { name: "token", run: token::token, seeds: token::token_seeds },

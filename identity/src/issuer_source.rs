@@ -125,6 +125,14 @@ impl IssuerSource {
     }
 }
 
+/// What would be proposed of such a Secret; or what is wrong with it, in words.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(entries: &Entries) -> Result<ProposedIssuer, String> {
+    read(Some(entries)).map(|found| found.issuer)
+}
+
 /// The issuer in such a Secret, or what is wrong with it.
 fn read(entries: Option<&Entries>) -> Result<Found, String> {
     let entries = entries.ok_or("it is not there")?;

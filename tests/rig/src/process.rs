@@ -74,6 +74,8 @@ impl Process {
             let kill = Command::new("kill").args(["-KILL", &pid.to_string()]).output();
             kill.is_ok_and(|output| output.status.success())
         };
+        // nsenter stops when what it has started is stopped, and would reap nobody.
+        let _ = Command::new("kill").args(["-CONT", &self.child.id().to_string()]).output();
         // It may have ended by itself: these then fail, and it is gone.
         if !killed {
             let _ = self.child.kill();

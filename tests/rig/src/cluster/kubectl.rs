@@ -117,7 +117,10 @@ impl Kubectl {
 
     /// What it printed to its output and to its error output, or the latter alone.
     fn run(&self, args: &[&str], input: &str) -> Result<(String, String), String> {
-        let mut kubectl = Command::new(&self.program)
+        // One that never ends would outlive every deadline of a test.
+        let mut kubectl = Command::new("timeout")
+            .arg(LONGEST_S.to_string())
+            .arg(&self.program)
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .args(args)
@@ -131,7 +134,14 @@ impl Kubectl {
         let _ = { stdin }.write_all(input.as_bytes());
         let output = kubectl.wait_with_output().expect("kubectl runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let (printed, said) = (text(&output.stdout), text(&output.stderr));
+        let (printed, mut said) = (text(&output.stdout), text(&output.stderr));
+        if output.status.code() == Some(ENDED_BY_TIMEOUT) {
+            said += &format!("kubectl {args:?} has not ended within {LONGEST_S} s");
+        }
         if output.status.success() { Ok((printed, said)) } else { Err(said) }
     }
 }
+
+const LONGEST_S: u32 = 120;
+/// The exit code of `timeout`.
+const ENDED_BY_TIMEOUT: i32 = 124;
