@@ -68,13 +68,20 @@ pub(crate) fn resources_seeds() -> Vec<Vec<u8>> {
     [external, server, slice, service, pod].iter().map(|o| o.to_string().into_bytes()).collect()
 }
 
-/// Any text in a Secret is an issuer with its key, or is refused in words.
+/// Any two texts, with a zero byte in between, are the key and the certificate of an issuer, or are
+/// refused in words.
 pub(crate) fn issuer_secret(input: &[u8]) -> bool {
-    let entry = |name: &str| (name.to_owned(), Zeroizing::new(input.to_vec()));
-    let entries = BTreeMap::from(["tls.crt", "tls.key", "ca.crt"].map(entry));
+    let mut parts = input.splitn(2, |byte| *byte == 0);
+    let (key, certificate) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let entry = |name: &str, text: &[u8]| (name.to_owned(), Zeroizing::new(text.to_vec()));
+    let entries = BTreeMap::from([
+        entry("tls.crt", certificate),
+        entry("tls.key", key),
+        entry("ca.crt", certificate),
+    ]);
     match issuer_source::check(&entries) {
         Ok(issuer) => {
-            assert_eq!(issuer.roots.first(), Some(&issuer.id), "all three are the same text");
+            assert_eq!(issuer.roots.first(), Some(&issuer.id), "both are the same text");
             true
         }
         Err(why) => {
@@ -90,5 +97,7 @@ pub(crate) fn issuer_secret_seeds() -> Vec<Vec<u8>> {
     let issuer = made.expect("it is made").issuer;
     let pem = |label: &str, der: &[u8]| pem::encode(&pem::Pem::new(label, der));
     let (key, certificate) = (pem("PRIVATE KEY", &issuer.pkcs8), pem("CERTIFICATE", &issuer.der));
-    [key.clone() + &certificate, certificate + &key, key].map(String::into_bytes).into()
+    [key.clone() + "\0" + &certificate, certificate + "\0" + &key, key]
+        .map(String::into_bytes)
+        .into()
 }
