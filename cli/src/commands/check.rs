@@ -17,6 +17,7 @@ use crate::problem::Problem;
 mod cluster;
 mod control_plane;
 mod data_plane;
+mod services;
 
 /// Check a cluster before, or a mesh after, it is installed
 ///
@@ -174,7 +175,10 @@ async fn check(args: &Args) -> Report {
         }
         categories.push(cluster::clocks(cluster).await);
         if args.proxy {
-            categories.push(data_plane::all(&args.mesh, cluster, args.namespace.as_deref()).await);
+            let only = args.namespace.as_deref();
+            categories.push(data_plane::all(&args.mesh, cluster, only).await);
+            let control = &cluster.namespaces.control;
+            categories.push(services::all(&args.mesh, control, only).await);
         }
     }
     Report::of(categories)

@@ -1,11 +1,13 @@
 //! What is installed, the trust domain, the webhook, and the versions of what runs.
 
+use std::collections::BTreeSet;
+
 use futures::future::join_all;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Api;
-use kube::api::{DynamicObject, PostParams};
+use kube::api::{DynamicObject, ListParams, PostParams};
 use serde_json::{Value, json};
 use steadfast_api::UnixTime;
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
@@ -24,6 +26,7 @@ pub(super) async fn all(mesh: &Mesh, cluster: &Cluster) -> Vec<Category> {
     vec![
         crds(cluster).await,
         existence(cluster).await,
+        spread(cluster).await,
         identity(mesh, cluster).await,
         webhook(cluster).await,
         versions(mesh).await,
@@ -77,11 +80,7 @@ async fn existence(cluster: &Cluster) -> Category {
         }
     }
     category.add("everything that is installed is there, and as it was made", whole(cluster).await);
-    for (namespace, name) in [
-        (&cluster.namespaces.control, "steadfast-identity"),
-        (&cluster.namespaces.anchors, "steadfast-rotation"),
-        (&cluster.namespaces.control, "steadfast-control"),
-    ] {
+    for (namespace, name) in deployments(cluster) {
         let deployments = Api::<Deployment>::namespaced(cluster.client.clone(), namespace);
         let outcome = match deployments.get_opt(name).await {
             Ok(Some(found)) => ready(&found, namespace, name),
@@ -92,6 +91,51 @@ async fn existence(cluster: &Cluster) -> Category {
         category.add(format!("{name} is ready"), outcome);
     }
     category
+}
+
+/// Whether one node that fails takes no part of the control plane away that has several replicas.
+async fn spread(cluster: &Cluster) -> Category {
+    let mut category = Category::new("ha-checks");
+    for (namespace, name) in deployments(cluster) {
+        let deployments = Api::<Deployment>::namespaced(cluster.client.clone(), namespace);
+        // Told above, if it is not there.
+        let Ok(Some(found)) = deployments.get_opt(name).await else { continue };
+        let replicas = found.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+        if replicas < 2 {
+            continue;
+        }
+        let label = ListParams::default().labels(&format!("app.kubernetes.io/name={name}"));
+        let pods = Api::<Pod>::namespaced(cluster.client.clone(), namespace).list(&label).await;
+        let outcome = match pods {
+            Ok(pods) => one_node(&pods.items).map_or(Ok(()), |node| {
+                Err(Wrong::warning(
+                    format!("all of its {replicas} replicas are on {node}"),
+                    format!(
+                        "kubectl rollout restart -n {namespace} deployment/{name}   (with two \
+                             nodes that may run it)"
+                    ),
+                ))
+            }),
+            Err(error) => Err(unreadable(&error)),
+        };
+        category.add(format!("the replicas of {name} are on several nodes"), outcome);
+    }
+    category
+}
+
+/// The node on which all of several pods are.
+fn one_node(pods: &[Pod]) -> Option<&str> {
+    let nodes: BTreeSet<_> =
+        pods.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref()).collect();
+    nodes.first().copied().filter(|_| pods.len() > 1 && nodes.len() == 1)
+}
+
+fn deployments(cluster: &Cluster) -> [(&str, &'static str); 3] {
+    [
+        (&*cluster.namespaces.control, "steadfast-identity"),
+        (&*cluster.namespaces.anchors, "steadfast-rotation"),
+        (&*cluster.namespaces.control, "steadfast-control"),
+    ]
 }
 
 fn ready(found: &Deployment, namespace: &str, name: &str) -> Result<(), Wrong> {
