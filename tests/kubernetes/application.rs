@@ -152,5 +152,7 @@ spec:
         imagePullPolicy: Never
         args: [http, "0.0.0.0:8080"]
         ports: [{ name: http, containerPort: 8080 }]
-        readinessProbe: { tcpSocket: { port: http }, periodSeconds: 1 }
+        # A sidecar takes every connection: only an answer shows that the application listens.
+        readinessProbe: { httpGet: { path: /hello, port: http }, periodSeconds: 1 }
+        livenessProbe: { tcpSocket: { port: http } }
 "#;

@@ -39,7 +39,7 @@ async fn replicas_that_are_killed_frozen_or_cut_off_cost_no_request_and_no_rotat
     .await;
     let seen = application.report().expect("web tells").requests;
     // For longer than an SVID lives.
-    answered(&application, seen + 1_600).await;
+    answered(&application, seen + 1_300).await;
     cut.connect_to_api(&cluster, true);
     frozen.signal("-CONT");
 

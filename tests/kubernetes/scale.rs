@@ -20,7 +20,9 @@ use crate::trust::{ROTATION, active, state};
 async fn a_thousand_pods_that_arrive_at_once_get_their_svids_and_an_anchor_rotates_under_them() {
     let cluster = Cluster::start(1).await;
     let there = "nodeSelector.kubernetes\\.io/hostname=node-1";
-    let quick = ["rotation.readLease=5s", "rotation.renewWindow=20s", there];
+    // Whoever cannot be meshed now is created later.
+    let fail = "injector.failurePolicy=Fail";
+    let quick = ["rotation.readLease=5s", "rotation.renewWindow=20s", fail, there];
     cluster.install(&quick).await;
     let node = json!({
         "apiVersion": "v1", "kind": "Node",

@@ -10,7 +10,7 @@ use crate::application::Application;
 
 /// Waits until so many requests have been answered, and none has failed.
 pub async fn answered(application: &Application, requests: u64) {
-    let report = until("requests are answered", DEADLINE, || async {
+    let report = until("requests are answered", ROTATION, || async {
         let report = application.report()?;
         if report.requests >= requests { Ok(report) } else { Err(format!("{report:?}")) }
     })

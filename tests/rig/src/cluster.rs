@@ -227,7 +227,10 @@ impl Cluster {
     /// Applies the definitions that a program of another project needs.
     pub fn define(&self, part: &str) {
         let file = parts_root().join("crds").join(format!("{part}.yaml"));
-        self.kubectl(&["apply", "--server-side", "--filename", &file.display().to_string()]);
+        let file = file.display().to_string();
+        self.kubectl(&["apply", "--server-side", "--filename", &file]);
+        let established = ["--for=condition=Established", "--filename", &file, "--timeout=60s"];
+        self.kubectl(&[&["wait"], &established[..]].concat());
     }
 
     /// What is where the control plane is.
