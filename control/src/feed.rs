@@ -64,11 +64,13 @@ struct Feed {
     common: Arc<Common>,
     /// What came since the last revision that was told in full.
     batch: Vec<Change>,
+    /// The store knows no such kind.
+    is_missing: bool,
 }
 
 impl Feed {
     fn new(kind: Kind, common: Arc<Common>) -> Self {
-        Self { kind, common, batch: Vec::new() }
+        Self { kind, common, batch: Vec::new(), is_missing: false }
     }
 
     fn tell(&mut self, change: StoreChange<'_>) {
@@ -83,8 +85,15 @@ impl Feed {
                 self.publish();
                 self.heard();
             }
+            // Services and pods are discovered without what others may have defined, or not.
+            StoreChange::Failed(error @ StoreError::NoSuchKind(_)) if self.kind.is_optional() => {
+                self.missing(error);
+            }
             StoreChange::Failed(error) => self.failed(error),
-            StoreChange::Reset(entries, _) => self.reset(&entries),
+            StoreChange::Reset(entries, _) => {
+                self.is_missing = false;
+                self.reset(&entries);
+            }
         }
     }
 
@@ -147,6 +156,13 @@ impl Feed {
         metrics.set_resources(self.kind, board.count(self.kind));
     }
 
+    fn missing(&mut self, error: &StoreError) {
+        if !std::mem::replace(&mut self.is_missing, true) {
+            tracing::warn!(kind = self.kind.as_str(), %error, "none of these are discovered");
+        }
+        self.reset(&[]);
+    }
+
     fn failed(&mut self, error: &StoreError) {
         // What came before the failure is not told again.
         self.publish();
@@ -158,6 +174,7 @@ impl Feed {
             let code = steadfast_api::Code::STORE_UNAVAILABLE;
             tracing::warn!(
                 %code,
+                kind = self.kind.as_str(),
                 error = %ErrorChain(error),
                 "the store is away; what was last known stays in force"
             );

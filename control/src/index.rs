@@ -205,7 +205,11 @@ impl Index {
             let external = self.externals.get(name)?;
             Some((Arc::new(self.external(name, external)), declared(&external.ports)))
         });
-        let pods: Vec<_> = pods.chain(externals).collect();
+        // A pod is itself, whatever somebody says of its address.
+        let mut pods: Vec<_> = pods.collect();
+        if pods.is_empty() {
+            pods = externals.collect();
+        }
         if pods.is_empty() { AddressSnapshot::Foreign } else { AddressSnapshot::Pods(pods) }
     }
 

@@ -139,6 +139,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             let source = IssuerSource {
                 source: format!("the Secret {}/{name}", namespaces.control),
                 store: store_too,
+                fetch: watched::secret_now(client.clone(), &namespaces.control, name),
                 keys: Arc::new(SecretKeys::new(client, &namespaces.control, Purpose::Issuers)),
                 replica: Arc::clone(&app.certifier.replica),
                 proposed,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use steadfast_api::KeyId;
 use steadfast_platform::keys::{KeyKind, KeyStoreError, LocalKey, PrivateKey as _, TakesKeys};
-use steadfast_platform::kubernetes::watched::Changes;
+use steadfast_platform::kubernetes::watched::{Changes, Fetch};
 use steadfast_platform::store::ISSUER_PROPOSAL_KEY;
 use steadfast_platform::{Store, StoreError};
 use steadfast_process::ErrorChain;
@@ -38,6 +38,8 @@ pub struct IssuerSource {
     pub keys: Arc<dyn TakesKeys>,
     /// Which issuers are denied.
     pub replica: Arc<Replica>,
+    /// Reads what is there, past every cache; `None`: nothing is.
+    pub fetch: Fetch<Entries>,
     /// The key that is proposed, which is of use though no state names it.
     pub proposed: watch::Sender<Option<KeyId>>,
 }
@@ -52,6 +54,8 @@ struct Found {
 enum KeepError {
     #[error("its key cannot be kept")]
     Keys(#[from] KeyStoreError),
+    #[error("it cannot be read: {0}")]
+    Source(String),
     #[error("it cannot be proposed")]
     Store(#[from] StoreError),
     #[error("it cannot be written down")]
@@ -70,7 +74,12 @@ impl IssuerSource {
                 change = changes.next() => match change {
                     Some(Ok(entries)) => found = Some(read(entries.as_ref())),
                     // What was there stays.
-                    Some(Err(error)) => tracing::debug!(error, source = self.source, "not read"),
+                    Some(Err(error)) => {
+                        tracing::debug!(error, source = self.source, "not read");
+                        if !matches!(found, Some(Ok(_))) {
+                            found = Some(Err(format!("it cannot be read: {error}")));
+                        }
+                    }
                     None => tokio::time::sleep(LOOK_EVERY).await,
                 },
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -90,6 +99,31 @@ impl IssuerSource {
 
     /// Keeps the key, then proposes the issuer.
     async fn keep(&self, found: &Result<Found, String>) -> Result<(), KeepError> {
+        self.take(found).await?;
+        let stored = self.store.get(ISSUER_PROPOSAL_KEY).await?;
+        let is_stored = |wanted: &[u8]| stored.as_ref().is_some_and(|s| s.value == wanted);
+        if is_stored(&self.proposal(found)?) {
+            return Ok(());
+        }
+        // A watch may be behind, and what is stored be another replica's newer word.
+        let now = (self.fetch)().await.map_err(KeepError::Source)?;
+        let now = read(now.as_ref());
+        self.take(&now).await?;
+        let wanted = self.proposal(&now)?;
+        if is_stored(&wanted) {
+            return Ok(());
+        }
+        let expected = stored.map(|stored| stored.revision);
+        let wanted = Some(wanted.into());
+        match self.store.compare_and_swap(ISSUER_PROPOSAL_KEY, expected, wanted).await {
+            // Another replica was faster; what it wrote is looked at in a moment.
+            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Keeps the key of what was found, which is proposed from then on.
+    async fn take(&self, found: &Result<Found, String>) -> Result<(), KeepError> {
         let issuer = found.as_ref().map(|found| &found.issuer);
         self.proposed.send_replace(issuer.ok().map(|issuer| issuer.id));
         let view = self.replica.current();
@@ -104,24 +138,18 @@ impl IssuerSource {
                 Err(error) => return Err(error.into()),
             }
         }
-        let found = issuer.map(|issuer| ProposedIssuer {
-            key_ref: self.keys.place_of(issuer.id),
-            ..issuer.clone()
+        Ok(())
+    }
+
+    /// What is stored of it.
+    fn proposal(&self, found: &Result<Found, String>) -> Result<Vec<u8>, serde_json::Error> {
+        let issuer = found.as_ref().map(|found| ProposedIssuer {
+            key_ref: self.keys.place_of(found.issuer.id),
+            ..found.issuer.clone()
         });
         let proposal =
-            IssuerProposal { source: self.source.clone(), found: found.map_err(Clone::clone) };
-        let wanted = serde_json::to_vec(&proposal)?;
-        let stored = self.store.get(ISSUER_PROPOSAL_KEY).await?;
-        if stored.as_ref().is_some_and(|stored| stored.value == wanted) {
-            return Ok(());
-        }
-        let expected = stored.map(|stored| stored.revision);
-        let wanted = Some(wanted.into());
-        match self.store.compare_and_swap(ISSUER_PROPOSAL_KEY, expected, wanted).await {
-            // Another replica was faster; what it wrote is looked at in a moment.
-            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+            IssuerProposal { source: self.source.clone(), found: issuer.map_err(Clone::clone) };
+        serde_json::to_vec(&proposal)
     }
 }
 

@@ -35,7 +35,11 @@ pub async fn follow(
             seen = None;
         }
         // Progress since the last failure: the store was there, so the next try is soon.
-        pause = if seen == before { (pause * 2).min(PAUSE_MAX) } else { PAUSE_MIN };
+        pause = match &error {
+            StoreError::NoSuchKind(_) => PAUSE_NO_KIND,
+            _ if seen == before => (pause * 2).min(PAUSE_MAX),
+            _ => PAUSE_MIN,
+        };
         tokio::time::sleep(pause).await;
     }
 }
@@ -81,6 +85,9 @@ async fn once(
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// A unix socket costs nothing to try, and whoever waits for the store waits for it to start.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// A person installs it, or never does.
+const PAUSE_NO_KIND: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

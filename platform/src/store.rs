@@ -63,6 +63,9 @@ pub enum StoreError {
     /// The caller may not do that.
     #[error("not permitted: {0}")]
     Denied(String),
+    /// The API server has no such objects.
+    #[error("the API server knows nothing of {0}: `steadfast install --crds | kubectl apply -f -`")]
+    NoSuchKind(String),
     /// Somebody else has changed an object of ours so that it says nothing.
     #[error("{key:?} in the store cannot be read: {why}; put it back from a backup")]
     Unreadable {
@@ -89,6 +92,17 @@ pub trait Store: Send + Sync + 'static {
     /// All entries whose key begins with `prefix`, in the order of their keys, and the revision
     /// that they are the state of.
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError>;
+
+    /// The same, a part at a time and in any order: what would be too much to be held at once.
+    async fn list_parts(
+        &self,
+        prefix: &str,
+        part: &mut (dyn FnMut(Vec<Entry>) + Send),
+    ) -> Result<Revision, StoreError> {
+        let (entries, revision) = self.list(prefix).await?;
+        part(entries);
+        Ok(revision)
+    }
 
     /// Writes (or, without a value, deletes) a key that still is at `expected`; `None` is a key
     /// that does not exist. Acknowledged means durable.

@@ -187,6 +187,11 @@ impl Kind {
         Self::ServiceAccount,
     ];
 
+    /// Whether a cluster may do without.
+    pub const fn is_optional(self) -> bool {
+        matches!(self, Self::ExternalWorkload | Self::Server)
+    }
+
     /// Kubernetes' name.
     pub const fn as_str(self) -> &'static str {
         match self {

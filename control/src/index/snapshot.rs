@@ -157,7 +157,10 @@ impl AddressSnapshot {
         let mut declaring = pods.iter().filter(|(_, ports)| ports.contains(&port));
         match (declaring.next(), declaring.next()) {
             (Some((workload, _)), None) => Some(workload),
-            _ => None,
+            // Whichever it is of those outside, it is meshed: plaintext would be worse than none.
+            _ => {
+                pods.iter().map(|(workload, _)| workload).find(|w| w.kind == WorkloadKind::External)
+            }
         }
     }
 }

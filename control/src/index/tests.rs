@@ -461,6 +461,30 @@ fn a_workload_outside_whose_identity_nobody_here_can_have_is_left_out_and_never_
 }
 
 #[test]
+fn a_pod_is_itself_whatever_a_workload_outside_says_of_its_address() {
+    let mut index = web();
+    let claims = external("10.0.0.1", "spiffe://cluster.local/ns/evil/sa/vm");
+    put(&mut index, Kind::ExternalWorkload, "evil", "vm", claims);
+    for port in [8080, 9000] {
+        let address = index.address(ip("10.0.0.1"));
+        let workload = address.workload_at(port).expect("it is known");
+        assert_eq!(
+            (workload.kind, &workload.name),
+            (WorkloadKind::Pod, &Name::new("demo", "web-1"))
+        );
+    }
+    // Two outside: not told apart, and still never in plaintext.
+    for name in ["vm-1", "vm-2"] {
+        let value = external("192.168.0.9", &format!("spiffe://cluster.local/ns/demo/sa/{name}"));
+        put(&mut index, Kind::ExternalWorkload, "demo", name, value);
+    }
+    for port in [9000, 1] {
+        let address = index.address(ip("192.168.0.9"));
+        assert!(address.workload_at(port).unwrap().mesh_at(port).is_some(), "{port}");
+    }
+}
+
+#[test]
 fn a_server_says_that_a_port_of_the_workloads_it_selects_is_opaque() {
     let mut index = web();
     let mut labelled = pod("10.0.0.1", enabled());

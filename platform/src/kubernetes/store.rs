@@ -192,19 +192,36 @@ impl Store for KubeStore {
     }
 
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError> {
-        let range = self.range(prefix)?;
-        let (mut entries, mut page) = (Vec::new(), None);
+        let mut all = Vec::new();
+        let revision = self.list_parts(prefix, &mut |entries| all.extend(entries)).await?;
+        all.sort_by(|a: &Entry, b| a.key.cmp(&b.key));
+        Ok((all, revision))
+    }
+
+    async fn list_parts(
+        &self,
+        prefix: &str,
+        part: &mut (dyn FnMut(Vec<Entry>) + Send),
+    ) -> Result<Revision, StoreError> {
+        let (range, mut page) = (self.range(prefix)?, None);
         loop {
-            let listed = range.api.list(&range.list_params(page)).await.map_err(failed)?;
+            let listed = range.api.list(&range.list_params(page)).await;
+            let listed = listed.map_err(|error| match &error {
+                kube::Error::Api(status) if status.code == NOT_FOUND => {
+                    StoreError::NoSuchKind(range.api.resource_url().to_owned())
+                }
+                _ => failed(error),
+            })?;
             let revision = resource_version(listed.metadata.resource_version.as_deref())?;
+            let mut entries = Vec::with_capacity(listed.items.len());
             for object in listed.items {
                 let entry = range.form.found(object)?;
                 entries.extend(entry.filter(|entry| entry.key.starts_with(prefix)));
             }
+            part(entries);
             page = listed.metadata.continue_.filter(|page| !page.is_empty());
             if page.is_none() {
-                entries.sort_by(|a: &Entry, b| a.key.cmp(&b.key));
-                return Ok((entries, revision));
+                return Ok(revision);
             }
         }
     }
@@ -566,8 +583,8 @@ const LEASE_NAME: &str = "steadfast-rotation";
 const MIRROR_NAME: &str = "steadfast-trust-bundle";
 const RECORD_PREFIX: &str = "steadfast.";
 const RECORD_LABEL: &str = "trust.steadfast.dev/record";
-/// A thousand pods are some 8 MiB.
-const PAGE: u32 = 1_000;
+/// So many pods are some 2 MiB, and several times that while they are read.
+const PAGE: u32 = 250;
 const CHUNK: usize = 256;
 const WATCH_SECONDS: u32 = 60;
 const UNAUTHORIZED: u16 = 401;

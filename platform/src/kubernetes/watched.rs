@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{BoxStream, StreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::runtime::WatchStreamExt as _;
@@ -13,6 +14,9 @@ use zeroize::Zeroizing;
 /// Whatever is new of an object; `None`: it is not there. What cannot be read is told and tried
 /// again.
 pub type Changes<T> = BoxStream<'static, Result<Option<T>, String>>;
+
+/// Reads an object as it is now, past every cache.
+pub type Fetch<T> = Box<dyn Fn() -> BoxFuture<'static, Result<Option<T>, String>> + Send + Sync>;
 
 /// The texts of a ConfigMap.
 pub fn config_map(
@@ -32,11 +36,31 @@ pub fn secret(
     name: &str,
 ) -> Changes<BTreeMap<String, Zeroizing<Vec<u8>>>> {
     let watched = watch_object(Api::<Secret>::namespaced(client, namespace), name);
-    let entries = |found: Secret| {
-        let data = found.data.unwrap_or_default();
-        data.into_iter().map(|(name, value)| (name, Zeroizing::new(value.0))).collect()
-    };
-    watched.default_backoff().map(move |found| told(found, entries)).boxed()
+    watched.default_backoff().map(|found| told(found, entries)).boxed()
+}
+
+/// The entries of a Secret, whenever they are asked for.
+pub fn secret_now(
+    client: Client,
+    namespace: &str,
+    name: &str,
+) -> Fetch<BTreeMap<String, Zeroizing<Vec<u8>>>> {
+    let (secrets, name) = (Api::<Secret>::namespaced(client, namespace), name.to_owned());
+    Box::new(move || {
+        let (secrets, name) = (secrets.clone(), name.clone());
+        async move {
+            let found = secrets.get_opt(&name).await;
+            found
+                .map(|found| found.map(entries))
+                .map_err(|error| format!("the API server: {}", ErrorChain(&error)))
+        }
+        .boxed()
+    })
+}
+
+fn entries(found: Secret) -> BTreeMap<String, Zeroizing<Vec<u8>>> {
+    let data = found.data.unwrap_or_default();
+    data.into_iter().map(|(name, value)| (name, Zeroizing::new(value.0))).collect()
 }
 
 fn told<K, T>(

@@ -324,6 +324,7 @@ impl StoreService for Draining {
             Err(StoreError::WriteFailed(why)) => Outcome::WriteFailed(why),
             Err(
                 error @ (StoreError::Compacted(_)
+                | StoreError::NoSuchKind(_)
                 | StoreError::Unavailable(_)
                 | StoreError::Unreadable { .. }),
             ) => {
