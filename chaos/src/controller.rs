@@ -9,6 +9,7 @@ use steadfast_api::UnixTime;
 use steadfast_platform::kubernetes::Namespaces;
 use steadfast_platform::store::{LEDGER_KEY, RESOURCES_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Revision, StoreError};
+use steadfast_rotation::endings::Ended;
 use steadfast_rotation::event_log::EventLog;
 use steadfast_rotation::listing::Carries;
 use steadfast_rotation::metrics::Metrics;
@@ -77,6 +78,7 @@ impl World {
             },
             held: Box::new(|| None),
             carries: Carries::Unless,
+            ended: Box::new(Ended::default),
             mirrors_show: Box::new(|_| true),
             event_log: EventLog::default(),
             name: format!("controller#{index}"),

@@ -35,6 +35,7 @@ use tokio::sync::watch;
 use crate::anchors::Anchors;
 use crate::conditions;
 use crate::config::Config;
+use crate::endings::Endings;
 use crate::event_log::EventLog;
 use crate::events;
 use crate::fleet::Network;
@@ -126,6 +127,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (follows, listed) = (proposals.is_some(), listed.subscribe());
     let carries = if mirrors.is_some() { Carries::Container } else { Carries::Unless };
     let (shown, for_bundle) = (mirrors.clone(), Arc::clone(&store));
+    let endings = Arc::new(Endings::new(carries, config.namespaces.clone()));
+    let (ended, followed) = (Arc::clone(&endings), Arc::clone(&store));
     let mut shell = Shell::new(Parts {
         anchors,
         fleet: Arc::new(Network::new(identity.replicas(), config.identity_addr.clone())),
@@ -145,6 +148,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             }
             None => Vec::new(),
         }),
+        ended: Box::new(move || ended.take()),
         mirrors_show: Box::new(move |seq| shown.as_ref().is_none_or(|shown| shown.show(seq))),
         event_log: EventLog::new(config.event_log.clone()),
         name: name(),
@@ -156,6 +160,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         .with_routes(move |request| page(request, &status, &standing, &round));
     let mut tasks = Tasks::new();
     tasks.spawn("identity", identity.run(drain.clone()));
+    tasks.spawn("pods", until(drain.clone(), endings.run(followed)));
     if let Some(mirrors) = mirrors {
         let keep = bundle_file::keep(for_bundle, config.bundle_file.clone());
         tasks.spawn("own bundle", until(drain.clone(), keep));

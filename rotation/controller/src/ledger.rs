@@ -116,16 +116,21 @@ impl Ledger {
             self.heard(pod_uid, &member.name, Some(*started_at), heard);
         }
         for listed in listed.iter().filter(|listed| listed.proxy == ProxyStatus::Ended) {
-            let piece = self.piece(&listed.pod_uid);
-            if let Some(entry) = piece.members.get_mut(&listed.pod_uid) {
-                piece.changed |= !entry.ended;
-                entry.ended = true;
-            }
+            self.piece(&listed.pod_uid).end(&listed.pod_uid);
         }
         for piece in &mut self.pieces {
             let before = piece.members.len();
             piece.members.retain(|_, entry| now <= entry.last_heard.max(since) + kept);
             piece.changed |= piece.members.len() != before;
+        }
+    }
+
+    /// Takes in who has ended, as it was told: also of whom nobody has heard yet, since a replica may
+    /// tell of it later.
+    pub fn end(&mut self, ended: &[Listed], now: UnixTime) {
+        for Listed { pod_uid, name, .. } in ended {
+            self.heard(pod_uid, name, None, now);
+            self.piece(pod_uid).end(pod_uid);
         }
     }
 
@@ -189,6 +194,15 @@ impl Ledger {
         let fnv = |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
         let hash = uid.bytes().fold(0x811c_9dc5, fnv);
         &mut self.pieces[(hash >> 16) as usize % PIECES]
+    }
+}
+
+impl Piece {
+    fn end(&mut self, uid: &str) {
+        if let Some(entry) = self.members.get_mut(uid) {
+            self.changed |= !entry.ended;
+            entry.ended = true;
+        }
     }
 }
 
@@ -276,6 +290,16 @@ mod tests {
         let gone = ended.after(&[], &[remembers("a")], NOW);
         assert!(gone.vanished(&[]).is_empty());
         assert_eq!(gone.ended(&[]), [pod("a", ProxyStatus::Ended)]);
+    }
+
+    #[test]
+    fn whoever_was_told_to_have_ended_owes_nothing_also_if_it_is_heard_of_only_then() {
+        let mut ledger = Ledger::default();
+        ledger.end(&[pod("a", ProxyStatus::Ended)], NOW);
+        assert!(ledger.is_changed());
+        let later = ledger.after(&[], &[remembers("a")], NOW);
+        assert!(later.vanished(&[]).is_empty());
+        assert_eq!(later.ended(&[]), [pod("a", ProxyStatus::Ended)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod app;
 pub mod conditions;
 pub mod config;
 
+pub mod endings;
 pub mod fleet;
 pub mod founding;
 pub mod leader;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::Pod;
+use sha2::{Digest as _, Sha256};
 use steadfast_identity::own::SERVICE_ACCOUNT;
 use steadfast_platform::kubernetes::Namespaces;
 use steadfast_platform::names::parse_resource_key;
@@ -22,8 +23,8 @@ pub enum Carries {
 /// What was read last: parsing ten thousand pods is work, and between two looks hardly one changes.
 pub struct Listing {
     carries: Carries,
-    /// By key.
-    pods: HashMap<String, (Box<[u8]>, Option<Listed>)>,
+    /// By key: the digest of what was read, and what it says.
+    pods: HashMap<String, ([u8; 32], Option<Listed>)>,
 }
 
 impl Listing {
@@ -42,27 +43,26 @@ impl Listing {
         store: &dyn Store,
         namespaces: &Namespaces,
     ) -> Result<Vec<Listed>, StoreError> {
-        let (entries, _) = store.list(&format!("{RESOURCES_PREFIX}Pod/")).await?;
-        let mut before = std::mem::take(&mut self.pods);
-        let mut all = Vec::with_capacity(entries.len());
-        for entry in entries {
-            // By its content: the revisions of a store that was put back come again.
-            let known = before.remove(&entry.key).filter(|(value, _)| **value == *entry.value);
-            let pod = known.unwrap_or_else(|| {
-                // A copy: what came in one message with it is not kept.
-                let value = Box::from(&*entry.value);
-                (value, listed(&entry, self.carries, namespaces))
-            });
-            all.extend(pod.1.clone());
-            self.pods.insert(entry.key, pod);
-        }
+        let (carries, mut before) = (self.carries, std::mem::take(&mut self.pods));
+        let (mut all, pods) = (Vec::with_capacity(before.len()), &mut self.pods);
+        let mut read = |entries: Vec<Entry>| {
+            for entry in entries {
+                // By its content: the revisions of a store that was put back come again.
+                let digest = Sha256::digest(&entry.value).into();
+                let known = before.remove(&entry.key).filter(|(known, _)| *known == digest);
+                let pod = known.unwrap_or_else(|| (digest, listed(&entry, carries, namespaces)));
+                all.extend(pod.1.clone());
+                pods.insert(entry.key, pod);
+            }
+        };
+        store.list_parts(&format!("{RESOURCES_PREFIX}Pod/"), &mut read).await?;
         Ok(all)
     }
 }
 
 /// A pod, as the census asks for it. One that does not parse may run all the same: it is asked for
 /// by the name of its key, and nobody can answer for it until it is mended.
-fn listed(entry: &Entry, carries: Carries, namespaces: &Namespaces) -> Option<Listed> {
+pub(crate) fn listed(entry: &Entry, carries: Carries, namespaces: &Namespaces) -> Option<Listed> {
     let (_, name) = parse_resource_key(&entry.key)?;
     let Ok(pod) = serde_json::from_slice::<Pod>(&entry.value) else {
         let name = name.to_string();
@@ -75,12 +75,17 @@ fn listed(entry: &Entry, carries: Carries, namespaces: &Namespaces) -> Option<Li
     let is = |namespace: &str, wanted| name.namespace == namespace && account == Some(wanted);
     let ours = is(&namespaces.control, CONTROL_ACCOUNT) || is(&namespaces.anchors, OWN_ACCOUNT);
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let proxy = match (phase, carries) {
+    let runs = match carries {
+        Carries::Container if has_proxy(&pod) => Some(container(&pod, |name| name == PROXY)),
+        Carries::Container if ours => Some(container(&pod, |_| true)),
+        _ => None,
+    };
+    let proxy = match (phase, runs) {
+        // A native sidecar runs while the pod is still pending. Where a node is gone, Kubernetes says
+        // that its pods have failed, and knows it of none of their containers.
+        (_, Some(true)) => ProxyStatus::Running,
         (Some("Succeeded" | "Failed"), _) => ProxyStatus::Ended,
-        // A native sidecar runs while the pod is still pending.
-        (_, Carries::Container) if has_proxy(&pod) => container(&pod, |name| name == PROXY),
-        (_, Carries::Container) if ours => container(&pod, |_| true),
-        (Some("Pending"), _) => ProxyStatus::NotStarted,
+        (_, Some(false)) | (Some("Pending"), None) => ProxyStatus::NotStarted,
         // Also where nobody says: it may run.
         _ => ProxyStatus::Running,
     };
@@ -103,13 +108,11 @@ fn has_proxy(pod: &Pod) -> bool {
 }
 
 /// Whether one of these containers runs, by the pod's status.
-fn container(pod: &Pod, which: impl Fn(&str) -> bool) -> ProxyStatus {
-    let Some(status) = &pod.status else { return ProxyStatus::NotStarted };
+fn container(pod: &Pod, which: impl Fn(&str) -> bool) -> bool {
+    let Some(status) = &pod.status else { return false };
     let of = [&status.container_statuses, &status.init_container_statuses];
     let mut all = of.into_iter().flatten().flatten().filter(|container| which(&container.name));
-    let runs =
-        all.any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
-    if runs { ProxyStatus::Running } else { ProxyStatus::NotStarted }
+    all.any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
 }
 
 /// Linkerd's name of the proxy's container.
@@ -190,8 +193,13 @@ mod tests {
             let waits = status("demo", pod(phase, "linkerd-proxy", waiting.clone()));
             assert_eq!(waits, Some(ProxyStatus::NotStarted), "{phase}");
         }
-        let ended = status("demo", pod("Failed", "linkerd-proxy", running.clone()));
-        assert_eq!(ended, Some(ProxyStatus::Ended));
+        let terminated = serde_json::json!({ "terminated": { "exitCode": 0 } });
+        for phase in ["Succeeded", "Failed"] {
+            let ended = status("demo", pod(phase, "linkerd-proxy", terminated.clone()));
+            assert_eq!(ended, Some(ProxyStatus::Ended), "{phase}");
+        }
+        let lost = status("demo", pod("Failed", "linkerd-proxy", running.clone()));
+        assert_eq!(lost, Some(ProxyStatus::Running), "its node is gone, and may still be there");
         assert_eq!(status("demo", pod("Running", "other", running.clone())), None);
         // Our own processes are members without a sidecar.
         let own = status("steadfast", pod("Running", "other", running));

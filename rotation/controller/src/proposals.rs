@@ -154,6 +154,11 @@ impl Deciding<'_> {
                 .to_owned());
         }
         let (anchor, record) = match self.state.issuer(issuer.id) {
+            Some(known) if first_of(&issuer.pem).as_ref() != Some(&known.der) => {
+                return Err("it has a new certificate for an old key: renew it with a new key \
+                            (rotationPolicy: Always)"
+                    .to_owned());
+            }
             Some(known) => (self.known_anchor(known)?, None),
             None => {
                 let (anchor, record) = self.chain(issuer, anchors)?;
@@ -173,7 +178,7 @@ impl Deciding<'_> {
         let state = self.state.anchor(id).map(|anchor| anchor.state);
         match state {
             Some(AnchorState::Active) => self.issuer_under_active(issuer.id),
-            Some(AnchorState::Retiring) => self.back(),
+            Some(AnchorState::Retiring) => self.back_to(id),
             Some(AnchorState::Generated | AnchorState::Standby) if is_listed => self.rotate_to(id),
             Some(AnchorState::Generated | AnchorState::Standby) => Err(format!(
                 "it is under the anchor {}, which {} does not list: list it there",
@@ -270,6 +275,20 @@ impl Deciding<'_> {
         by == self.proposed.bundle
     }
 
+    /// What we have ordered is undone; what others have is not.
+    fn back_to(&mut self, id: KeyId) -> Result<(), String> {
+        match &self.state.rotation {
+            Some(rotation) if !self.is_ours(&rotation.by) => Err(format!(
+                "rotation {}, ordered by {}, leaves its anchor {}: bring an issuer under another \
+                 anchor, or turn the rotation back (`steadfast anchor abort`)",
+                rotation.number,
+                rotation.by,
+                id.short()
+            )),
+            _ => self.back(),
+        }
+    }
+
     fn back(&mut self) -> Result<(), String> {
         match &self.state.rotation {
             Some(rotation) if rotation.abort || rotation.turned_back => Ok(()),
@@ -343,6 +362,11 @@ pub fn listed(
     if anchors.is_empty() { Err(format!("{entry} lists no certificate")) } else { Ok(anchors) }
 }
 
+/// The first certificate of a chain; `None`: there is none.
+fn first_of(chain: &str) -> Option<Vec<u8>> {
+    pem::parse_many(chain).ok()?.into_iter().next().map(pem::Pem::into_contents)
+}
+
 /// A certificate as it is compared.
 fn pem_of(der: &[u8]) -> String {
     pem::encode(&pem::Pem::new("CERTIFICATE", der))
@@ -387,7 +411,12 @@ impl Proposals {
                         found = Some(read);
                     }
                     // What was there stays.
-                    Some(Err(error)) => tracing::debug!(error, bundle = self.bundle, "not read"),
+                    Some(Err(error)) => {
+                        tracing::debug!(error, bundle = self.bundle, "not read");
+                        if !matches!(found, Some(Ok(_))) {
+                            found = Some(Err(format!("it cannot be read: {error}")));
+                        }
+                    }
                     None => tokio::time::sleep(LOOK_EVERY).await,
                 },
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -450,6 +479,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 #[cfg(test)]
 mod tests {
     use steadfast_identity::authority::{Authority, found, make_anchor, make_issuer};
+    use steadfast_rotation_protocol::rotation::{Goal, Next, Rotation};
 
     use super::*;
 
@@ -627,6 +657,54 @@ mod tests {
         let ordered = decision.ordered.unwrap();
         assert_eq!(ordered.requested.as_ref().unwrap().by, "a person");
         assert!(ordered.anchor(root.id).is_some(), "it waits, with its issuer");
+    }
+
+    #[test]
+    fn a_rotation_that_somebody_else_has_ordered_away_from_the_anchor_goes_on() {
+        let root = root();
+        let issuer = under(&root);
+        let mut state = active_under(&root, &issuer);
+        for anchor in &mut state.anchors {
+            match anchor.state {
+                AnchorState::Active => anchor.state = AnchorState::Retiring,
+                AnchorState::Standby => anchor.state = AnchorState::Active,
+                _ => {}
+            }
+        }
+        state.rotation = Some(Rotation {
+            number: 3,
+            attempt: 0,
+            by: "ann".to_owned(),
+            started: NOW,
+            since: NOW,
+            goal: Goal::Successor { next: Next::Added, canary: None },
+            added: None,
+            urgent: None,
+            deadline: None,
+            abort: false,
+            rescue: false,
+            turned_back: false,
+            phase: serde_json::from_str(r#"{"generating":null}"#).unwrap(),
+            steps: Vec::new(),
+        });
+        let decision = decide(&state, 9, &proposed(&[&root], Some(issuer.clone())), NOW);
+        assert_eq!(decision.ordered, None);
+        assert!(decision.held[0].contains("rotation 3, ordered by ann"), "{:?}", decision.held);
+        // One of ours goes back.
+        state.rotation.as_mut().unwrap().by = BUNDLE.to_owned();
+        let decision = decide(&state, 9, &proposed(&[&root], Some(issuer)), NOW);
+        assert!(decision.ordered.unwrap().rotation.unwrap().abort);
+    }
+
+    #[test]
+    fn an_issuer_with_a_new_certificate_for_its_old_key_is_held() {
+        let root = root();
+        let first = under(&root);
+        let state = active_under(&root, &first);
+        let renewed = ProposedIssuer { pem: under(&root).pem, ..first };
+        let decision = decide(&state, 9, &proposed(&[&root], Some(renewed)), NOW);
+        assert_eq!(decision.ordered, None);
+        assert!(decision.held[0].contains("rotationPolicy: Always"), "{:?}", decision.held);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::census::{self, Held, Replica, Round};
+use steadfast_rotation_protocol::census::{self, Held, Listed, Replica, Round};
 use steadfast_rotation_protocol::controller::{
     Controller, Effect, Made, Now, Observation, Persist, Signed, Standing, Timings, Wait, Waits,
 };
@@ -25,6 +25,7 @@ use steadfast_rotation_protocol::trust_domain::{Condemned, IssuerRequest, Label,
 use tokio::sync::watch;
 
 use crate::anchors::{Anchors, AnchorsError};
+use crate::endings::{self, Ended};
 use crate::event_log::{EventLog, EventLogError};
 use crate::events;
 use crate::evidence::{self, KeepError};
@@ -67,6 +68,8 @@ pub struct Parts {
     pub namespaces: Namespaces,
     /// How a pod says that it carries our proxy.
     pub carries: Carries,
+    /// Who has ended since it was asked last, as the platform told it.
+    pub ended: Box<dyn Fn() -> Ended + Send + Sync>,
     /// Whether every mirror of the bundle shows this sequence number, where mirrors are our affair.
     pub mirrors_show: Box<dyn Fn(u64) -> bool + Send + Sync>,
     /// The anchors of this state that the tool of an operator lists.
@@ -110,6 +113,10 @@ pub struct Shell {
     signed: Option<Signed>,
     listing: Listing,
     ledger: Option<Ledger>,
+    /// Who has ended, until it is written down.
+    ended: Vec<Listed>,
+    /// When who has ended was written down last, on the boot clock.
+    settled: Option<Duration>,
     /// The newest rotation of the past when evidence was tidied last.
     past: Option<u64>,
     /// The state as it was seen last, for what has happened since.
@@ -189,6 +196,8 @@ impl Shell {
             signed: None,
             listing,
             ledger: None,
+            ended: Vec::new(),
+            settled: None,
             past: None,
             before: None,
         }
@@ -222,6 +231,12 @@ impl Shell {
         if leads != self.led {
             self.begin_anew(leads);
         }
+        if leads
+            && self.settles()
+            && let Err(error) = self.settle().await
+        {
+            tracing::debug!(error = %ErrorChain(&error), "who has ended is written down later");
+        }
         match role? {
             Role::Leads if self.rests(revision) => {
                 self.standing.send_modify(|standing| standing.seen_at = now.wall);
@@ -250,8 +265,44 @@ impl Shell {
         self.round.send_replace(None);
     }
 
+    /// Whether who has ended is to be written down now.
+    fn settles(&self) -> bool {
+        let now = self.parts.clock.since_boot();
+        self.settled.is_none_or(|settled| now.saturating_sub(settled) >= SETTLE_EVERY)
+    }
+
+    /// Writes down who has ended, and how far that is known: a controller that starts goes on there.
+    async fn settle(&mut self) -> Result<(), LookError> {
+        let store = Arc::clone(&self.parts.store);
+        self.settled = Some(self.parts.clock.since_boot());
+        let Ended { pods, seen: Some(seen) } = (self.parts.ended)() else { return Ok(()) };
+        self.ended.extend(pods);
+        let mut ledger = match self.ledger.take() {
+            Some(known) => known,
+            None => Ledger::read(&*store).await?,
+        };
+        ledger.end(&self.ended, self.store_time());
+        if let Err(error) = ledger.write(&*store).await {
+            self.read_again(ledger).await;
+            return Err(error);
+        }
+        self.ledger = Some(ledger);
+        self.ended.clear();
+        Ok(endings::keep(&*store, seen).await?)
+    }
+
     /// Somebody else may decide, at once.
     pub async fn resign(&mut self) {
+        if self.led {
+            match tokio::time::timeout(SETTLE_TIMEOUT, self.settle()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    let error = ErrorChain(&error);
+                    tracing::warn!(%error, "who has ended just now may count as vanished");
+                }
+                Err(_) => tracing::warn!("who has ended just now may count as vanished"),
+            }
+        }
         let resigning = self.candidate.resign(&*self.parts.store);
         match tokio::time::timeout(RESIGN_TIMEOUT, resigning).await {
             Ok(Ok(())) => {}
@@ -471,6 +522,8 @@ impl Shell {
         // halted, what is known may be of a copy of any age.
         let now = self.store_time();
         let since = if state.halted.is_some() { Some(now) } else { state.recovered_at };
+        self.ended.extend((self.parts.ended)().pods);
+        ledger.end(&self.ended, now);
         ledger.note(&listed, &replicas, now, since.unwrap_or_default(), kept);
         // Before anybody is counted: a restart must not forget who was counted on.
         if let Err(error) = ledger.write(&*self.parts.store).await {
@@ -478,6 +531,7 @@ impl Shell {
             self.read_again(ledger).await;
             return Err(error);
         }
+        self.ended.clear();
         let vanished = ledger.vanished(&listed);
         listed.extend(ledger.ended(&listed));
         self.ledger = Some(ledger);
@@ -633,7 +687,10 @@ fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, LookError> 
     serde_json::from_slice(&entry.value).map_err(|error| LookError::State(entry.key.clone(), error))
 }
 
+/// The API server forgets what has happened some minutes ago.
+const SETTLE_EVERY: Duration = Duration::from_secs(30);
 const RESIGN_TIMEOUT: Duration = Duration::from_secs(1);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Ten thousand are left in peace for 1.5 s, then for 3 s, and in the end for 30 s: little, in ten
 /// minutes of renewals.

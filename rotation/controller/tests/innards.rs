@@ -18,6 +18,7 @@ use steadfast_platform::store::{EVIDENCE_INDEX_KEY, Event, LEADER_KEY, TRUST_DOM
 use steadfast_platform::{Entry, Revision, Store, StoreError};
 use steadfast_process::{Clock, Drain};
 use steadfast_rotation::Anchors;
+use steadfast_rotation::endings::Ended;
 use steadfast_rotation::event_log::EventLog;
 use steadfast_rotation::evidence::{self, KeepError};
 use steadfast_rotation::leader::{Candidate, Role};
@@ -245,6 +246,7 @@ impl Mesh {
                 anchors: "steadfast".to_owned(),
             },
             carries: Carries::Unless,
+            ended: Box::new(Ended::default),
             mirrors_show: Box::new(|_| true),
             event_log: EventLog::default(),
             name: name.to_owned(),
