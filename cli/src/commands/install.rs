@@ -162,7 +162,11 @@ pub(crate) async fn uninstall(args: &UninstallArgs) -> Result<(), Problem> {
         there.iter().filter(|object| !kept(object)).map(Object::manifest).collect();
     if args.trust {
         texts.extend(mirrors(cluster).await?.iter().map(Object::manifest));
-        texts.push(crds()?);
+        // The others are Linkerd's, whose mesh may be there too.
+        let crds = crds()?;
+        let own =
+            crds.split("---\n").filter(|crd| crd.contains("\n  group: trust.steadfast.dev\n"));
+        texts.extend(own.map(|crd| format!("---\n{crd}")));
     }
     Ok(output::print(&texts.concat())?)
 }

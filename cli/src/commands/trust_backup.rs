@@ -223,7 +223,9 @@ pub(super) fn read(path: &Path) -> Result<(TrustDomainState, Vec<(String, Bytes)
 /// who was there. Pods that have gone since are waited for until nothing of them can be valid, as
 /// any that vanish; without the ledger one that still runs, cut off, would be forgotten.
 fn is_put_back(key: &str) -> bool {
-    let ledger = key.strip_prefix(LEDGER_KEY).is_some_and(|piece| piece.starts_with('/'));
+    let ledger = key
+        .strip_prefix(LEDGER_KEY)
+        .is_some_and(|piece| piece.starts_with('/') && piece != "/seen");
     ledger
         || key == EVIDENCE_INDEX_KEY
         || key.starts_with(EVIDENCE_PREFIX)

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use steadfast_api::UnixTime;
 use steadfast_process::{Clock as _, ErrorChain, SystemClock, duration};
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::trust_domain::AnchorState;
+use steadfast_rotation_protocol::trust_domain::{AnchorRecord, AnchorState};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{Category, Wrong, some};
@@ -248,7 +248,8 @@ fn anchor(state: &TrustDomainState, wanted: AnchorState, now: UnixTime) -> Resul
     let parsed = parsed.map_err(|error| {
         Wrong::error(format!("{name} cannot be read: {error}"), "steadfast trust status")
     })?;
-    lasting(&name, parsed.not_before(), parsed.not_after(), now, "steadfast anchor rotate")
+    let mend = mend(state, now, "steadfast anchor rotate");
+    lasting(&name, parsed.not_before(), parsed.not_after(), now, mend)
 }
 
 fn issuer(state: &TrustDomainState, now: UnixTime) -> Result<(), Wrong> {
@@ -260,7 +261,16 @@ fn issuer(state: &TrustDomainState, now: UnixTime) -> Result<(), Wrong> {
         Wrong::error(format!("{name} cannot be read: {error}"), "steadfast issuer status")
     })?;
     let from = UnixTime::from_secs(parsed.validity().not_before.timestamp());
-    lasting(&name, from, issuer.not_after, now, "steadfast issuer rotate")
+    lasting(&name, from, issuer.not_after, now, mend(state, now, "steadfast issuer rotate"))
+}
+
+/// What helps, unless everything has ended.
+fn mend<'a>(state: &TrustDomainState, now: UnixTime, usual: &'a str) -> &'a str {
+    let lasts = |anchor: &AnchorRecord| {
+        let parsed = steadfast_api::TrustAnchor::parse(&anchor.der);
+        parsed.is_ok_and(|parsed| parsed.not_after() > now)
+    };
+    if state.published().any(lasts) { usual } else { "steadfast trust recover" }
 }
 
 /// Whether a certificate is valid, and has more than a fifth of its life left.
@@ -277,7 +287,7 @@ fn lasting(
     }
     if now >= to {
         let what = format!("{name} has ended at {to}");
-        return Err(Wrong::error(what, "steadfast trust recover"));
+        return Err(Wrong::error(what, mend));
     }
     let (life, left) = (to.since(from), to.since(now));
     if left < life / 5 {
