@@ -4,6 +4,9 @@
 use serde_json::Value;
 use steadfast_test_rig::cluster::{Cluster, Kubectl};
 use steadfast_test_rig::load::Report;
+use steadfast_test_rig::until;
+
+use crate::trust::DEADLINE;
 
 /// The application in a namespace of its own.
 pub struct Application {
@@ -32,6 +35,25 @@ impl Application {
             cluster.kubectl(&["rollout", "status", "--timeout=90s", &deployment, &namespace]);
         }
         Self { kubectl: (**cluster).clone(), namespace }
+    }
+
+    /// Replaces the pods of these deployments by new ones, as a rollout does it.
+    pub async fn restart(&self, deployments: &[&str]) {
+        let namespace = format!("--namespace={}", self.namespace);
+        let all = self.pods().len();
+        for deployment in deployments {
+            let deployment = format!("deployment/{deployment}");
+            self.kubectl.kubectl(&["rollout", "restart", &deployment, &namespace]);
+            let status = ["rollout", "status", "--timeout=110s", &deployment, &namespace];
+            self.kubectl.kubectl(&status);
+        }
+        until("the old pods are gone", DEADLINE, || async {
+            match self.pods().len() {
+                pods if pods == all => Ok(()),
+                pods => Err(format!("{pods} pods")),
+            }
+        })
+        .await;
     }
 
     /// What has come of the requests so far, or why it cannot be read.
@@ -100,6 +122,8 @@ spec:
   template:
     metadata: { labels: { app: web } }
     spec:
+      # It does not hear SIGTERM, and serves until then.
+      terminationGracePeriodSeconds: 10
       serviceAccountName: web
       containers:
       - name: web
@@ -116,6 +140,8 @@ spec:
   template:
     metadata: { labels: { app: api } }
     spec:
+      # It does not hear SIGTERM, and serves until then.
+      terminationGracePeriodSeconds: 10
       serviceAccountName: api
       topologySpreadConstraints:
       - maxSkew: 1
@@ -128,8 +154,9 @@ spec:
         imagePullPolicy: Never
         args: [http, "0.0.0.0:8080", "store:80"]
         ports: [{ name: http, containerPort: 8080 }]
-        readinessProbe: { httpGet: { path: /hello, port: http }, periodSeconds: 1 }
-        livenessProbe: { httpGet: { path: /hello, port: http } }
+        readinessProbe:
+          { httpGet: { path: /hello, port: http }, periodSeconds: 1, timeoutSeconds: 5 }
+        livenessProbe: { httpGet: { path: /hello, port: http }, timeoutSeconds: 10 }
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -140,6 +167,8 @@ spec:
   template:
     metadata: { labels: { app: store } }
     spec:
+      # It does not hear SIGTERM, and serves until then.
+      terminationGracePeriodSeconds: 10
       serviceAccountName: store
       topologySpreadConstraints:
       - maxSkew: 1
@@ -153,6 +182,7 @@ spec:
         args: [http, "0.0.0.0:8080"]
         ports: [{ name: http, containerPort: 8080 }]
         # A sidecar takes every connection: only an answer shows that the application listens.
-        readinessProbe: { httpGet: { path: /hello, port: http }, periodSeconds: 1 }
-        livenessProbe: { tcpSocket: { port: http } }
+        readinessProbe:
+          { httpGet: { path: /hello, port: http }, periodSeconds: 1, timeoutSeconds: 5 }
+        livenessProbe: { tcpSocket: { port: http }, timeoutSeconds: 10 }
 "#;

@@ -23,9 +23,8 @@ async fn a_pod_without_a_sidecar_and_a_workload_outside_speak_mutual_tls_and_nob
 /// The kubelet asks for the certificate of a pod that has no sidecar; the bundle comes as a
 /// ClusterTrustBundle. A key that nobody here issues to is denied.
 async fn a_kubelet_asks_for_a_pod(cluster: &Cluster, application: &Application) {
-    cluster.apply(&BARE.replace("$NAME", "bare").replace("$KEY", "ECDSAP256"));
+    start_bare(cluster).await;
     cluster.apply(&BARE.replace("$NAME", "wrong").replace("$KEY", "RSA3072"));
-    cluster.wait_for(&["--for=condition=Ready", "pod/bare", "--namespace=bare"]).await;
     let requests = || {
         let found = ["get", "podcertificaterequests", "--namespace=bare", "--output=json"];
         let found: Value = serde_json::from_str(&cluster.kubectl(&found)).expect("JSON");
@@ -43,19 +42,10 @@ async fn a_kubelet_asks_for_a_pod(cluster: &Cluster, application: &Application) 
         if denied { Ok(()) } else { Err(format!("{requests:#?}")) }
     })
     .await;
-    let pods = application.pods();
-    let api = pods.iter().find(|pod| pod["metadata"]["labels"]["app"] == "api").expect("api runs");
-    let addr = format!("{}:8080", api["status"]["podIP"].as_str().expect("an address"));
-    let server = "api.shop.serviceaccount.identity.steadfast.cluster.local";
-    let ask = |name: &str| {
-        let exec = ["exec", "bare", "--namespace=bare", "--", "/steadfast-test-app", "tls-get"];
-        let files = ["/id/credentials.pem", "/id/anchors.pem", "/head"];
-        cluster.try_kubectl(&[&exec[..], &[&addr, name], &files].concat())
-    };
-    let answer = ask(server).expect("it answers");
+    let answer = ask_by_pod_certificate(cluster, application, "api").expect("it answers");
     let client = "l5d-client-id: bare.bare.serviceaccount.identity.steadfast.cluster.local";
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(client), "{answer}");
-    let other = ask("web.shop.serviceaccount.identity.steadfast.cluster.local");
+    let other = ask_by_pod_certificate(cluster, application, "web");
     assert!(other.is_err(), "it is taken for another: {other:?}");
     // No census can ask it: the state says until when it may hold what it has.
     let promised = cluster.kubectl(&[
@@ -65,6 +55,27 @@ async fn a_kubelet_asks_for_a_pod(cluster: &Cluster, application: &Application) 
         "--output=jsonpath={.spec.promised[*].holder}",
     ]);
     assert_eq!(promised, "pod certificates");
+}
+
+/// Starts a pod that has a certificate of ours and no sidecar.
+pub async fn start_bare(cluster: &Cluster) {
+    cluster.apply(&BARE.replace("$NAME", "bare").replace("$KEY", "ECDSAP256"));
+    cluster.wait_for(&["--for=condition=Ready", "pod/bare", "--namespace=bare"]).await;
+}
+
+/// What a pod of `api` answers to it over mutual TLS, if it is who `expected` is.
+pub fn ask_by_pod_certificate(
+    cluster: &Cluster,
+    application: &Application,
+    expected: &str,
+) -> Result<String, String> {
+    let pods = application.pods();
+    let api = pods.iter().find(|pod| pod["metadata"]["labels"]["app"] == "api").expect("api runs");
+    let addr = format!("{}:8080", api["status"]["podIP"].as_str().expect("an address"));
+    let name = format!("{expected}.shop.serviceaccount.identity.steadfast.cluster.local");
+    let exec = ["exec", "bare", "--namespace=bare", "--", "/steadfast-test-app", "tls-get"];
+    let files = ["/id/credentials.pem", "/id/anchors.pem", "/head"];
+    cluster.try_kubectl(&[&exec[..], &[&addr, &name], &files].concat())
 }
 
 /// What an ExternalWorkload names is an endpoint of the Service that selects it, by its identity and
@@ -99,7 +110,9 @@ async fn a_workload_outside_is_an_endpoint(cluster: &Cluster, application: &Appl
     answers("it is not what it was said to be", service.clone(), Result::is_err).await;
     external("vm");
     answers("it is spoken to as itself", service, knows).await;
-    // By its own address it is two things, until it is one again.
+    // By its own address a pod is itself, whatever an ExternalWorkload of another namespace says.
+    external("somebody-else");
+    answers("the pod is spoken to as itself", address.clone(), knows).await;
     cluster.kubectl(&["delete", "externalworkload", "vm", "--namespace=shop"]);
     answers("the pod is spoken to as itself", address.clone(), knows).await;
     cluster.apply(SERVER);
@@ -124,7 +137,7 @@ async fn what_must_be_refused_is(cluster: &Cluster, application: &Application) {
     let own = cluster.try_kubectl(&["get", "secrets", &control, &token]);
     assert!(own.is_ok(), "the token is good: {own:?}");
 
-    // A kubelet asks for a token, or a certificate, of a pod that it does not run.
+    // A kubelet asks for a token of a pod that it does not run.
     let pods = application.pods();
     let store = pods.iter().find(|pod| pod["metadata"]["labels"]["app"] == "store").expect("one");
     let (pod, node) = (&store["metadata"], store["spec"]["nodeName"].as_str().expect("a node"));
@@ -207,6 +220,7 @@ spec:
       - podCertificate:
           signerName: trust.steadfast.dev/svid
           keyType: $KEY
+          maxExpirationSeconds: 3600
           credentialBundlePath: credentials.pem
       - clusterTrustBundle:
           signerName: trust.steadfast.dev/svid

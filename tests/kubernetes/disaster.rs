@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use steadfast_api::UnixTime;
 use steadfast_process::{Clock as _, SystemClock};
-use steadfast_test_rig::cluster::Cluster;
+use steadfast_test_rig::cluster::{ANCHORS_NAMESPACE, CONTROL_NAMESPACE, Cluster};
 use steadfast_test_rig::until;
 
 use crate::application::Application;
@@ -87,6 +87,15 @@ async fn a_cluster_that_slept_until_everything_had_expired_is_healed_by_one_comm
     })
     .await;
     cluster.wake();
+    // As after a power cut: the control plane begins with what is stored alone.
+    let all = ["delete", "pods", "--all", "--grace-period=1", "--wait=false", "--namespace"];
+    until("the control plane is started again", DEADLINE, || async {
+        for namespace in [CONTROL_NAMESPACE, ANCHORS_NAMESPACE] {
+            cluster.try_kubectl(&[&all[..], &[namespace]].concat())?;
+        }
+        Ok::<_, String>(())
+    })
+    .await;
     until("nothing is issued any more", DEADLINE, || async {
         let asked = cluster.try_kubectl(&["get", "trustdomain"])?;
         let check = cluster.steadfast(&["trust", "status"]).unwrap_or_else(|said| said);

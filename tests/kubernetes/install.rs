@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use steadfast_test_rig::app::App;
 use steadfast_test_rig::cluster::{
-    ANCHORS_NAMESPACE as ANCHORS, CONTROL_NAMESPACE, Cluster, chart,
+    ANCHORS_NAMESPACE as ANCHORS, CONTROL_NAMESPACE, Cluster, chart, steadfast_by,
 };
+use steadfast_test_rig::process::free_addr;
 use steadfast_test_rig::until;
 
 #[tokio::test]
@@ -74,6 +76,14 @@ async fn the_charts_install_a_control_plane_that_founds_its_own_trust_domain() {
         assert!(answer.is_err(), "{account} can {verb} {what} in {namespace:?}");
     }
 
+    // What others may have defined, and have not, keeps nobody from discovering services.
+    let foreign = ["servers.policy.linkerd.io", "externalworkloads.workload.linkerd.io"];
+    cluster.kubectl(&[&["delete", "crd"], &foreign[..]].concat());
+    let control = format!("--namespace={CONTROL_NAMESPACE}");
+    cluster.kubectl(&["rollout", "restart", "deployment/steadfast-control", &control]);
+    let status = ["rollout", "status", "deployment/steadfast-control", "--timeout=90s", &control];
+    cluster.kubectl(&status);
+
     // A state that somebody deletes is told, and no other is founded in its place.
     let rotation = format!("--namespace={ANCHORS}");
     let restart = ["rollout", "restart", "deployment/steadfast-rotation", &rotation];
@@ -98,10 +108,11 @@ fn domain(cluster: &Cluster) -> Value {
     found["spec"].clone()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_command_installs_what_the_charts_do_and_takes_it_away_again() {
     let cluster = Cluster::start(0).await;
     let run = |args: &[&str]| cluster.steadfast(args).unwrap_or_else(|e| panic!("{args:?}: {e}"));
+    check_says_what_is_missing_to_install(&cluster).await;
 
     // The same objects as Helm's, but for who manages them and the namespace that Helm makes.
     let ours =
@@ -146,6 +157,40 @@ async fn the_command_installs_what_the_charts_do_and_takes_it_away_again() {
     assert!(cluster.try_kubectl(&["get", "crd", "trustdomains.trust.steadfast.dev"]).is_err());
     let error = cluster.steadfast(&["upgrade"]).unwrap_err();
     assert!(error.contains("no control plane is installed"), "{error}");
+}
+
+/// The one who asks may do nothing here, a node's clock is ahead, the API server is of long ago.
+async fn check_says_what_is_missing_to_install(cluster: &Cluster) {
+    let checked = cluster.steadfast(&["check", "--pre"]);
+    checked.unwrap_or_else(|wrong| panic!("{wrong}"));
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": { "name": "fast", "namespace": "kube-node-lease" },
+        "spec": { "holderIdentity": "fast", "renewTime": "2126-01-01T00:00:00.000000Z" },
+    });
+    cluster.create(&lease);
+    let skewed = cluster.steadfast(&["check", "--pre"]).unwrap_err();
+    assert!(skewed.contains("the clock of fast is") && skewed.contains("chrony"), "{skewed}");
+    cluster.kubectl(&["delete", "lease", "fast", "--namespace=kube-node-lease"]);
+
+    let kubeconfig = cluster.kubectl(&["config", "view", "--raw", "--output=json"]);
+    let mut kubeconfig: Value = serde_json::from_str(&kubeconfig).expect("kubectl prints JSON");
+    let file = cluster.dir().join("another.kubeconfig");
+    let mut check_pre = |at: &str, value: &str| {
+        *kubeconfig.pointer_mut(at).expect("it is there") = value.into();
+        std::fs::write(&file, kubeconfig.to_string()).expect("the folder is ours");
+        steadfast_by(&file, &["check", "--pre"]).unwrap_err()
+    };
+    cluster.kubectl(&["create", "serviceaccount", "anybody", "--namespace=default"]);
+    let token = cluster.kubectl(&["create", "token", "anybody", "--namespace=default"]);
+    let refused = check_pre("/users/0/user/token", token.trim());
+    assert!(refused.contains("you may not create customresourcedefinitions"), "{refused}");
+    let version = r#"{"major":"1","minor":"27","gitVersion":"v1.27.1","gitCommit":"",
+        "gitTreeState":"","buildDate":"","goVersion":"","compiler":"","platform":""}"#;
+    let of_long_ago = App::telling(free_addr(), "/version", || version.to_owned()).await;
+    let of_long_ago = of_long_ago.expect("a port is free");
+    let old = check_pre("/clusters/0/cluster/server", &format!("http://{}", of_long_ago.addr));
+    assert!(old.contains("it runs v1.27.1") && old.contains("upgrade the cluster"), "{old}");
 }
 
 /// Each object of manifests, by what it is known by; who manages it does not count.

@@ -2,7 +2,7 @@
 //! request fails.
 
 use serde_json::Value;
-use steadfast_test_rig::cluster::Cluster;
+use steadfast_test_rig::cluster::{ANCHORS_NAMESPACE, Cluster};
 use steadfast_test_rig::process::binary_path;
 use steadfast_test_rig::until;
 
@@ -34,7 +34,7 @@ async fn an_anchor_rotates_under_real_pods_and_no_request_fails() {
 }
 
 /// Canaries first; turned back after the activation; with the anchor's key, and the issuer's, in other
-/// hands.
+/// hands; with the anchor's key deleted by mistake.
 #[tokio::test]
 async fn every_kind_of_rotation_ends_under_real_pods_and_no_request_fails() {
     let cluster = Cluster::start(1).await;
@@ -73,6 +73,16 @@ async fn every_kind_of_rotation_ends_under_real_pods_and_no_request_fails() {
     assert_ne!(issuer(), stolen);
     let denied = state(&cluster).expect("the state")["denied_issuers"].to_string();
     assert!(denied.contains(stolen.as_str().expect("an id")), "{denied}");
+
+    let lost = active_anchor(&cluster);
+    let key = format!("steadfast-anchor-{lost}");
+    cluster.kubectl(&["delete", "secret", &key, &format!("--namespace={ANCHORS_NAMESPACE}")]);
+    until("the standby has taken its place", ROTATION, || async {
+        let state = state(&cluster)?;
+        let mended = state["rotation"].is_null() && active(&state).as_ref() != Some(&lost);
+        if mended { Ok(()) } else { Err(state["rotation"].to_string()) }
+    })
+    .await;
 
     assert_eq!(lives(&application), pods, "a pod was created or restarted");
     let seen = application.report().expect("web tells").requests;

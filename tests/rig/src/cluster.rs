@@ -18,10 +18,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use steadfast_platform::kubernetes::{ServerClock, connect};
 use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::addons::COREDNS;
-pub use self::images::load;
-pub use self::install::{ANCHORS_NAMESPACE, CONTROL_NAMESPACE, chart};
+use self::images::Version;
+pub use self::images::{PREVIOUS_TAG, load};
+pub use self::install::{ANCHORS_NAMESPACE, CONTROL_NAMESPACE, chart, steadfast_by};
 pub use self::kubectl::Kubectl;
 pub use self::node::Node;
 use self::pki::Pki;
@@ -53,6 +55,7 @@ pub struct Cluster {
     kubectl: Kubectl,
     parts: Parts,
     dir: TempDir,
+    _share: SemaphorePermit<'static>,
 }
 
 impl Deref for Cluster {
@@ -66,7 +69,21 @@ impl Deref for Cluster {
 impl Cluster {
     /// Starts one with so many nodes, and waits until they are ready and names are resolved. One
     /// without nodes runs nothing, and is an API server with all that it has.
+    ///
+    /// It waits until others have left it room: a cluster that gets no processor for seconds restarts
+    /// what does not answer its probes.
     pub async fn start(nodes: u8) -> Self {
+        Self::start_with(nodes, u32::from(nodes).max(1)).await
+    }
+
+    /// The same, when no other test has one.
+    pub async fn start_alone(nodes: u8) -> Self {
+        Self::start_with(nodes, ROOM).await
+    }
+
+    async fn start_with(nodes: u8, share: u32) -> Self {
+        static FREE: Semaphore = Semaphore::const_new(ROOM as usize);
+        let share = FREE.acquire_many(share).await.expect("nobody closes it");
         let parts = Parts::find();
         let dir = TempDir::with_prefix("steadfast-cluster-").expect("a folder for the cluster");
         let logs = dir.path().join("log");
@@ -124,6 +141,7 @@ impl Cluster {
             kubectl,
             parts,
             dir,
+            _share: share,
         }
     }
 
@@ -139,7 +157,11 @@ impl Cluster {
 
     /// Brings the image `localhost/<program>:1` of a program of this workspace into every node.
     pub fn import(&self, program: &str) {
-        let image = images::of_program(&self.parts, program);
+        self.import_of(program, Version::This);
+    }
+
+    fn import_of(&self, program: &str, version: Version) {
+        let image = images::of_program(&self.parts, program, version);
         self.nodes.iter().for_each(|node| node.import(&self.parts, &image));
     }
 
@@ -298,6 +320,17 @@ impl Parts {
     /// Where programs are found, with those that a node has of the machine.
     fn search_path(&self) -> String {
         format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.bin.display())
+    }
+
+    /// The commit before this one: its programs and its charts.
+    fn previous(&self) -> PathBuf {
+        let previous = parts_root().join("previous");
+        assert!(
+            previous.join("programs").exists(),
+            "{} is missing: run tests/kubernetes/cluster previous",
+            previous.display()
+        );
+        previous
     }
 
     fn image(&self, name: &str) -> PathBuf {
@@ -511,4 +544,6 @@ const ETCD: &str = "http://10.250.0.2:2379";
 const FEATURE_GATES: &str =
     "ClusterTrustBundle=true,ClusterTrustBundleProjection=true,PodCertificateRequest=true";
 /// For everything that a loaded machine may take long for.
+/// So many nodes in all clusters of a test run; a cluster without any counts as one.
+const ROOM: u32 = 5;
 const DEADLINE: Duration = Duration::from_secs(120);

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod peer;
 pub mod process;
 pub mod redirected;
+pub mod subscribers;
 pub mod swarm;
 pub mod wait;
 

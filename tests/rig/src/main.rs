@@ -65,6 +65,18 @@ async fn main() -> anyhow::Result<ExitCode> {
             steadfast_test_rig::swarm::run(identity, Path::new(dir)).await?;
             Ok(ExitCode::SUCCESS)
         }
+        ["subscribe", identity, control, dir, prefix, count, suffix, connections] => {
+            let (dir, names) = (Path::new(dir), (*prefix, count.parse()?, *suffix));
+            steadfast_test_rig::subscribers::run(
+                identity,
+                control,
+                dir,
+                names,
+                connections.parse()?,
+            )
+            .await?;
+            Ok(ExitCode::SUCCESS)
+        }
         ["relay", listen, netns, target] => {
             relay(listen.parse()?, Path::new(netns), target.parse()?).await
         }
@@ -73,7 +85,8 @@ async fn main() -> anyhow::Result<ExitCode> {
                 "{other:?}: expected http ADDR [NEXT], client ADDR TO, tcp ADDR, server-first ADDR, \
                  talk ADDR GREETING_BYTES BYTES, load JSON, get ADDR PATH, \
                  tls-get ADDR NAME CREDENTIALS ANCHORS PATH, \
-                 connect JSON, serve JSON, swarm ADDR DIR or relay ADDR NETNS ADDR"
+                 connect JSON, serve JSON, swarm ADDR DIR, \
+                 subscribe ADDR ADDR DIR PREFIX COUNT SUFFIX CONNECTIONS or relay ADDR NETNS ADDR"
             );
             Ok(ExitCode::from(2))
         }

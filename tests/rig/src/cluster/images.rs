@@ -14,12 +14,15 @@ use crate::process::binary_path;
 pub fn load(nodes: &[u32]) {
     let parts = Parts::find();
     for program in PROGRAMS.into_iter().chain(["steadfast-test-app"]) {
-        let image = of_program(&parts, program);
+        let image = of_program(&parts, program, Version::This);
         for node in nodes {
             import(&entrance(*node, Kind::Machine), &parts, &image);
         }
     }
 }
+
+/// The tag of what the commit before this one has built.
+pub const PREVIOUS_TAG: &str = "previous";
 
 /// What a mesh is made of.
 pub(super) const PROGRAMS: [&str; 5] = [
@@ -30,19 +33,34 @@ pub(super) const PROGRAMS: [&str; 5] = [
     "steadfast-init",
 ];
 
-/// The image `localhost/<program>:1`, made anew where the program is newer.
-pub(super) fn of_program(parts: &Parts, program: &str) -> PathBuf {
+/// Whose programs are in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    /// This commit's, as they were built for this test.
+    This,
+    /// The commit's before it.
+    Previous,
+}
+
+/// The image `localhost/<program>:<tag>`, made anew where the program is newer.
+pub(super) fn of_program(parts: &Parts, program: &str, version: Version) -> PathBuf {
     // Tests in other threads ask for the same.
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-    let (binary, image) = (binary_path(program), parts.image(program));
+    let (binary, image, tag) = match version {
+        Version::This => (binary_path(program), parts.image(program), "1"),
+        Version::Previous => {
+            let image = parts.image(&format!("{program}-{PREVIOUS_TAG}"));
+            (parts.previous().join("programs").join(program), image, PREVIOUS_TAG)
+        }
+    };
     let changed = |path: &PathBuf| path.metadata().and_then(|metadata| metadata.modified()).ok();
     if changed(&image).is_some_and(|made| Some(made) > changed(&binary)) {
         return image;
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../kubernetes/image");
     let made = Command::new(script)
-        .args([&format!("localhost/{program}:1"), &image.display().to_string()])
+        .args([&format!("localhost/{program}:{tag}"), &image.display().to_string()])
         .args(["--program", &format!("/{program}={}", binary.display())])
         .args(if program == "steadfast-init" { rules() } else { Vec::new() })
         .args(["--", &format!("/{program}")])

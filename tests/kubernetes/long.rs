@@ -1,0 +1,87 @@
+//! What takes long, or much of the machine: `tests/run --long` runs it too.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use steadfast_test_rig::cluster::Cluster;
+use steadfast_test_rig::until;
+
+use crate::application::Application;
+use crate::bare::{ask_by_pod_certificate, start_bare};
+use crate::trust::{DEADLINE, SHORT, active_anchor, answered, lives};
+
+/// The API server takes no certificate of less than an hour, of which a kubelet waits for more than
+/// half before it asks for the next.
+#[tokio::test]
+async fn a_pod_certificate_is_renewed_while_the_pod_runs() {
+    let cluster = Cluster::start(1).await;
+    cluster.import("steadfast-test-app");
+    cluster.install(&SHORT).await;
+    let application = Application::start(&cluster, "shop");
+    start_bare(&cluster).await;
+    // Those that were answered are deleted after a while.
+    let requests = || {
+        let all = ["get", "podcertificaterequests", "--namespace=bare", "--output=name"];
+        let names = cluster.try_kubectl(&all)?;
+        Ok::<_, String>(names.lines().map(str::to_owned).collect::<HashSet<_>>())
+    };
+    let first = requests().expect("they are listed");
+    assert!(!first.is_empty());
+    until("the kubelet asks again", Duration::from_secs(4_200), || async {
+        let now = requests()?;
+        if now.is_subset(&first) { Err(format!("{now:?}")) } else { Ok(()) }
+    })
+    .await;
+    until("it is answered", DEADLINE, || async {
+        let now = ["get", "podcertificaterequests", "--namespace=bare", "--output=json"];
+        let now = cluster.try_kubectl(&now)?;
+        if now.contains("\"Issued\"") { Ok(()) } else { Err(now) }
+    })
+    .await;
+    let answer = ask_by_pod_certificate(&cluster, &application, "api").expect("it answers");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// How long each phase takes is in the output.
+#[tokio::test]
+async fn an_anchor_rotates_under_a_hundred_real_pods() {
+    let cluster = Cluster::start_alone(2).await;
+    cluster.import("steadfast-test-app");
+    cluster.install(&SHORT).await;
+    let application = Application::start(&cluster, "shop");
+    cluster.apply(CROWD);
+    let rollout = ["rollout", "status", "--timeout=100s", "deployment/crowd", "--namespace=shop"];
+    until("a hundred pods run", Duration::from_secs(1_200), || async {
+        cluster.try_kubectl(&rollout)
+    })
+    .await;
+    answered(&application, 100).await;
+    let (pods, anchor) = (lives(&application), active_anchor(&cluster));
+    assert_eq!(pods.len(), 100);
+    let said = cluster.steadfast(&["anchor", "rotate", "--yes"]).unwrap_or_else(|e| panic!("{e}"));
+    println!("{said}");
+    assert_ne!(active_anchor(&cluster), anchor);
+    assert_eq!(lives(&application), pods, "a pod was created or restarted");
+    let seen = application.report().expect("web tells").requests;
+    answered(&application, seen + 100).await;
+    println!("{}", cluster.steadfast(&["trust", "history", "1"]).expect("it is there"));
+}
+
+const CROWD: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: crowd, namespace: shop }
+spec:
+  replicas: 95
+  progressDeadlineSeconds: 3600
+  selector: { matchLabels: { app: crowd } }
+  template:
+    metadata: { labels: { app: crowd } }
+    spec:
+      serviceAccountName: store
+      containers:
+      - name: crowd
+        image: localhost/steadfast-test-app:1
+        imagePullPolicy: Never
+        args: [http, "0.0.0.0:8080"]
+"#;
