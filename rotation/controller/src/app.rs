@@ -101,7 +101,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let contexts = identity.contexts();
     let mirrors = match &place {
         Place::Kubernetes(client, _) => {
-            Some(Mirrors::new(Arc::clone(&store), ClusterBundle::new(client.clone())))
+            let (clock, offset) = (Arc::clone(&clock), Arc::clone(&clock_offset_ms));
+            let now = Box::new(move || store_time(clock.now(), &*offset));
+            Some(Mirrors::new(Arc::clone(&store), ClusterBundle::new(client.clone()), now))
         }
         Place::Standalone(_) => None,
     };
@@ -117,6 +119,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
                 makes_issuers: bundle.makes_issuers,
                 store: Arc::clone(&store),
                 now: Box::new(move || store_time(clock.now(), &*offset)),
+                timings: Timings { lease, ..config.timings },
                 held: not_taken.clone(),
                 listed: listed.clone(),
             };

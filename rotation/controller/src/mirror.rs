@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use steadfast_api::UnixTime;
 use steadfast_platform::bundle_file::{self, CERTIFICATES_FILE};
 use steadfast_platform::follow::{Change, follow};
 use steadfast_platform::kubernetes::ClusterBundle;
@@ -30,6 +31,10 @@ pub struct Mirrors {
     cluster: ClusterBundle,
     seen: Mutex<Seen>,
     changed: Notify,
+    /// The certificates that the cluster's was seen to hold, and when.
+    cluster_holds: Mutex<Option<(String, UnixTime)>>,
+    /// The time by the store's clock.
+    now: Box<dyn Fn() -> UnixTime + Send + Sync>,
     /// The newest sequence number that every mirror shows.
     current: AtomicU64,
 }
@@ -52,10 +57,16 @@ struct Mirror {
 
 impl Mirrors {
     /// In this store, and as a ClusterTrustBundle.
-    pub fn new(store: Arc<dyn Store>, cluster: ClusterBundle) -> Arc<Self> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        cluster: ClusterBundle,
+        now: Box<dyn Fn() -> UnixTime + Send + Sync>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             store,
             cluster,
+            cluster_holds: Mutex::default(),
+            now,
             seen: Mutex::default(),
             changed: Notify::new(),
             current: AtomicU64::new(0),
@@ -81,7 +92,9 @@ impl Mirrors {
             loop {
                 let state = {
                     let standing = standing.borrow_and_update();
-                    standing.state.clone().filter(|_| standing.leads)
+                    // A process that was stopped may have been overtaken meanwhile.
+                    let fresh = (self.now)().since(standing.seen_at) < FRESH;
+                    standing.state.clone().filter(|_| standing.leads && fresh)
                 };
                 if let Some(state) = state {
                     self.keep(&state).await;
@@ -136,7 +149,7 @@ impl Mirrors {
             }
             seen.due(digest(&value))
         };
-        let kept = self.cluster.keep(&files[CERTIFICATES_FILE]).await;
+        let kept = self.keep_cluster(&files[CERTIFICATES_FILE]).await;
         if let Err(error) = &kept {
             let error = ErrorChain(error);
             tracing::warn!(%error, "the ClusterTrustBundle cannot be written");
@@ -156,6 +169,22 @@ impl Mirrors {
                 }
             }
         }
+    }
+
+    /// The same for the cluster's, which no watch tells of: it is read now and then.
+    async fn keep_cluster(&self, anchors: &str) -> Result<(), StoreError> {
+        let now = (self.now)();
+        let holds = |held: &Option<(String, UnixTime)>| {
+            held.as_ref()
+                .is_some_and(|(held, at)| held == anchors && now.since(*at) < CLUSTER_EVERY)
+        };
+        if holds(&self.cluster_holds.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(());
+        }
+        self.cluster.keep(anchors).await?;
+        let held = Some((anchors.to_owned(), now));
+        *self.cluster_holds.lock().unwrap_or_else(PoisonError::into_inner) = held;
+        Ok(())
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -207,6 +236,10 @@ fn digest(value: &[u8]) -> [u8; 32] {
 
 /// What could not be written is tried again this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// What somebody has done to the ClusterTrustBundle is put right as late as this.
+const CLUSTER_EVERY: Duration = Duration::from_secs(30);
+/// A leader looks twice a second.
+const FRESH: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -18,9 +18,10 @@ use steadfast_platform::store::{ISSUER_PROPOSAL_KEY, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Store, StoreError};
 use steadfast_process::ErrorChain;
 use steadfast_rotation_protocol::TrustDomainState;
-use steadfast_rotation_protocol::controller::Standing;
+use steadfast_rotation_protocol::controller::{Standing, Timings};
 use steadfast_rotation_protocol::import::{ImportRefused, IssuerProposal, ProposedIssuer};
 use steadfast_rotation_protocol::rotation::PhaseName;
+use steadfast_rotation_protocol::schedule::Window;
 use steadfast_rotation_protocol::trust_domain::{
     AnchorRecord, AnchorState, IssuerRecord, IssuerRequest, Request,
 };
@@ -37,6 +38,8 @@ pub struct Proposed {
     pub makes_issuers: bool,
     /// The issuer, where one was found.
     pub issuer: Option<IssuerProposal>,
+    /// The hours that rotations wait for; `None`: they may begin now.
+    pub waits_for: Option<Window>,
 }
 
 /// An anchor that is listed.
@@ -117,6 +120,7 @@ impl Deciding<'_> {
             }
         }
         let is_listed = |id| listed.iter().any(|listed| listed.id == id);
+        self.state.unwanted.retain(|id| is_listed(*id));
         let stays = self.state.published().filter(|anchor| {
             anchor.is_external() && anchor.state != AnchorState::Retiring && !is_listed(anchor.id)
         });
@@ -167,6 +171,7 @@ impl Deciding<'_> {
         };
         let id = anchor.id;
         let refused = |refused: ImportRefused| refused.to_string();
+        self.wanted(id)?;
         if self.state.anchor(id).is_none() {
             self.state.import_anchor(anchor).map_err(refused)?;
         }
@@ -190,6 +195,28 @@ impl Deciding<'_> {
             }
             Some(AnchorState::Staged) => Ok(()),
         }
+    }
+
+    /// Nobody has turned a rotation to this anchor back, or it has come to it all the same.
+    fn wanted(&self, id: KeyId) -> Result<(), String> {
+        let signs = |anchor: &AnchorRecord| {
+            matches!(anchor.state, AnchorState::Active | AnchorState::Retiring)
+        };
+        if !self.state.unwanted.contains(&id) || self.state.anchor(id).is_some_and(signs) {
+            return Ok(());
+        }
+        let short = id.short();
+        Err(match self.state.anchor(id).map(|anchor| anchor.state) {
+            Some(AnchorState::Standby) => format!(
+                "a rotation to its anchor {short} was turned back by a person: begin it with \
+                 `steadfast anchor rotate`, or keep an issuer under another anchor"
+            ),
+            _ => format!(
+                "the anchor {short} was turned back by a person: begin the rotation with \
+                 `steadfast anchor rotate --anchor FILE`, or take the anchor out of {}",
+                self.proposed.bundle
+            ),
+        })
     }
 
     fn known_anchor(&self, known: &IssuerRecord) -> Result<AnchorRecord, String> {
@@ -261,9 +288,10 @@ impl Deciding<'_> {
         {
             return self.back();
         }
-        let end = |id| self.state.issuer(id).map(|issuer| issuer.not_after);
+        // The one that was made last, whatever its life; of two of one moment, the one that lives on.
+        let age = |id| self.state.issuer(id).map(|issuer| (issuer.not_before, issuer.not_after));
         let active = self.state.active_issuer;
-        let newer = issuer != active && end(issuer) > end(active);
+        let newer = issuer != active && age(issuer) > age(active);
         if newer && self.state.issuer_rotation.is_none() {
             let by = self.proposed.bundle.clone();
             return self.state.rotate_issuer(by, None, self.now).map_err(|error| error.to_string());
@@ -292,7 +320,7 @@ impl Deciding<'_> {
     fn back(&mut self) -> Result<(), String> {
         match &self.state.rotation {
             Some(rotation) if rotation.abort || rotation.turned_back => Ok(()),
-            _ => self.state.abort().map_err(|error| error.to_string()),
+            _ => self.state.undo().map_err(|error| error.to_string()),
         }
     }
 
@@ -308,6 +336,13 @@ impl Deciding<'_> {
         let requested = self.state.requested.as_ref();
         if aims || requested.is_some_and(|request| request.anchor == anchor) {
             return Ok(());
+        }
+        if let Some(hours) = self.proposed.waits_for {
+            return Err(format!(
+                "rotations begin in the maintenance window, {hours}: it waits for that, or for \
+                 `steadfast anchor rotate --anchor {}`",
+                id.short()
+            ));
         }
         let request = Request {
             by: self.proposed.bundle.clone(),
@@ -327,14 +362,17 @@ impl Deciding<'_> {
         });
         let Some(anchor) = fresh else { return };
         let id = anchor.id;
-        let joined = match self.state.anchor(id) {
-            Some(_) => Ok(()),
-            None => self.state.import_anchor(anchor.clone()).map(drop).map_err(|e| e.to_string()),
-        };
-        if let Err(why) = joined.and_then(|()| self.rotate_to(id)) {
+        if let Err(why) = self.wanted(id).and_then(|()| self.join_and_rotate_to(anchor)) {
             let bundle = &self.proposed.bundle;
             self.held.push(format!("{bundle}: the anchor {} is held: {why}", id.short()));
         }
+    }
+
+    fn join_and_rotate_to(&mut self, anchor: &AnchorRecord) -> Result<(), String> {
+        if self.state.anchor(anchor.id).is_none() {
+            self.state.import_anchor(anchor.clone()).map_err(|error| error.to_string())?;
+        }
+        self.rotate_to(anchor.id)
     }
 }
 
@@ -384,6 +422,8 @@ pub struct Proposals {
     pub store: Arc<dyn Store>,
     /// The time by the store's clock.
     pub now: Box<dyn Fn() -> UnixTime + Send + Sync>,
+    /// When rotations begin by themselves.
+    pub timings: Timings,
     /// What is held.
     pub held: watch::Sender<Vec<String>>,
     /// What is listed; `None`: it is not known.
@@ -435,11 +475,18 @@ impl Proposals {
             Some(entry) if self.makes_issuers => Some(serde_json::from_slice(&entry.value)?),
             _ => None,
         };
-        let (bundle, makes_issuers) = (self.bundle.clone(), self.makes_issuers);
-        let proposed = Proposed { bundle, listed: listed.clone(), makes_issuers, issuer };
         let Some(entry) = self.store.get(TRUST_DOMAIN_KEY).await? else { return Ok(()) };
         let state: TrustDomainState = serde_json::from_slice(&entry.value)?;
-        let Decision { ordered, held } = decide(&state, entry.revision.0, &proposed, (self.now)());
+        let now = (self.now)();
+        let open = self.timings.schedule.is_open(&state, now, self.timings.slow_path(&state));
+        let proposed = Proposed {
+            bundle: self.bundle.clone(),
+            listed: listed.clone(),
+            makes_issuers: self.makes_issuers,
+            issuer,
+            waits_for: self.timings.schedule.window.filter(|_| !open),
+        };
+        let Decision { ordered, held } = decide(&state, entry.revision.0, &proposed, now);
         self.held.send_if_modified(|known| {
             let new = held.iter().filter(|held| !known.contains(held));
             new.for_each(|held| tracing::warn!(event = "proposal_held", "{held}"));
@@ -484,6 +531,7 @@ mod tests {
     use super::*;
 
     const NOW: UnixTime = UnixTime::from_secs(1_795_262_400);
+    const SECOND: Duration = Duration::from_secs(1);
     const BUNDLE: &str = "the ConfigMap steadfast-anchors/roots";
 
     fn root() -> Authority {
@@ -510,6 +558,7 @@ mod tests {
             listed: Ok(listed.iter().map(|root| one(root)).collect()),
             makes_issuers: true,
             issuer: issuer.map(|issuer| IssuerProposal { source, found: Ok(issuer) }),
+            waits_for: None,
         }
     }
 
@@ -694,6 +743,88 @@ mod tests {
         state.rotation.as_mut().unwrap().by = BUNDLE.to_owned();
         let decision = decide(&state, 9, &proposed(&[&root], Some(issuer)), NOW);
         assert!(decision.ordered.unwrap().rotation.unwrap().abort);
+    }
+
+    #[test]
+    fn what_a_person_has_turned_back_is_held_until_a_person_begins_it_or_it_is_listed_no_more() {
+        let (old, new) = (root(), root());
+        let after = under(&new);
+        let listed = proposed(&[&old, &new], Some(after.clone()));
+        let without = Proposed { makes_issuers: false, ..proposed(&[&old, &new], None) };
+        for proposed in [&listed, &without] {
+            let mut state = active_under(&old, &under(&old));
+            state.anchors.retain(|anchor| anchor.id != new.id);
+            let mut state = decide(&state, 9, proposed, NOW).ordered.unwrap();
+            assert_eq!(state.requested.as_ref().unwrap().anchor, Some(new.id));
+            state.abort().unwrap();
+            let held = decide(&state, 10, proposed, NOW);
+            assert_eq!(held.ordered, None);
+            let [held] = &held.held[..] else { panic!("{:?}", held.held) };
+            assert!(held.contains("was turned back by a person"), "{held}");
+
+            let mut begun = state.clone();
+            let by = "ann".to_owned();
+            let anchor = Some(new.id);
+            let request = Request { by, at: NOW, anchor, canary: None, replaces: None };
+            begun.request(request).unwrap();
+            assert_eq!(decide(&begun, 11, proposed, NOW), Decision::default());
+            // Of a rotation that went wrong, not of a person's word: it is ordered again.
+            begun.undo().unwrap();
+            let again = decide(&begun, 12, proposed, NOW).ordered.unwrap();
+            assert_eq!(again.requested.as_ref().unwrap().by, BUNDLE);
+
+            let listed = vec![one(&old)];
+            let fewer = Proposed { listed: Ok(listed), issuer: None, ..proposed.clone() };
+            let forgiven = decide(&state, 11, &fewer, NOW).ordered.unwrap();
+            let again = decide(&forgiven, 12, proposed, NOW).ordered.unwrap();
+            assert_eq!(again.requested.as_ref().unwrap().anchor, Some(new.id));
+        }
+    }
+
+    #[test]
+    fn an_anchor_that_a_person_has_forgotten_is_not_brought_back_by_the_list() {
+        let root = root();
+        let waits = Some(Window { from: Duration::ZERO, length: Duration::ZERO });
+        let proposed = proposed(&[&root], Some(under(&root)));
+        let early = Proposed { waits_for: waits, ..proposed.clone() };
+        let mut state = decide(&idle(), 7, &early, NOW).ordered.unwrap();
+        state.forget_anchor(root.id).unwrap();
+        let decision = decide(&state, 8, &proposed, NOW);
+        assert_eq!(decision.ordered, None);
+        assert!(decision.held[0].contains("was turned back by a person"), "{:?}", decision.held);
+    }
+
+    #[test]
+    fn a_rotation_waits_for_the_maintenance_window_and_an_issuer_does_not() {
+        let root = root();
+        let hours = Window { from: Duration::from_secs(79_200), length: Duration::from_secs(7200) };
+        let issuer = under(&root);
+        let open = proposed(&[&root], Some(issuer.clone()));
+        let closed = Proposed { waits_for: Some(hours), ..open.clone() };
+        let Decision { ordered, held } = decide(&idle(), 7, &closed, NOW);
+        let state = ordered.unwrap();
+        assert!(state.requested.is_none() && state.issuer(issuer.id).is_some());
+        assert!(held[0].contains("22:00 to 00:00 UTC"), "{held:?}");
+        let state = decide(&state, 8, &open, NOW).ordered.unwrap();
+        assert_eq!(state.requested.unwrap().anchor, Some(root.id));
+        // Another issuer of the anchor that is active already goes on at any hour.
+        let state = active_under(&root, &under(&root));
+        let closed = Proposed { issuer: open.issuer, ..closed };
+        assert!(decide(&state, 9, &closed, NOW + SECOND).ordered.is_some());
+    }
+
+    #[test]
+    fn an_issuer_that_was_made_later_signs_however_short_its_life_is() {
+        let root = root();
+        let first = under(&root);
+        let state = active_under(&root, &first);
+        let domain = "cluster.local".parse().unwrap();
+        let life = Duration::from_secs(20 * 86_400);
+        let made = make_issuer(&domain, &root.der, &root.pkcs8, NOW + SECOND, life).unwrap();
+        let second = ProposedIssuer { id: made.id, pem: pem_of(&made.der), ..first };
+        let decision = decide(&state, 9, &proposed(&[&root], Some(second)), NOW + SECOND);
+        assert_eq!(decision.held, [""; 0]);
+        assert_eq!(decision.ordered.unwrap().issuer_rotation.unwrap().by, BUNDLE);
     }
 
     #[test]

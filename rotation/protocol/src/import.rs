@@ -146,7 +146,7 @@ impl TrustDomainState {
     }
 
     /// Forgets an anchor that was imported and never published. A key of it that we keep is
-    /// destroyed.
+    /// destroyed. What lists it does not bring it back.
     ///
     /// # Errors
     /// It is not there, or was published, or a rotation has been ordered with it.
@@ -161,6 +161,7 @@ impl TrustDomainState {
             return Err(ImportRefused::InUse(id.to_string()));
         }
         self.take_back(id);
+        self.turn_away(id);
         Ok(())
     }
 

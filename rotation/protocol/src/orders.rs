@@ -78,8 +78,16 @@ impl TrustDomainState {
         {
             return Err(OrderRefused::NoStandby(id.to_string()));
         }
+        let next = self.next_of(&request);
+        self.unwanted.retain(|id| Some(*id) != next);
         self.requested = Some(request);
         Ok(())
+    }
+
+    /// The anchor that would become active by a request.
+    fn next_of(&self, request: &Request) -> Option<KeyId> {
+        let standby = || self.in_state(AnchorState::Standby).next().map(|standby| standby.id);
+        request.anchor.or_else(|| request.replaces.is_none().then(standby).flatten())
     }
 
     /// Knows a holder of the bundle that cannot ack; one of this name is changed.
@@ -106,11 +114,35 @@ impl TrustDomainState {
         self.paused = paused;
     }
 
-    /// Undoes the rotation that is under way, or the request for one.
+    /// A person undoes the rotation that is under way, or the request for one. What has proposed
+    /// its anchor does not order it again.
     ///
     /// # Errors
     /// There is none, or there is no way back.
     pub fn abort(&mut self) -> Result<(), OrderRefused> {
+        let next = match (&self.requested, &self.rotation) {
+            (Some(request), _) => self.next_of(request),
+            (None, Some(rotation)) => rotation.next_anchor(),
+            (None, None) => None,
+        };
+        self.undo()?;
+        next.into_iter().for_each(|id| self.turn_away(id));
+        Ok(())
+    }
+
+    /// Nobody but a person orders a rotation to this anchor.
+    pub(crate) fn turn_away(&mut self, id: KeyId) {
+        self.unwanted.retain(|known| *known != id);
+        self.unwanted.push(id);
+        let too_many = self.unwanted.len().saturating_sub(UNWANTED_MAX);
+        self.unwanted.drain(..too_many);
+    }
+
+    /// As [`TrustDomainState::abort`], for whoever may order the same again by itself.
+    ///
+    /// # Errors
+    /// There is none, or there is no way back.
+    pub fn undo(&mut self) -> Result<(), OrderRefused> {
         if self.requested.take().is_some() {
             return Ok(());
         }
@@ -201,6 +233,15 @@ impl TrustDomainState {
         Ok(())
     }
 
+    /// Replaces the active issuer where its key is none of these, which are all that are kept;
+    /// `false`: that is under way, or is for the owner of an external anchor.
+    pub fn replace_lost_issuer(&mut self, kept: &[KeyId], now: UnixTime) -> bool {
+        let Some(issuer) = self.active_issuer() else { return false };
+        let ours = self.anchor(issuer.anchor_id).is_some_and(|anchor| !anchor.is_external());
+        let lost = ours && !kept.contains(&issuer.id) && self.issuer_rotation.is_none();
+        lost && self.rotate_issuer(LOST_KEY.to_owned(), None, now).is_ok()
+    }
+
     pub(crate) fn check_halt(&self) -> Result<(), OrderRefused> {
         match self.halted {
             Some(Halt::Restored { seen_seq }) => Err(OrderRefused::Halted { seen_seq }),
@@ -208,3 +249,8 @@ impl TrustDomainState {
         }
     }
 }
+
+/// By whom a rotation is ordered away from a key that is gone.
+pub(crate) const LOST_KEY: &str = "lost key";
+/// The newest of those that were turned back: what lists older ones has been mended long since.
+const UNWANTED_MAX: usize = 16;

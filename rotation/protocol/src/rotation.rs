@@ -511,6 +511,15 @@ impl Rotation {
         matches!(&self.goal, Goal::Successor { next: Next::Given(given), .. } if *given == id)
     }
 
+    /// The anchor that becomes active by it; `None`: none does, or it is not made yet.
+    pub fn next_anchor(&self) -> Option<KeyId> {
+        match self.goal {
+            Goal::Successor { next: Next::Given(id) | Next::Standby(id), .. } => Some(id),
+            Goal::Successor { next: Next::Added, .. } => self.added,
+            Goal::Standby { .. } | Goal::Removal => None,
+        }
+    }
+
     /// What it is for, in a word.
     pub fn kind(&self) -> &'static str {
         match (&self.goal, self.urgent) {

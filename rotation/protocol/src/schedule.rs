@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_api::UnixTime;
 
-use crate::trust_domain::TrustDomainState;
+use crate::trust_domain::{AnchorRecord, TrustDomainState};
 
 /// When anchors are rotated without anybody asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,14 @@ pub struct Window {
     pub length: Duration,
 }
 
+impl std::fmt::Display for Window {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let minutes = |time: Duration| time.as_secs() / 60;
+        let (from, to) = (minutes(self.from), minutes(self.from + self.length) % DAY_MINUTES);
+        write!(f, "{:02}:{:02} to {:02}:{:02} UTC", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
 impl Window {
     /// Whether this moment is in them.
     pub fn holds(&self, now: UnixTime) -> bool {
@@ -42,13 +50,24 @@ impl Schedule {
     /// three slow paths are left before it ends.
     pub fn is_due(&self, state: &TrustDomainState, now: UnixTime, slow_path: Duration) -> bool {
         let Some(active) = state.active_anchor() else { return false };
-        let late = now + slow_path * SLOW_PATHS >= active.not_after;
         let old = !active.is_external() && now >= state.activated_at + self.anchor_period;
-        late || old && self.window.is_none_or(|window| window.holds(now))
+        is_late(active, now, slow_path) || old && self.is_open(state, now, slow_path)
+    }
+
+    /// Whether a rotation that is due may begin now: in the hours for it, and at any hour when it is
+    /// late.
+    pub fn is_open(&self, state: &TrustDomainState, now: UnixTime, slow_path: Duration) -> bool {
+        let late = state.active_anchor().is_none_or(|active| is_late(active, now, slow_path));
+        late || self.window.is_none_or(|window| window.holds(now))
     }
 }
 
+fn is_late(active: &AnchorRecord, now: UnixTime, slow_path: Duration) -> bool {
+    now + slow_path * SLOW_PATHS >= active.not_after
+}
+
 const DAY_MS: u64 = 86_400_000;
+const DAY_MINUTES: u64 = 1_440;
 /// A rotation that can only wait for SVIDs to expire still ends in time, twice over.
 const SLOW_PATHS: u32 = 3;
 
@@ -69,6 +88,12 @@ mod tests {
         for hours in [2, 12, 21, 26] {
             assert!(!window.holds(at(hours)), "{hours}");
         }
+    }
+
+    #[test]
+    fn hours_are_told_by_the_clock() {
+        let window = Window { from: HOUR * 45 / 2, length: HOUR * 4 };
+        assert_eq!(window.to_string(), "22:30 to 02:30 UTC");
     }
 
     #[test]

@@ -58,6 +58,10 @@ pub struct TrustDomainState {
     /// shown that everybody holds them.
     #[serde(default)]
     pub unsettled: Vec<KeyId>,
+    /// Anchors that a person has turned a rotation back from, the newest last: what lists one as a
+    /// proposal does not order it again before a person has.
+    #[serde(default)]
+    pub unwanted: Vec<KeyId>,
     /// SVIDs of holders that cannot ack.
     pub promised: Vec<Promise>,
     /// Holders that cannot ack.
@@ -440,6 +444,7 @@ impl TrustDomainState {
             activated_at: now,
             recovered_at: None,
             unsettled: Vec::new(),
+            unwanted: Vec::new(),
             promised: Vec::new(),
             consumers: Vec::new(),
             renew: None,

@@ -18,8 +18,8 @@ use steadfast_rotation_protocol::orders::OrderRefused;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::schedule::{Schedule, Window};
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Consumer, IssuerRecord, KUBELET_REFRESH, POD_CERTIFICATES, Promise,
-    Request,
+    AnchorRecord, AnchorState, Consumer, EXTERNAL, IssuerRecord, KUBELET_REFRESH, POD_CERTIFICATES,
+    Promise, Request,
 };
 use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
@@ -587,4 +587,21 @@ fn what_is_due_waits_for_its_hours_unless_it_is_late() {
     assert!(!due(30, 12), "it is old, and not the hour");
     assert!(due(30, 22) && due(31, 1), "it is old, and the hour");
     assert!(!due(690, 12) && due(698, 12), "three slow paths before the end any hour will do");
+}
+
+#[test]
+fn an_issuer_whose_key_is_gone_is_replaced_once_and_one_that_is_external_is_not() {
+    let mesh = Mesh::in_phase(PhaseName::Staged);
+    let mut state = mesh.state.clone();
+    let active = state.active_issuer;
+    assert!(!state.replace_lost_issuer(&[active], BEGUN), "its key is there");
+    assert!(state.replace_lost_issuer(&[], BEGUN));
+    let rotation = state.issuer_rotation.clone().unwrap();
+    assert_eq!((rotation.old, &*rotation.by, rotation.urgent), (active, "lost key", None));
+    assert!(!state.replace_lost_issuer(&[], BEGUN), "that is under way");
+    let mut state = mesh.state;
+    let anchor = state.active_anchor().unwrap().id;
+    let record = state.anchors.iter_mut().find(|record| record.id == anchor).unwrap();
+    record.key_ref = EXTERNAL.to_owned();
+    assert!(!state.replace_lost_issuer(&[], BEGUN), "its owner brings it back");
 }

@@ -10,6 +10,7 @@ use crate::controller::turn_back::turn_back;
 use crate::controller::{Change, Controller, Now, Observation, Step, Timings, Wait};
 use crate::evidence::Asked;
 use crate::guard::Loaded;
+use crate::orders::LOST_KEY;
 use crate::rotation::{
     self, Activated, Canary, Drained, Generating, Goal, Left, Next, Phase, PhaseName, Preparing,
     Rotation, Withdrawn,
@@ -67,15 +68,15 @@ impl Controller {
             return Some((LOST_KEY.to_owned(), Goal::Standby { replaces: lost }));
         }
         // It must live for a period when its turn comes.
-        let Timings { lease, skew, schedule, .. } = self.timings;
+        let schedule = self.timings.schedule;
         let hour = schedule.window.is_none_or(|window| window.holds(now.wall));
         if hour && standby.not_after < now.wall + schedule.anchor_period {
             return Some((SCHEDULE.to_owned(), Goal::Standby { replaces: Some(standby.id) }));
         }
-        let life = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
-        let slow_path = lease + life.unwrap_or_default() + skew;
         let goal = Goal::Successor { next: Next::Standby(standby.id), canary: None };
-        schedule.is_due(state, now.wall, slow_path).then(|| (SCHEDULE.to_owned(), goal))
+        schedule
+            .is_due(state, now.wall, self.timings.slow_path(state))
+            .then(|| (SCHEDULE.to_owned(), goal))
     }
 
     /// One phase on, or what is in the way.
@@ -411,5 +412,4 @@ pub(super) fn close(state: &TrustDomainState) -> Option<Phase> {
 
 /// Holders that cannot ack are given so many of their own periods.
 const REFRESHES: u32 = 4;
-const LOST_KEY: &str = "lost key";
 pub(super) const SCHEDULE: &str = "schedule";

@@ -30,6 +30,14 @@ pub struct Timings {
     pub schedule: Schedule,
 }
 
+impl Timings {
+    /// After so long every SVID has ended that was issued before the active anchor changed.
+    pub fn slow_path(&self, state: &TrustDomainState) -> Duration {
+        let life = state.anchors.iter().map(|anchor| anchor.svid_life_max).max();
+        self.lease + life.unwrap_or_default() + self.skew
+    }
+}
+
 /// Both clocks of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Now {
