@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use steadfast_api::{KeyId, TrustDomain, UnixTime};
 use steadfast_platform::keys::{KeyStore, KeyStoreError};
-use steadfast_platform::store::{FOUNDATION_KEY, ISSUER_REQUESTS_PREFIX};
+use steadfast_platform::store::{FOUNDATION_KEY, ISSUER_REQUESTS_PREFIX, TRUST_DOMAIN_KEY};
 use steadfast_platform::{Entry, Store, StoreError};
 use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
@@ -132,7 +132,31 @@ impl IssuerKeys {
         for wish in wishes.into_values() {
             self.answer(&view.state.trust_domain, wish, &requests).await?;
         }
-        self.destroy_useless(&view, &requests).await
+        let kept = self.keys.list().await?;
+        self.replace_lost(&view, &kept).await?;
+        self.destroy_useless(&view, &requests, kept).await
+    }
+
+    /// Orders another issuer where the key of the active one is gone: replicas that have it sign on,
+    /// and one that starts anew cannot. An external one is for its own tool to bring back.
+    async fn replace_lost(&self, view: &View, kept: &[KeyId]) -> Result<(), IssuerKeyError> {
+        let (mut state, lost) = (view.state.clone(), view.state.active_issuer);
+        if !state.replace_lost_issuer(kept, self.clock.now()) {
+            return Ok(());
+        }
+        let value = serde_json::to_vec(&state).map_err(|e| IssuerKeyError::Key(e.to_string()))?;
+        let before = Some(view.revision);
+        match self.store.compare_and_swap(TRUST_DOMAIN_KEY, before, Some(value.into())).await {
+            Ok(_) => {
+                let place = self.keys.place_of(lost);
+                tracing::warn!(issuer = %lost, place, "the active issuer's key is gone: another \
+                    issuer takes its place");
+                Ok(())
+            }
+            // Another replica was faster, or the state is another.
+            Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Deletes requests whose wish is over. A number is the revision of the state that the wish was
@@ -254,8 +278,8 @@ impl IssuerKeys {
         &mut self,
         view: &View,
         requests: &[Entry],
+        kept: Vec<KeyId>,
     ) -> Result<(), IssuerKeyError> {
-        let kept = self.keys.list().await?;
         let requests: Vec<_> = requests.iter().filter_map(request).collect();
         let (wall, boot) = (self.clock.now(), self.clock.since_boot());
         let proposed = *self.proposed.borrow();

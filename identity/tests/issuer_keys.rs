@@ -115,6 +115,22 @@ async fn a_request_that_could_not_be_posted_is_posted_later_with_the_same_key() 
 }
 
 #[tokio::test]
+async fn an_active_issuer_whose_key_was_removed_is_replaced_and_signs_until_then() {
+    let mesh = Mesh::start().await;
+    let active = mesh.founding.issuer.id;
+    keys(&mesh).destroy(active).await.unwrap();
+    let state = async || {
+        let entry = mesh.store.get(TRUST_DOMAIN_KEY).await.unwrap().unwrap();
+        serde_json::from_slice::<TrustDomainState>(&entry.value).unwrap()
+    };
+    until(async || state().await.issuer_rotation.is_some(), "ordered").await;
+    let rotation = state().await.issuer_rotation.unwrap();
+    assert_eq!((rotation.old, &*rotation.by), (active, "lost key"));
+    let view = mesh.app.certifier.replica.current().unwrap();
+    assert_eq!(view.signer().unwrap().id(), active);
+}
+
+#[tokio::test]
 async fn a_request_whose_key_was_removed_is_posted_anew_with_another() {
     let mesh = Mesh::start().await;
     let (state, wish) = wish(&mesh);
