@@ -76,16 +76,19 @@ pub(crate) fn listed(entry: &Entry, carries: Carries, namespaces: &Namespaces) -
     let ours = is(&namespaces.control, CONTROL_ACCOUNT) || is(&namespaces.anchors, OWN_ACCOUNT);
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let runs = match carries {
-        Carries::Container if has_proxy(&pod) => Some(container(&pod, |name| name == PROXY)),
-        Carries::Container if ours => Some(container(&pod, |_| true)),
-        _ => None,
+        Carries::Container if has_proxy(&pod) => containers(&pod, |name| name == PROXY),
+        Carries::Container if ours => containers(&pod, |_| true),
+        _ => Containers::Unknown,
     };
     let proxy = match (phase, runs) {
         // A native sidecar runs while the pod is still pending. Where a node is gone, Kubernetes says
         // that its pods have failed, and knows it of none of their containers.
-        (_, Some(true)) => ProxyStatus::Running,
+        (_, Containers::Run) => ProxyStatus::Running,
+        // One that crashes again and again may have been started since by a kubelet that is cut off.
+        (Some("Failed"), Containers::Wait) => ProxyStatus::NotStarted,
         (Some("Succeeded" | "Failed"), _) => ProxyStatus::Ended,
-        (_, Some(false)) | (Some("Pending"), None) => ProxyStatus::NotStarted,
+        (_, Containers::Wait | Containers::Ended | Containers::None)
+        | (Some("Pending"), Containers::Unknown) => ProxyStatus::NotStarted,
         // Also where nobody says: it may run.
         _ => ProxyStatus::Running,
     };
@@ -107,12 +110,33 @@ fn has_proxy(pod: &Pod) -> bool {
     spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(|c| c.name == PROXY)
 }
 
-/// Whether one of these containers runs, by the pod's status.
-fn container(pod: &Pod, which: impl Fn(&str) -> bool) -> bool {
-    let Some(status) = &pod.status else { return false };
+/// What a pod's status says of some of its containers.
+enum Containers {
+    /// One runs.
+    Run,
+    /// None runs, and not all have ended.
+    Wait,
+    /// All have ended.
+    Ended,
+    /// It names none of them.
+    None,
+    /// There is no status, or nobody asks for it.
+    Unknown,
+}
+
+fn containers(pod: &Pod, which: impl Fn(&str) -> bool) -> Containers {
+    let Some(status) = &pod.status else { return Containers::Unknown };
     let of = [&status.container_statuses, &status.init_container_statuses];
-    let mut all = of.into_iter().flatten().flatten().filter(|container| which(&container.name));
-    all.any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
+    let all = of.into_iter().flatten().flatten().filter(|container| which(&container.name));
+    let states: Vec<_> = all.map(|container| container.state.as_ref()).collect();
+    let any_runs = states.iter().flatten().any(|state| state.running.is_some());
+    let all_ended = states.iter().all(|s| s.is_some_and(|state| state.terminated.is_some()));
+    match (states.is_empty(), any_runs, all_ended) {
+        (true, ..) => Containers::None,
+        (_, true, _) => Containers::Run,
+        (_, _, true) => Containers::Ended,
+        _ => Containers::Wait,
+    }
 }
 
 /// Linkerd's name of the proxy's container.
@@ -200,6 +224,8 @@ mod tests {
         }
         let lost = status("demo", pod("Failed", "linkerd-proxy", running.clone()));
         assert_eq!(lost, Some(ProxyStatus::Running), "its node is gone, and may still be there");
+        let crashed = status("demo", pod("Failed", "linkerd-proxy", waiting.clone()));
+        assert_eq!(crashed, Some(ProxyStatus::NotStarted), "whoever was heard of is asked for");
         assert_eq!(status("demo", pod("Running", "other", running.clone())), None);
         // Our own processes are members without a sidecar.
         let own = status("steadfast", pod("Running", "other", running));
