@@ -36,12 +36,14 @@ pub struct Terms {
     pub lifetime: Duration,
     /// So long before now it begins, for peers whose clocks are behind.
     pub backdate: Duration,
+    /// It is valid for no less than this from its beginning on, or nothing is signed.
+    pub least: Duration,
 }
 
 impl Terms {
     /// Those of every SVID that a workload asks for itself.
     pub const fn usual(lifetime: Duration) -> Self {
-        Self { lifetime, backdate: SVID_BACKDATE }
+        Self { lifetime, backdate: SVID_BACKDATE, least: Duration::ZERO }
     }
 }
 

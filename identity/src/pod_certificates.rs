@@ -23,10 +23,21 @@ use crate::refusal::Refusal;
 pub struct PodCertificates {
     certifier: Arc<Certifier>,
     requests: PodRequests,
-    /// The requests that wait, by their UIDs, and when each is looked at next.
-    waiting: BTreeMap<String, (PodRequest, Instant)>,
+    /// The requests that wait, by their UIDs.
+    waiting: BTreeMap<String, Waiting>,
     /// What was told last, so that what lasts is told once.
     told: Option<String>,
+}
+
+/// A request that waits.
+struct Waiting {
+    request: PodRequest,
+    /// When it is looked at next.
+    at: Instant,
+    /// How often it was, in vain.
+    in_vain: u32,
+    /// Why; told when it changes.
+    told: Option<Refusal>,
 }
 
 impl PodCertificates {
@@ -42,7 +53,7 @@ impl PodCertificates {
     pub async fn run(mut self) -> Result<(), Infallible> {
         let mut pending = self.requests.pending();
         loop {
-            let due = self.waiting.values().map(|(_, at)| *at).min();
+            let due = self.waiting.values().map(|waiting| waiting.at).min();
             let due = due.unwrap_or_else(|| Instant::now() + LOOK_EVERY);
             tokio::select! {
                 found = pending.next() => match found {
@@ -50,7 +61,9 @@ impl PodCertificates {
                         self.told = None;
                         // Several replicas hear of it at once: one of them is likely to be first.
                         let at = Instant::now() + rand::random_range(Duration::ZERO..FIRST_WITHIN);
-                        self.waiting.insert(request.uid().to_owned(), (request, at));
+                        let uid = request.uid().to_owned();
+                        let new = Waiting { request, at, in_vain: 0, told: None };
+                        self.waiting.insert(uid, new);
                     }
                     Some(Err(error)) => self.tell(error),
                     None => pending = self.requests.pending(),
@@ -70,15 +83,19 @@ impl PodCertificates {
 
     async fn answer_due(&mut self) {
         let now = Instant::now();
-        let due = self.waiting.iter().filter(|(_, (_, at))| *at <= now);
+        let due = self.waiting.iter().filter(|(_, waiting)| waiting.at <= now);
         for uid in due.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
-            let Some((request, _)) = self.waiting.remove(&uid) else { continue };
-            let name = format!("{}/{}", request.namespace(), request.name());
-            if let Err(refusal) = self.answer(&request).await {
-                tracing::warn!(code = %refusal.code, request = name, error = %refusal.what,
-                    "a pod waits for its certificate");
-                self.waiting.insert(uid, (request, Instant::now() + AGAIN_AFTER));
+            let Some(waiting) = self.waiting.remove(&uid) else { continue };
+            let Err(refusal) = self.answer(&waiting.request).await else { continue };
+            let request = format!("{}/{}", waiting.request.namespace(), waiting.request.name());
+            if waiting.told.as_ref() != Some(&refusal) {
+                let error = &refusal.what;
+                tracing::warn!(code = %refusal.code, request, error, "a pod waits for its certificate");
             }
+            let in_vain = waiting.in_vain.saturating_add(1);
+            let pause = (AGAIN_AFTER * 2_u32.saturating_pow(in_vain)).min(AGAIN_AFTER_MAX);
+            let (at, told) = (Instant::now() + pause, Some(refusal));
+            self.waiting.insert(uid, Waiting { at, in_vain, told, ..waiting });
         }
     }
 
@@ -127,7 +144,7 @@ impl PodCertificates {
 /// The API server takes none that begins five minutes ago, and counts its life from there.
 fn terms(lasts_max: Duration, svid_lifetime: Duration) -> Terms {
     let lasts = svid_lifetime.max(LASTS_MIN).min(lasts_max.max(LASTS_MIN));
-    Terms { lifetime: lasts - BACKDATE, backdate: BACKDATE }
+    Terms { lifetime: lasts - BACKDATE, backdate: BACKDATE, least: LASTS_MIN }
 }
 
 /// The answer to a request that would be refused again; `None`: another time it may not be.
@@ -152,7 +169,8 @@ const LASTS_MIN: Duration = Duration::from_secs(3600);
 /// For peers whose clocks are behind; the API server refuses five.
 const BACKDATE: Duration = Duration::from_secs(240);
 const FIRST_WITHIN: Duration = Duration::from_millis(200);
-const AGAIN_AFTER: Duration = Duration::from_secs(2);
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+const AGAIN_AFTER_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

@@ -75,6 +75,24 @@ pub enum SignerError {
         /// The earliest of these ends.
         ends: UnixTime,
     },
+    /// Too little of what is asked for fits in between its beginning and the ends.
+    #[error(
+        "nothing that is valid for {} s can be made now: the issuer {id}, with what it hangs from, \
+         is valid from {begins} to {ends}, and SVIDs live for {} s at most (--svid-ttl)",
+        least.as_secs(), most.as_secs()
+    )]
+    Short {
+        /// Which issuer.
+        id: KeyId,
+        /// Its beginning.
+        begins: UnixTime,
+        /// The earliest end of what an SVID hangs from.
+        ends: UnixTime,
+        /// The longest life of any SVID.
+        most: Duration,
+        /// What is asked for.
+        least: Duration,
+    },
     /// The key file is missing, unreadable or no key.
     #[error("the key of the issuer {id} cannot be used: {reason}")]
     Key {
@@ -181,14 +199,20 @@ impl Signer {
     /// less the clocks' skew.
     ///
     /// # Errors
-    /// [`SignerError::Ending`] when nothing would be left of it.
+    /// [`SignerError::Ending`] when nothing would be left of it, [`SignerError::Short`] when too
+    /// little would.
     pub(crate) fn window(&self, now: UnixTime, terms: Terms) -> Result<Validity, SignerError> {
         let ends = self.ends();
         let not_after = (now + terms.lifetime).min(ends - SKEW);
         if not_after <= now || now < self.not_before {
             return Err(SignerError::Ending { id: self.id, ends });
         }
-        Ok(Validity { not_before: (now - terms.backdate).max(self.not_before), not_after })
+        let not_before = (now - terms.backdate).max(self.not_before);
+        if not_after.since(not_before) < terms.least {
+            let (begins, most, least) = (self.not_before, terms.lifetime, terms.least);
+            return Err(SignerError::Short { id: self.id, begins, ends, most, least });
+        }
+        Ok(Validity { not_before, not_after })
     }
 
     /// The end of an SVID of this lifetime that is made now.

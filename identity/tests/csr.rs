@@ -55,6 +55,17 @@ fn issue(request: &[u8]) -> Result<Svid, CsrError> {
     Ok(Svid::parse(&issued.unwrap().der).unwrap())
 }
 
+#[test]
+fn nothing_is_signed_that_would_be_valid_for_less_than_is_asked_for() {
+    let signer = &FOUNDING.1;
+    let key = csr::check(&VALID.0).unwrap().key_for(&subject()).unwrap();
+    let terms = Terms { least: HOUR, ..Terms::usual(HOUR) };
+    let at = |now| Prepared::new(subject(), key.clone(), signer, now, terms).map(drop);
+    at(NOW).unwrap();
+    let near = at(signer.not_after() - HOUR / 2).unwrap_err().to_string();
+    assert!(near.contains("3600 s") && near.contains(&signer.id().to_string()), "{near}");
+}
+
 /// If anything is issued at all, it is the caller's own identity for the signer's own key.
 fn only_its_own(request: &[u8]) {
     if let Ok(svid) = issue(request) {
