@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use steadfast_control::index::{Index, Kind, MeshNames, Name, Object, parse_key};
+use steadfast_platform::StoreError;
 use steadfast_platform::store::RESOURCES_PREFIX;
 use steadfast_process::ErrorChain;
 
@@ -34,8 +35,12 @@ async fn read(mesh: &Mesh, control_namespace: &str) -> Result<Index, String> {
     let mut index = Index::new(MeshNames { trust_domain, control_namespace });
     let store = mesh.store().await.map_err(|error| told(&error))?;
     for kind in Kind::ALL {
-        let listed = store.list(&format!("{RESOURCES_PREFIX}{}/", kind.as_str())).await;
-        let (entries, _) = listed.map_err(|error| told(&error))?;
+        let entries = match store.list(&format!("{RESOURCES_PREFIX}{}/", kind.as_str())).await {
+            Ok((entries, _)) => entries,
+            // What a cluster may do without is told where definitions are looked at.
+            Err(StoreError::NoSuchKind(_)) if kind.is_optional() => Vec::new(),
+            Err(error) => return Err(told(&error)),
+        };
         for entry in entries {
             // What cannot be used is told where annotations are looked at.
             let parsed = Object::parse(kind, &entry.key, &entry.value, &mut Vec::new());
