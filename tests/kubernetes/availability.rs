@@ -43,19 +43,31 @@ async fn replicas_that_are_killed_frozen_or_cut_off_cost_no_request_and_no_rotat
     cut.connect_to_api(&cluster, true);
     frozen.signal("-CONT");
 
-    // The controller that leads is killed in the middle of a rotation, and so is a replica.
+    // The controller that leads sleeps in the middle of a rotation, and comes back when another
+    // leads; that one is killed, and so is a replica.
     cluster.steadfast(&["anchor", "rotate", "--yes", "--no-wait"]).expect("it is ordered");
     until("it is under way", ROTATION, || async {
         let state = state(&cluster)?;
         if state["rotation"].is_null() { Err(state["requested"].to_string()) } else { Ok(()) }
     })
     .await;
-    let lease = ["get", "lease", "steadfast-rotation", "--output=jsonpath={.spec.holderIdentity}"];
-    let namespace = format!("--namespace={ANCHORS_NAMESPACE}");
-    let holder = cluster.kubectl(&[&lease[..], &[&namespace]].concat());
     let controllers = pods_of(&cluster, ANCHORS_NAMESPACE, "rotation");
-    let leader = controllers.iter().map(Pod::of).find(|pod| holder.starts_with(&pod.name));
-    leader.unwrap_or_else(|| panic!("{holder:?} is no pod")).signal("-KILL");
+    let leader = || {
+        let lease = ["get", "lease", "steadfast-rotation"];
+        let holder = "--output=jsonpath={.spec.holderIdentity}";
+        let namespace = format!("--namespace={ANCHORS_NAMESPACE}");
+        let holder = cluster.try_kubectl(&[&lease[..], &[holder, &namespace]].concat())?;
+        let pod = controllers.iter().map(Pod::of).find(|pod| holder.starts_with(&pod.name));
+        pod.ok_or_else(|| format!("{holder:?} is no pod"))
+    };
+    let first = until("somebody leads", DEADLINE, || async { leader() }).await;
+    first.signal("-STOP");
+    let second = until("another leads", DEADLINE, || async {
+        leader().and_then(|pod| if pod.name == first.name { Err(pod.name) } else { Ok(pod) })
+    })
+    .await;
+    first.signal("-CONT");
+    second.signal("-KILL");
     Pod::of(&replicas[2]).signal("-KILL");
     let control = pods_of(&cluster, CONTROL_NAMESPACE, "control");
     Pod::of(&control[0]).signal("-KILL");

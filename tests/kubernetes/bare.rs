@@ -159,6 +159,8 @@ async fn what_must_be_refused_is(cluster: &Cluster, application: &Application) {
     let refused = cluster.try_kubectl(&[&token[..], &bound, &[&foreign]].concat());
     assert!(refused.as_ref().is_err_and(|e| e.contains("forbidden")), "{refused:?}");
 
+    nothing_is_issued_to_what_is_not_so(cluster, store, other.expect("there are two nodes")).await;
+
     // A workload asks for another's identity.
     let pod = serde_json::json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -191,6 +193,50 @@ async fn what_must_be_refused_is(cluster: &Cluster, application: &Application) {
     .await;
     let ready = ["get", "pod", "thief", "--namespace=shop", "--output=jsonpath={.status.phase}"];
     assert_eq!(cluster.kubectl(&ready), "Pending", "its sidecar has no SVID");
+}
+
+/// An administrator asks in a kubelet's place, for a pod that is another than the request says.
+async fn nothing_is_issued_to_what_is_not_so(cluster: &Cluster, pod: &Value, other_node: &str) {
+    let uid = |kind: &str, name: &str, namespace: &[&str]| {
+        let get = ["get", kind, name, "--output=jsonpath={.metadata.uid}"];
+        cluster.kubectl(&[&get[..], namespace].concat())
+    };
+    let shop = ["--namespace=shop"];
+    let (name, node) = (&pod["metadata"]["name"], pod["spec"]["nodeName"].as_str().expect("one"));
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let request = rcgen::CertificateParams::default().serialize_request(&key).expect("a request");
+    let spec = serde_json::json!({
+        "signerName": "trust.steadfast.dev/svid", "maxExpirationSeconds": 3600,
+        "podName": name, "podUID": pod["metadata"]["uid"],
+        "serviceAccountName": "store", "serviceAccountUID": uid("sa", "store", &shop),
+        "nodeName": node, "nodeUID": uid("node", node, &[]),
+        "stubPKCS10Request": k8s_openapi::ByteString(request.der().to_vec()),
+    });
+    for (field, wrong) in [
+        ("podUID", "5a7c2d58-0000-4000-8000-000000000000"),
+        ("podName", "nobody"),
+        ("serviceAccountName", "web"),
+        ("nodeName", other_node),
+    ] {
+        let mut spec = spec.clone();
+        spec[field] = wrong.into();
+        let forged = format!("forged-{}", field.to_lowercase());
+        let object = serde_json::json!({
+            "apiVersion": "certificates.k8s.io/v1beta1", "kind": "PodCertificateRequest",
+            "metadata": { "name": forged, "namespace": "shop" }, "spec": spec,
+        });
+        cluster.apply(&object.to_string());
+        until(&format!("another {field} is denied"), DEADLINE, || async {
+            let found = ["get", "podcertificaterequest", &forged, "--output=json"];
+            let found = cluster.try_kubectl(&[&found[..], &shop].concat())?;
+            let found: Value = serde_json::from_str(&found).map_err(|error| error.to_string())?;
+            let condition = &found["status"]["conditions"][0];
+            let denied = condition["type"] == "Denied" && condition["reason"] == "PodGone";
+            let nothing = found["status"]["certificateChain"].is_null();
+            if denied && nothing { Ok(()) } else { Err(found["status"].to_string()) }
+        })
+        .await;
+    }
 }
 
 const BARE: &str = r#"

@@ -39,11 +39,22 @@ async fn what_other_tools_keep_is_rotated_to_and_stays_until_nobody_needs_it() {
     // Both are there: the mesh leaves its own anchor.
     let (old, new) = (Root::new("old"), Root::new("new"));
     list(&cluster, &[&old]);
-    keep(&cluster, &old.issuer());
+    keep(&cluster, &old.issuer_of(2025));
     settled_under(&cluster, &old).await;
 
+    // It is renewed, and lives for less than the one before: the anchor stays.
+    let before = state(&cluster).unwrap()["active_issuer"].clone();
+    keep(&cluster, &old.issuer_of(2026));
+    until("the renewed issuer signs", ROTATION, || async {
+        let state = state(&cluster)?;
+        let renewed = state["active_issuer"] != before && state["issuer_rotation"].is_null();
+        if renewed { Ok(()) } else { Err(state["issuer_rotation"].to_string()) }
+    })
+    .await;
+    assert_eq!(active(&state(&cluster).unwrap()), Some(old.id()));
+
     // An issuer under a root that is not listed is held, and told.
-    keep(&cluster, &new.issuer());
+    keep(&cluster, &new.issuer_of(2025));
     condition(&cluster, "ProposalsTaken", "does not list: list it there").await;
     assert_eq!(active(&state(&cluster).unwrap()), Some(old.id()));
     let events = cluster.kubectl(&["events", "--all-namespaces"]);
@@ -101,13 +112,15 @@ impl Root {
         certificate(self.0.der())
     }
 
-    /// An issuer under it, as the entries of a Secret of cert-manager: without a path length, with
+    /// An issuer under it from this year on, as the entries of a Secret of cert-manager: without a path length, with
     /// the usages that its documents name for a mesh.
-    fn issuer(&self) -> [(&'static str, String); 3] {
+    fn issuer_of(&self, year: i32) -> [(&'static str, String); 3] {
         let mut params = CertificateParams::new(["identity.steadfast.cluster.local".to_owned()])
             .expect("a name");
         params.distinguished_name.push(DnType::CommonName, "identity.steadfast.cluster.local");
-        params.not_after = date_time_ymd(2030, 1, 1);
+        params.not_before = date_time_ymd(year, 1, 1);
+        // The later it begins, the sooner it ends.
+        params.not_after = date_time_ymd(4055 - year, 1, 1);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
         params.extended_key_usages =

@@ -1,14 +1,16 @@
 //! What takes long, or much of the machine: `tests/run --long` runs it too.
 
-use std::collections::HashSet;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
+use k8s_openapi::List;
+use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
 use steadfast_test_rig::cluster::Cluster;
 use steadfast_test_rig::until;
 
 use crate::application::Application;
 use crate::bare::{ask_by_pod_certificate, start_bare};
-use crate::trust::{DEADLINE, SHORT, active_anchor, answered, lives};
+use crate::trust::{SHORT, active_anchor, answered, lives};
 
 /// The API server takes no certificate of less than an hour, of which a kubelet waits for more than
 /// half before it asks for the next.
@@ -20,22 +22,32 @@ async fn a_pod_certificate_is_renewed_while_the_pod_runs() {
     let application = Application::start(&cluster, "shop");
     start_bare(&cluster).await;
     // Those that were answered are deleted after a while.
-    let requests = || {
-        let all = ["get", "podcertificaterequests", "--namespace=bare", "--output=name"];
-        let names = cluster.try_kubectl(&all)?;
-        Ok::<_, String>(names.lines().map(str::to_owned).collect::<HashSet<_>>())
+    let issued = || {
+        let all = ["get", "podcertificaterequests", "--namespace=bare", "--output=json"];
+        let found = cluster.try_kubectl(&all)?;
+        let found: List<PodCertificateRequest> =
+            serde_json::from_str(&found).map_err(|error| error.to_string())?;
+        let ends = found.items.into_iter().filter_map(|request| {
+            Some((request.metadata.name?, request.status?.not_after?.0.as_second()))
+        });
+        Ok::<BTreeMap<_, _>, String>(ends.collect())
     };
-    let first = requests().expect("they are listed");
-    assert!(!first.is_empty());
-    until("the kubelet asks again", Duration::from_secs(4_200), || async {
-        let now = requests()?;
-        if now.is_subset(&first) { Err(format!("{now:?}")) } else { Ok(()) }
+    let first = issued().expect("they are listed");
+    let end = *first.values().max().expect("one was issued");
+    let hour = Duration::from_secs(4_200);
+    until("the kubelet has asked again, and has its answer", hour, || async {
+        let now = issued()?;
+        if now.keys().all(|name| first.contains_key(name)) {
+            Err(format!("{now:?}"))
+        } else {
+            Ok(())
+        }
     })
     .await;
-    until("it is answered", DEADLINE, || async {
-        let now = ["get", "podcertificaterequests", "--namespace=bare", "--output=json"];
-        let now = cluster.try_kubectl(&now)?;
-        if now.contains("\"Issued\"") { Ok(()) } else { Err(now) }
+    until("the first certificate has ended", hour, || async {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let left = end - i64::try_from(now.as_secs()).unwrap_or(0);
+        if left < 0 { Ok(()) } else { Err(format!("{left} s are left")) }
     })
     .await;
     let answer = ask_by_pod_certificate(&cluster, &application, "api").expect("it answers");

@@ -2,7 +2,7 @@
 //! request fails.
 
 use serde_json::Value;
-use steadfast_test_rig::cluster::{ANCHORS_NAMESPACE, Cluster};
+use steadfast_test_rig::cluster::{ANCHORS_NAMESPACE, CONTROL_NAMESPACE, Cluster};
 use steadfast_test_rig::process::binary_path;
 use steadfast_test_rig::until;
 
@@ -34,7 +34,7 @@ async fn an_anchor_rotates_under_real_pods_and_no_request_fails() {
 }
 
 /// Canaries first; turned back after the activation; with the anchor's key, and the issuer's, in other
-/// hands; with the anchor's key deleted by mistake.
+/// hands; with the anchor's key deleted by mistake, and then the issuer's.
 #[tokio::test]
 async fn every_kind_of_rotation_ends_under_real_pods_and_no_request_fails() {
     let cluster = Cluster::start(1).await;
@@ -81,6 +81,20 @@ async fn every_kind_of_rotation_ends_under_real_pods_and_no_request_fails() {
         let state = state(&cluster)?;
         let mended = state["rotation"].is_null() && active(&state).as_ref() != Some(&lost);
         if mended { Ok(()) } else { Err(state["rotation"].to_string()) }
+    })
+    .await;
+
+    // The issuer's too, and nobody has it in memory any more.
+    let lost = issuer();
+    let key = format!("steadfast-issuer-{}", lost.as_str().expect("an id"));
+    let namespace = format!("--namespace={CONTROL_NAMESPACE}");
+    cluster.kubectl(&["delete", "secret", &key, &namespace]);
+    let replicas = "--selector=app.kubernetes.io/name=steadfast-identity";
+    cluster.kubectl(&["delete", "pods", replicas, &namespace, "--grace-period=1"]);
+    until("another issuer has taken its place", ROTATION, || async {
+        let state = state(&cluster)?;
+        let mended = state["issuer_rotation"].is_null() && state["active_issuer"] != lost;
+        if mended { Ok(()) } else { Err(state["issuer_rotation"].to_string()) }
     })
     .await;
 

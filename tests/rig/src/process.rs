@@ -152,7 +152,8 @@ impl Drop for Process {
             let log = self.log();
             let last: Vec<_> = log.lines().rev().take(LOG_LINES_SHOWN).collect();
             eprintln!("--- {}, the last lines:", self.name);
-            last.iter().rev().for_each(|line| eprintln!("    {line}"));
+            let start = |line: &str| line.chars().take(LINE_CHARS_SHOWN).collect::<String>();
+            last.iter().rev().for_each(|line| eprintln!("    {}", start(line)));
         }
         self.kill();
     }
@@ -280,4 +281,5 @@ pub fn free_addr() -> SocketAddr {
 const PLACE_WORDS: usize = 10;
 const FIRST_PORT: u16 = 12_000;
 const PORTS: u16 = 20_000;
-const LOG_LINES_SHOWN: usize = 40;
+const LOG_LINES_SHOWN: usize = 25;
+const LINE_CHARS_SHOWN: usize = 300;

@@ -12,16 +12,21 @@ pub async fn until<T, F: Future<Output = Result<T, String>>>(
     deadline: Duration,
     mut ask: impl FnMut() -> F,
 ) -> T {
-    let end = Instant::now() + deadline;
+    let begun = Instant::now();
+    let end = begun + deadline;
     loop {
         match ask().await {
             Ok(answer) => return answer,
             Err(reason) if Instant::now() >= end => {
                 panic!("not within {deadline:?}: {what}: {reason}")
             }
-            Err(_) => sleep(POLL).await,
+            Err(_) => sleep(pause(begun.elapsed())).await,
         }
     }
 }
 
-const POLL: Duration = Duration::from_millis(5);
+/// Asking costs a process as a rule: what has lasted long is asked for less often.
+fn pause(waited: Duration) -> Duration {
+    let longest = (waited / 300).max(Duration::from_millis(200));
+    (waited / 16).clamp(Duration::from_millis(5), longest)
+}
