@@ -32,7 +32,7 @@ impl Application {
         for deployment in ["store", "api", "web"] {
             let deployment = format!("deployment/{deployment}");
             let namespace = format!("--namespace={namespace}");
-            cluster.kubectl(&["rollout", "status", "--timeout=90s", &deployment, &namespace]);
+            cluster.kubectl(&["rollout", "status", "--timeout=110s", &deployment, &namespace]);
         }
         Self { kubectl: (**cluster).clone(), namespace }
     }

@@ -48,7 +48,7 @@ async fn pods_get_what_kubernetes_promises_them() {
     assert!(logs.contains("beside is there"), "{logs}");
 }
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 const PODS: &str = r#"
 apiVersion: apps/v1

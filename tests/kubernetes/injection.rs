@@ -157,7 +157,7 @@ async fn jobs_end_and_stateful_pods_have_their_names(cluster: &Cluster, applicat
         let said = cluster.kubectl(&["logs", job, "--container=ask", shop]);
         assert!(said.starts_with("200\nhello"), "{said}");
     }
-    cluster.kubectl(&["rollout", "status", "--timeout=60s", "statefulset/ledger", shop]);
+    cluster.kubectl(&["rollout", "status", "--timeout=110s", "statefulset/ledger", shop]);
     for pod in ["ledger-0", "ledger-1"] {
         let to = format!("{pod}.ledgers.shop.svc.cluster.local:8080");
         let hello = application.ask("deployment/api", &to, "/hello").expect("it answers");
@@ -264,7 +264,7 @@ fn has_sidecar(pod: &Value) -> bool {
     containers.is_some_and(|all| all.iter().any(|container| container["name"] == "linkerd-proxy"))
 }
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 const FRESH: &str = r#"
 apiVersion: v1

@@ -81,7 +81,7 @@ async fn the_charts_install_a_control_plane_that_founds_its_own_trust_domain() {
     cluster.kubectl(&[&["delete", "crd"], &foreign[..]].concat());
     let control = format!("--namespace={CONTROL_NAMESPACE}");
     cluster.kubectl(&["rollout", "restart", "deployment/steadfast-control", &control]);
-    let status = ["rollout", "status", "deployment/steadfast-control", "--timeout=90s", &control];
+    let status = ["rollout", "status", "deployment/steadfast-control", "--timeout=110s", &control];
     cluster.kubectl(&status);
 
     // A state that somebody deletes is told, and no other is founded in its place.
@@ -221,4 +221,4 @@ fn documents(manifests: &str) -> BTreeMap<String, Value> {
 }
 
 const DOMAIN: &str = "trustDomain=prod.example.org";
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);

@@ -52,6 +52,6 @@ pub fn state(cluster: &Cluster) -> Result<Value, String> {
 /// Values by which a rotation takes a minute.
 pub const SHORT: [&str; 3] =
     ["rotation.readLease=5s", "rotation.renewWindow=5s", "rotation.emergencyRenewWindow=5s"];
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 /// With the time that kubelets take to bring a changed bundle into their pods.
 pub const ROTATION: Duration = Duration::from_secs(300);
