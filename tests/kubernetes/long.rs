@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use k8s_openapi::List;
 use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
+use serde_json::Value;
 use steadfast_test_rig::cluster::Cluster;
 use steadfast_test_rig::until;
 
@@ -25,9 +25,10 @@ async fn a_pod_certificate_is_renewed_while_the_pod_runs() {
     let issued = || {
         let all = ["get", "podcertificaterequests", "--namespace=bare", "--output=json"];
         let found = cluster.try_kubectl(&all)?;
-        let found: List<PodCertificateRequest> =
-            serde_json::from_str(&found).map_err(|error| error.to_string())?;
-        let ends = found.items.into_iter().filter_map(|request| {
+        let mut found: Value = serde_json::from_str(&found).map_err(|error| error.to_string())?;
+        let found: Vec<PodCertificateRequest> =
+            serde_json::from_value(found["items"].take()).map_err(|error| error.to_string())?;
+        let ends = found.into_iter().filter_map(|request| {
             Some((request.metadata.name?, request.status?.not_after?.0.as_second()))
         });
         Ok::<BTreeMap<_, _>, String>(ends.collect())
