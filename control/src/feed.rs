@@ -10,14 +10,14 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::select_all;
-use steadfast_platform::follow::{self as store_follow, Change as StoreChange};
+use steadfast_platform::follow::{Change as StoreChange, follow_read};
 use steadfast_platform::store::{Entry, Event, RESOURCES_PREFIX};
 use steadfast_platform::{Store, StoreError};
 use steadfast_process::readiness::Component;
 use steadfast_process::{Clock, ErrorChain};
 
 use crate::board::{Board, Change};
-use crate::index::{Kind, Object, parse_key};
+use crate::index::{Kind, Name, Object, ObjectError, parse_key};
 use crate::metrics::Metrics;
 
 /// Follows the resources until it is dropped.
@@ -34,7 +34,8 @@ pub async fn follow(
         let (store, mut feed) = (Arc::clone(&store), Feed::new(kind, Arc::clone(&common)));
         let follow = async move {
             let prefix = format!("{RESOURCES_PREFIX}{}/", kind.as_str());
-            store_follow::follow(store, &prefix, move |change| feed.tell(change)).await
+            let read = |entry| Read::of(&entry);
+            follow_read(store, &prefix, read, move |change| feed.tell(change)).await
         };
         Box::pin(follow)
     });
@@ -58,6 +59,31 @@ struct Standing {
     unread: BTreeSet<Kind>,
 }
 
+/// A resource as it was read, which is little beside what the store keeps of it.
+struct Read {
+    key: String,
+    /// `None`: it is of no kind that is followed.
+    name: Option<Name>,
+    object: Result<Option<Object>, ObjectError>,
+    /// What in it cannot be used.
+    notes: Vec<String>,
+}
+
+impl Read {
+    fn of(entry: &Entry) -> Self {
+        let mut notes = Vec::new();
+        let (name, object) = match parse_key(&entry.key) {
+            Ok(Some((kind, name))) => {
+                let object = Object::parse(kind, &entry.key, &entry.value, &mut notes);
+                (Some(name), object.map(Some))
+            }
+            Ok(None) => (None, Ok(None)),
+            Err(error) => (None, Err(error)),
+        };
+        Self { key: entry.key.clone(), name, object, notes }
+    }
+}
+
 /// One kind.
 struct Feed {
     kind: Kind,
@@ -73,14 +99,14 @@ impl Feed {
         Self { kind, common, batch: Vec::new(), is_missing: false }
     }
 
-    fn tell(&mut self, change: StoreChange<'_>) {
+    fn tell(&mut self, change: StoreChange<'_, Read>) {
         match change {
             StoreChange::Event(Event::Deleted { key, .. }) => {
                 if let Ok(Some((kind, name))) = parse_key(&key) {
                     self.batch.push(Change::Delete(kind, name));
                 }
             }
-            StoreChange::Event(Event::Put(entry)) => self.put(&entry),
+            StoreChange::Event(Event::Put(entry)) => drop(self.put(Read::of(&entry))),
             StoreChange::Event(Event::Synced(_)) => {
                 self.publish();
                 self.heard();
@@ -90,28 +116,25 @@ impl Feed {
                 self.missing(error);
             }
             StoreChange::Failed(error) => self.failed(error),
-            StoreChange::Reset(entries, _) => {
+            StoreChange::Reset(all, _) => {
                 self.is_missing = false;
-                self.reset(&entries);
+                self.reset(all);
             }
         }
     }
 
-    fn put(&mut self, entry: &Entry) {
-        let (kind, name) = match parse_key(&entry.key) {
-            Ok(Some(known)) => known,
-            Ok(None) => return,
-            Err(error) => return self.unreadable(&entry.key, &error),
-        };
-        let mut notes = Vec::new();
-        match Object::parse(kind, &entry.key, &entry.value, &mut notes) {
-            Ok(object) => self.batch.push(Change::Put(name, object)),
-            Err(error) => self.unreadable(&entry.key, &error),
+    /// Takes in what was read, and says whose it is.
+    fn put(&mut self, Read { key, name, object, notes }: Read) -> Option<Name> {
+        match (&name, object) {
+            (Some(name), Ok(Some(object))) => self.batch.push(Change::Put(name.clone(), object)),
+            (_, Err(error)) => self.unreadable(&key, &error),
+            (_, Ok(_)) => {}
         }
         for note in notes {
             self.common.metrics.note();
-            tracing::warn!(object = %entry.key, "{note}");
+            tracing::warn!(object = %key, "{note}");
         }
+        name
     }
 
     fn unreadable(&self, key: &str, error: &(dyn std::error::Error + 'static)) {
@@ -121,11 +144,9 @@ impl Feed {
     }
 
     /// The whole kind at one revision: what is not in it is gone.
-    fn reset(&mut self, entries: &[Entry]) {
+    fn reset(&mut self, all: Vec<Read>) {
         self.batch.clear();
-        let listed = entries.iter().filter_map(|entry| parse_key(&entry.key).ok().flatten());
-        let listed: HashSet<_> = listed.map(|(_, name)| name).collect();
-        entries.iter().for_each(|entry| self.put(entry));
+        let listed: HashSet<_> = all.into_iter().filter_map(|read| self.put(read)).collect();
         self.common.board.replace(self.kind, &listed, std::mem::take(&mut self.batch));
         self.heard();
         let read = {
@@ -160,7 +181,7 @@ impl Feed {
         if !std::mem::replace(&mut self.is_missing, true) {
             tracing::warn!(kind = self.kind.as_str(), %error, "none of these are discovered");
         }
-        self.reset(&[]);
+        self.reset(Vec::new());
     }
 
     fn failed(&mut self, error: &StoreError) {

@@ -9,27 +9,38 @@ use futures::StreamExt as _;
 
 use crate::store::{Entry, Event, Revision, Store, StoreError};
 
-/// What a follower is told, in order.
-pub enum Change<'a> {
+/// What a follower is told, in order. Of what is listed it gets what it reads in each entry.
+pub enum Change<'a, T = Entry> {
     /// One change after what was told before.
     Event(Event),
     /// The following broke off and is tried again; what was told is the last that is known.
     Failed(&'a StoreError),
     /// Everything under the prefix: forget what was told before.
-    Reset(Vec<Entry>, Revision),
+    Reset(Vec<T>, Revision),
 }
 
 /// Follows a prefix and tells every change, until it is dropped.
 pub async fn follow(
     store: Arc<dyn Store>,
     prefix: &str,
-    mut tell: impl FnMut(Change<'_>) + Send,
+    tell: impl FnMut(Change<'_>) + Send,
+) -> Infallible {
+    follow_read(store, prefix, |entry| entry, tell).await
+}
+
+/// The same where the entries are large, and what is wanted of them is not: a list is never there as
+/// a whole, only what is read in its entries.
+pub async fn follow_read<T: Send>(
+    store: Arc<dyn Store>,
+    prefix: &str,
+    read: impl Fn(Entry) -> T + Send + Sync,
+    mut tell: impl FnMut(Change<'_, T>) + Send,
 ) -> Infallible {
     let mut seen = None;
     let mut pause = PAUSE_MIN;
     loop {
         let before = seen;
-        let error = once(&*store, prefix, &mut seen, &mut tell).await;
+        let error = once(&*store, prefix, &mut seen, &read, &mut tell).await;
         tell(Change::Failed(&error));
         if matches!(error, StoreError::Compacted(_)) {
             seen = None;
@@ -45,22 +56,26 @@ pub async fn follow(
 }
 
 /// Follows from what was seen until something fails; says what.
-async fn once(
+async fn once<T: Send>(
     store: &dyn Store,
     prefix: &str,
     seen: &mut Option<Revision>,
-    tell: &mut (impl FnMut(Change<'_>) + Send),
+    read: &(impl Fn(Entry) -> T + Send + Sync),
+    tell: &mut (impl FnMut(Change<'_, T>) + Send),
 ) -> StoreError {
     let from = match *seen {
         Some(revision) => revision,
-        None => match store.list(prefix).await {
-            Ok((entries, revision)) => {
-                *seen = Some(revision);
-                tell(Change::Reset(entries, revision));
-                revision
-            }
-            Err(error) => return error,
-        },
+        None => {
+            let mut all = Vec::new();
+            let mut part = |entries: Vec<Entry>| all.extend(entries.into_iter().map(read));
+            let revision = match store.list_parts(prefix, &mut part).await {
+                Ok(revision) => revision,
+                Err(error) => return error,
+            };
+            *seen = Some(revision);
+            tell(Change::Reset(all, revision));
+            revision
+        }
     };
     let mut events = match store.watch(prefix, from).await {
         Ok(events) => events,
