@@ -1,10 +1,12 @@
 //! What takes long, or much of the machine: `tests/run --long` runs it too.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
 use serde_json::Value;
+use steadfast_api::UnixTime;
+use steadfast_process::{Clock as _, SystemClock};
 use steadfast_test_rig::cluster::Cluster;
 use steadfast_test_rig::until;
 
@@ -29,7 +31,8 @@ async fn a_pod_certificate_is_renewed_while_the_pod_runs() {
         let found: Vec<PodCertificateRequest> =
             serde_json::from_value(found["items"].take()).map_err(|error| error.to_string())?;
         let ends = found.into_iter().filter_map(|request| {
-            Some((request.metadata.name?, request.status?.not_after?.0.as_second()))
+            let end = request.status?.not_after?.0.as_second();
+            Some((request.metadata.name?, UnixTime::from_secs(end)))
         });
         Ok::<BTreeMap<_, _>, String>(ends.collect())
     };
@@ -46,9 +49,8 @@ async fn a_pod_certificate_is_renewed_while_the_pod_runs() {
     })
     .await;
     until("the first certificate has ended", hour, || async {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let left = end - i64::try_from(now.as_secs()).unwrap_or(0);
-        if left < 0 { Ok(()) } else { Err(format!("{left} s are left")) }
+        let left = end.since(SystemClock.now());
+        if left.is_zero() { Ok(()) } else { Err(format!("{left:?} are left")) }
     })
     .await;
     let answer = ask_by_pod_certificate(&cluster, &application, "api").expect("it answers");
