@@ -175,6 +175,8 @@ impl Certifier {
         let mut promised = None;
         if let Some(holder) = request.holder_without_acks() {
             let lifetime = view.svid_life(signer, terms.lifetime);
+            // Nothing is promised that is not signed then.
+            signer.window(self.clock.now(), Terms { lifetime, ..terms })?;
             let latest = self.clock.now() + lifetime + PROMISE_MARGIN;
             self.holders.cover(&view, signer.anchor_id(), holder, latest).await?;
             promised = Some(latest);

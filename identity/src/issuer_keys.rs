@@ -137,20 +137,34 @@ impl IssuerKeys {
         self.destroy_useless(&view, &requests, kept).await
     }
 
-    /// Orders another issuer where the key of the active one is gone: replicas that have it sign on,
-    /// and one that starts anew cannot. An external one is for its own tool to bring back.
+    /// Says which issuers' keys are gone, and has the active one replaced if its is: replicas that
+    /// have it sign on, and one that starts anew cannot.
     async fn replace_lost(&self, view: &View, kept: &[KeyId]) -> Result<(), IssuerKeyError> {
-        let (mut state, lost) = (view.state.clone(), view.state.active_issuer);
-        if !state.replace_lost_issuer(kept, self.clock.now()) {
+        let (now, mut lost) = (self.clock.now(), Vec::new());
+        for id in view.state.own_issuers(now).filter(|id| !kept.contains(id)) {
+            if !self.keys.exists(id).await? {
+                lost.push(id);
+            }
+        }
+        let mut state = view.state.clone();
+        if !state.set_lost_issuers(lost, now) {
             return Ok(());
         }
-        let value = serde_json::to_vec(&state).map_err(|e| IssuerKeyError::Key(e.to_string()))?;
-        let before = Some(view.revision);
-        match self.store.compare_and_swap(TRUST_DOMAIN_KEY, before, Some(value.into())).await {
+        // As it is stored, not as it was parsed: a newer version may have put more into it.
+        let Some(entry) = self.store.get(TRUST_DOMAIN_KEY).await? else { return Ok(()) };
+        if entry.revision != view.revision {
+            return Ok(());
+        }
+        let value = with_lost(&entry.value, &state);
+        let value = value.map_err(|error| IssuerKeyError::Key(error.to_string()))?;
+        match self.store.compare_and_swap(TRUST_DOMAIN_KEY, Some(entry.revision), Some(value)).await
+        {
             Ok(_) => {
-                let place = self.keys.place_of(lost);
-                tracing::warn!(issuer = %lost, place, "the active issuer's key is gone: another \
-                    issuer takes its place");
+                for id in &state.lost_issuers {
+                    let place = self.keys.place_of(*id);
+                    tracing::warn!(issuer = %id, active = *id == state.active_issuer, place,
+                        "the key of this issuer is gone: put it back, or another takes its place");
+                }
                 Ok(())
             }
             // Another replica was faster, or the state is another.
@@ -303,6 +317,15 @@ impl IssuerKeys {
         let entry = self.store.get(key).await?;
         Ok(entry.as_ref().and_then(request).map(|request| request.key_id))
     }
+}
+
+/// What is stored, with what this state says of issuers that are lost.
+fn with_lost(stored: &[u8], state: &TrustDomainState) -> Result<Bytes, serde_json::Error> {
+    let mut stored: serde_json::Value = serde_json::from_slice(stored)?;
+    stored["lost_issuers"] = serde_json::to_value(&state.lost_issuers)?;
+    stored["issuer_rotation"] = serde_json::to_value(&state.issuer_rotation)?;
+    stored["rotations"] = state.rotations.into();
+    serde_json::to_vec(&stored).map(Bytes::from)
 }
 
 /// Whether nobody may use a key any more, by this state. The active issuer's key is kept past its

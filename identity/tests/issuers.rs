@@ -212,6 +212,7 @@ async fn an_issuer_stands_in_unless_its_own_key_is_stolen() {
         since: now,
         urgent: None,
         phase: IssuerPhase::Activated(Activated),
+        to: None,
     };
     state.issuer_rotation = Some(rotation.clone());
     put(&mesh, &state).await;

@@ -120,8 +120,8 @@ impl Pod {
             if environment.split(|byte| *byte == 0).any(|variable| variable == host.as_bytes()) {
                 let pid = process.file_name();
                 let kill = std::process::Command::new("kill").arg(signal).arg(&pid).status();
-                assert!(kill.is_ok_and(|kill| kill.success()), "{pid:?} is gone");
-                sent += 1;
+                // One that has ended meanwhile was none of those that stay.
+                sent += usize::from(kill.is_ok_and(|kill| kill.success()));
             }
         }
         assert!(sent > 0, "no process of the pod {}", self.name);

@@ -101,9 +101,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let contexts = identity.contexts();
     let mirrors = match &place {
         Place::Kubernetes(client, _) => {
-            let (clock, offset) = (Arc::clone(&clock), Arc::clone(&clock_offset_ms));
-            let now = Box::new(move || store_time(clock.now(), &*offset));
-            Some(Mirrors::new(Arc::clone(&store), ClusterBundle::new(client.clone()), now))
+            let cluster = ClusterBundle::new(client.clone());
+            Some(Mirrors::new(Arc::clone(&store), cluster, Arc::clone(&clock)))
         }
         Place::Standalone(_) => None,
     };
@@ -167,7 +166,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     if let Some(mirrors) = mirrors {
         let keep = bundle_file::keep(for_bundle, config.bundle_file.clone());
         tasks.spawn("own bundle", until(drain.clone(), keep));
-        tasks.spawn("mirrors", until(drain.clone(), mirrors.run(shell.standing())));
+        tasks.spawn("mirrors", until(drain.clone(), mirrors.run(shell.standing(), shell.led_at())));
     }
     if let Place::Kubernetes(client, _) = place {
         let status = DomainStatus::new(client.clone());

@@ -5,6 +5,7 @@
 //! compare-and-swap on the state still says whose decision counts. Who cannot renew it stops asking
 //! when it has run out on his own clock.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use steadfast_platform::store::{LEADER_KEY, LeaderLease};
@@ -126,3 +127,20 @@ fn holds(lease: &LeaderLease, now: Now) -> bool {
 /// How long a controller that has died is waited for.
 const DURATION: Duration = Duration::from_secs(8);
 const RENEW_EVERY: Duration = Duration::from_secs(2);
+
+/// When we were last sure to lead, for who writes without a compare-and-swap.
+#[derive(Debug, Default)]
+pub struct LedAt(AtomicU64);
+
+impl LedAt {
+    /// We are, at this time of the boot clock.
+    pub fn confirm(&self, now: Duration) {
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        self.0.fetch_max(now, Ordering::AcqRel);
+    }
+
+    /// How long ago that was.
+    pub fn since(&self, now: Duration) -> Duration {
+        now.saturating_sub(Duration::from_millis(self.0.load(Ordering::Acquire)))
+    }
+}

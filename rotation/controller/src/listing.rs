@@ -86,6 +86,11 @@ pub(crate) fn listed(entry: &Entry, carries: Carries, namespaces: &Namespaces) -
         (_, Containers::Run) => ProxyStatus::Running,
         // One that crashes again and again may have been started since by a kubelet that is cut off.
         (Some("Failed"), Containers::Wait) => ProxyStatus::NotStarted,
+        (Some("Failed"), Containers::Ended)
+            if matches!(containers(&pod, |_| true), Containers::Run) =>
+        {
+            ProxyStatus::NotStarted
+        }
         (Some("Succeeded" | "Failed"), _) => ProxyStatus::Ended,
         (_, Containers::Wait | Containers::Ended | Containers::None)
         | (Some("Pending"), Containers::Unknown) => ProxyStatus::NotStarted,

@@ -12,17 +12,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use steadfast_api::UnixTime;
 use steadfast_platform::bundle_file::{self, CERTIFICATES_FILE};
 use steadfast_platform::follow::{Change, follow};
 use steadfast_platform::kubernetes::ClusterBundle;
 use steadfast_platform::names::parse_resource_key;
 use steadfast_platform::store::{Entry, Event, MIRRORS_PREFIX, RESOURCES_PREFIX};
 use steadfast_platform::{Revision, Store, StoreError};
-use steadfast_process::ErrorChain;
+use steadfast_process::{Clock, ErrorChain};
 use steadfast_rotation_protocol::TrustDomainState;
 use steadfast_rotation_protocol::controller::Standing;
 use tokio::sync::{Notify, watch};
+
+use crate::leader::LedAt;
 
 /// Keeps them.
 pub struct Mirrors {
@@ -31,10 +32,9 @@ pub struct Mirrors {
     cluster: ClusterBundle,
     seen: Mutex<Seen>,
     changed: Notify,
-    /// The certificates that the cluster's was seen to hold, and when.
-    cluster_holds: Mutex<Option<(String, UnixTime)>>,
-    /// The time by the store's clock.
-    now: Box<dyn Fn() -> UnixTime + Send + Sync>,
+    /// The certificates that the cluster's was seen to hold, and when, on the boot clock.
+    cluster_holds: Mutex<Option<(String, Duration)>>,
+    clock: Arc<dyn Clock>,
     /// The newest sequence number that every mirror shows.
     current: AtomicU64,
 }
@@ -57,16 +57,12 @@ struct Mirror {
 
 impl Mirrors {
     /// In this store, and as a ClusterTrustBundle.
-    pub fn new(
-        store: Arc<dyn Store>,
-        cluster: ClusterBundle,
-        now: Box<dyn Fn() -> UnixTime + Send + Sync>,
-    ) -> Arc<Self> {
+    pub fn new(store: Arc<dyn Store>, cluster: ClusterBundle, clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self {
             store,
             cluster,
             cluster_holds: Mutex::default(),
-            now,
+            clock,
             seen: Mutex::default(),
             changed: Notify::new(),
             current: AtomicU64::new(0),
@@ -78,8 +74,13 @@ impl Mirrors {
         self.current.load(Ordering::Acquire) == seq
     }
 
-    /// Keeps them for ever, while we lead.
-    pub async fn run(self: Arc<Self>, mut standing: watch::Receiver<Standing>) -> Infallible {
+    /// Keeps them for ever, while we lead: a process that was stopped may have been overtaken
+    /// meanwhile, so that what it was sure of long ago does not count.
+    pub async fn run(
+        self: Arc<Self>,
+        mut standing: watch::Receiver<Standing>,
+        led_at: Arc<LedAt>,
+    ) -> Infallible {
         let namespaces = format!("{RESOURCES_PREFIX}Namespace/");
         let (for_namespaces, for_mirrors) = (Arc::clone(&self), Arc::clone(&self));
         let namespaces = follow(Arc::clone(&self.store), &namespaces, move |change| {
@@ -92,12 +93,13 @@ impl Mirrors {
             loop {
                 let state = {
                     let standing = standing.borrow_and_update();
-                    // A process that was stopped may have been overtaken meanwhile.
-                    let fresh = (self.now)().since(standing.seen_at) < FRESH;
-                    standing.state.clone().filter(|_| standing.leads && fresh)
+                    let leads = standing.leads && led_at.since(self.clock.since_boot()) < FRESH;
+                    standing.state.clone().filter(|_| leads)
                 };
-                if let Some(state) = state {
-                    self.keep(&state).await;
+                match state {
+                    Some(state) => self.keep(&state).await,
+                    // Another may write now.
+                    None => *self.cluster_holds() = None,
                 }
                 tokio::select! {
                     () = self.changed.notified() => {}
@@ -149,7 +151,7 @@ impl Mirrors {
             }
             seen.due(digest(&value))
         };
-        let kept = self.keep_cluster(&files[CERTIFICATES_FILE]).await;
+        let kept = self.keep_cluster(state, &files[CERTIFICATES_FILE]).await;
         if let Err(error) = &kept {
             let error = ErrorChain(error);
             tracing::warn!(%error, "the ClusterTrustBundle cannot be written");
@@ -171,20 +173,26 @@ impl Mirrors {
         }
     }
 
-    /// The same for the cluster's, which no watch tells of: it is read now and then.
-    async fn keep_cluster(&self, anchors: &str) -> Result<(), StoreError> {
-        let now = (self.now)();
-        let holds = |held: &Option<(String, UnixTime)>| {
-            held.as_ref()
-                .is_some_and(|(held, at)| held == anchors && now.since(*at) < CLUSTER_EVERY)
-        };
-        if holds(&self.cluster_holds.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Ok(());
+    /// The same for the cluster's, which no watch tells of: once it is as it should be, it is read
+    /// now and then.
+    async fn keep_cluster(
+        &self,
+        state: &TrustDomainState,
+        anchors: &str,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.since_boot();
+        let held = self.cluster_holds().clone().filter(|(held, at)| {
+            held == anchors && now.saturating_sub(*at) < CLUSTER_EVERY && self.show(state.seq)
+        });
+        if held.is_none() {
+            self.cluster.keep(anchors).await?;
+            *self.cluster_holds() = Some((anchors.to_owned(), now));
         }
-        self.cluster.keep(anchors).await?;
-        let held = Some((anchors.to_owned(), now));
-        *self.cluster_holds.lock().unwrap_or_else(PoisonError::into_inner) = held;
         Ok(())
+    }
+
+    fn cluster_holds(&self) -> MutexGuard<'_, Option<(String, Duration)>> {
+        self.cluster_holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -238,7 +246,7 @@ fn digest(value: &[u8]) -> [u8; 32] {
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// What somebody has done to the ClusterTrustBundle is put right as late as this.
 const CLUSTER_EVERY: Duration = Duration::from_secs(30);
-/// A leader looks twice a second.
+/// The lead is asked about twice a second, and lasts for longer than this.
 const FRESH: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub struct Proposed {
     pub issuer: Option<IssuerProposal>,
     /// The hours that rotations wait for; `None`: they may begin now.
     pub waits_for: Option<Window>,
+    /// An issuer with less than this left, or than a third of its life, is replaced.
+    pub issuer_left_min: Duration,
 }
 
 /// An anchor that is listed.
@@ -202,7 +204,8 @@ impl Deciding<'_> {
         let signs = |anchor: &AnchorRecord| {
             matches!(anchor.state, AnchorState::Active | AnchorState::Retiring)
         };
-        if !self.state.unwanted.contains(&id) || self.state.anchor(id).is_some_and(signs) {
+        let over = self.state.tombstones.contains(&id);
+        if over || !self.state.unwanted.contains(&id) || self.state.anchor(id).is_some_and(signs) {
             return Ok(());
         }
         let short = id.short();
@@ -291,12 +294,21 @@ impl Deciding<'_> {
         // The one that was made last, whatever its life; of two of one moment, the one that lives on.
         let age = |id| self.state.issuer(id).map(|issuer| (issuer.not_before, issuer.not_after));
         let active = self.state.active_issuer;
-        let newer = issuer != active && age(issuer) > age(active);
-        if newer && self.state.issuer_rotation.is_none() {
-            let by = self.proposed.bundle.clone();
-            return self.state.rotate_issuer(by, None, self.now).map_err(|error| error.to_string());
+        if issuer == active || age(issuer) <= age(active) {
+            return Ok(());
         }
-        Ok(())
+        // One that would be replaced at once would change places with another for ever.
+        let record = self.state.issuer(issuer).ok_or("it has expired: renew it")?;
+        let third = record.not_after.since(record.not_before) / 3;
+        let anchor = self.state.anchor(record.anchor_id);
+        let svid_life = anchor.map(|anchor| anchor.svid_life_max).unwrap_or_default();
+        let left_min = self.proposed.issuer_left_min.min(third.max(svid_life));
+        if record.not_after <= self.now + left_min {
+            return Err(format!("it ends at {}, too soon to sign now: renew it", record.not_after));
+        }
+        let by = self.proposed.bundle.clone();
+        let ordered = self.state.rotate_issuer_to(issuer, by, self.now);
+        ordered.map(drop).map_err(|error| error.to_string())
     }
 
     fn is_ours(&self, by: &str) -> bool {
@@ -333,16 +345,23 @@ impl Deciding<'_> {
                 rotation.aims_at(id) || standby && self.is_ours(&rotation.by)
             });
         let anchor = (!standby).then_some(id);
-        let requested = self.state.requested.as_ref();
-        if aims || requested.is_some_and(|request| request.anchor == anchor) {
-            return Ok(());
-        }
-        if let Some(hours) = self.proposed.waits_for {
-            return Err(format!(
-                "rotations begin in the maintenance window, {hours}: it waits for that, or for \
-                 `steadfast anchor rotate --anchor {}`",
-                id.short()
-            ));
+        let requested = self.state.requested.as_ref().filter(|request| request.anchor == anchor);
+        let ours = requested.is_some_and(|request| self.is_ours(&request.by));
+        match self.proposed.waits_for {
+            Some(hours) if !aims && (requested.is_none() || ours) => {
+                if ours {
+                    // It has not begun while the window was open.
+                    self.state.undo().map_err(|error| error.to_string())?;
+                }
+                let which =
+                    if standby { String::new() } else { format!(" --anchor {}", id.short()) };
+                return Err(format!(
+                    "rotations begin in the maintenance window, {hours}: it waits for that, or for \
+                     `steadfast anchor rotate{which}`"
+                ));
+            }
+            _ if aims || requested.is_some() => return Ok(()),
+            _ => {}
         }
         let request = Request {
             by: self.proposed.bundle.clone(),
@@ -356,15 +375,20 @@ impl Deciding<'_> {
 
     /// Without a tool that makes issuers: the first anchor that is listed and was never active.
     fn next_anchor(&mut self, anchors: &[AnchorRecord]) {
-        let fresh = anchors.iter().find(|anchor| {
+        let fresh = anchors.iter().filter(|anchor| {
             let there = self.state.anchor(anchor.id).map(|anchor| anchor.state);
             matches!(there, None | Some(AnchorState::Generated))
         });
-        let Some(anchor) = fresh else { return };
-        let id = anchor.id;
-        if let Err(why) = self.wanted(id).and_then(|()| self.join_and_rotate_to(anchor)) {
-            let bundle = &self.proposed.bundle;
-            self.held.push(format!("{bundle}: the anchor {} is held: {why}", id.short()));
+        for anchor in fresh.cloned().collect::<Vec<_>>() {
+            let wanted = self.wanted(anchor.id);
+            let is_wanted = wanted.is_ok();
+            if let Err(why) = wanted.and_then(|()| self.join_and_rotate_to(&anchor)) {
+                let (bundle, id) = (&self.proposed.bundle, anchor.id.short());
+                self.held.push(format!("{bundle}: the anchor {id} is held: {why}"));
+            }
+            if is_wanted {
+                break;
+            }
         }
     }
 
@@ -485,6 +509,7 @@ impl Proposals {
             makes_issuers: self.makes_issuers,
             issuer,
             waits_for: self.timings.schedule.window.filter(|_| !open),
+            issuer_left_min: self.timings.issuer_left_min,
         };
         let Decision { ordered, held } = decide(&state, entry.revision.0, &proposed, now);
         self.held.send_if_modified(|known| {
@@ -559,6 +584,7 @@ mod tests {
             makes_issuers: true,
             issuer: issuer.map(|issuer| IssuerProposal { source, found: Ok(issuer) }),
             waits_for: None,
+            issuer_left_min: Duration::from_secs(86_400),
         }
     }
 
@@ -825,6 +851,36 @@ mod tests {
         let decision = decide(&state, 9, &proposed(&[&root], Some(second)), NOW + SECOND);
         assert_eq!(decision.held, [""; 0]);
         assert_eq!(decision.ordered.unwrap().issuer_rotation.unwrap().by, BUNDLE);
+    }
+
+    #[test]
+    fn of_three_issuers_the_one_that_is_proposed_signs_and_none_takes_its_place_again() {
+        let root = root();
+        let domain = "cluster.local".parse().unwrap();
+        let made = |day: u32, days: u64| {
+            let begins = NOW + Duration::from_secs(86_400) * day;
+            let life = Duration::from_secs(86_400 * days);
+            let made = make_issuer(&domain, &root.der, &root.pkcs8, begins, life).unwrap();
+            ProposedIssuer { id: made.id, pem: pem_of(&made.der), ..under(&root) }
+        };
+        let issuers = [made(0, 80), made(1, 60), made(2, 30)];
+        let now = NOW + Duration::from_secs(86_400 * 3);
+        let mut state = active_under(&root, &issuers[0]);
+        for issuer in &issuers[1..] {
+            let decision = decide(&state, 9, &proposed(&[&root], Some(issuer.clone())), now);
+            state = decision.ordered.unwrap();
+            let rotation = state.issuer_rotation.take().unwrap();
+            assert_eq!(rotation.to, Some(issuer.id));
+            state.active_issuer = issuer.id;
+        }
+        let last = proposed(&[&root], Some(issuers[2].clone()));
+        assert_eq!(decide(&state, 9, &last, now).ordered, None);
+        // Near its end another may have taken its place: it is told, and does not come back.
+        state.active_issuer = issuers[1].id;
+        let late = NOW + Duration::from_secs(86_400 * 31);
+        let decision = decide(&state, 9, &last, late);
+        assert_eq!(decision.ordered, None);
+        assert!(decision.held[0].contains("renew it"), "{:?}", decision.held);
     }
 
     #[test]

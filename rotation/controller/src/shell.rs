@@ -30,7 +30,7 @@ use crate::event_log::{EventLog, EventLogError};
 use crate::events;
 use crate::evidence::{self, KeepError};
 use crate::external::Told;
-use crate::leader::{Candidate, Role};
+use crate::leader::{Candidate, LedAt, Role};
 use crate::ledger::Ledger;
 use crate::listing::{Carries, Listing};
 use crate::metrics::{LookResult, Metrics};
@@ -113,6 +113,8 @@ pub struct Shell {
     signed: Option<Signed>,
     listing: Listing,
     ledger: Option<Ledger>,
+    /// When we were last sure to lead.
+    led_at: Arc<LedAt>,
     /// Who has ended, until it is written down.
     ended: Vec<Listed>,
     /// When who has ended was written down last, on the boot clock.
@@ -196,6 +198,7 @@ impl Shell {
             signed: None,
             listing,
             ledger: None,
+            led_at: Arc::default(),
             ended: Vec::new(),
             settled: None,
             past: None,
@@ -206,6 +209,11 @@ impl Shell {
     /// Follows how things stand.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
+    }
+
+    /// When we were last sure to lead.
+    pub fn led_at(&self) -> Arc<LedAt> {
+        Arc::clone(&self.led_at)
     }
 
     /// Follows what everybody answered last.
@@ -228,6 +236,9 @@ impl Shell {
         let now = Now { wall: self.store_time(), ..self.now() };
         let role = self.candidate.role(&*self.parts.store, now).await;
         let leads = matches!(role, Ok(Role::Leads));
+        if leads {
+            self.led_at.confirm(now.boot);
+        }
         if leads != self.led {
             self.begin_anew(leads);
         }

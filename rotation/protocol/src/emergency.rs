@@ -122,6 +122,8 @@ fn remove_unused(domain: &mut TrustDomainState, id: KeyId, now: UnixTime) {
         domain.seq += 1;
     } else {
         domain.take_back(id);
+        // Nothing that lists it brings it back.
+        domain.tombstones.push(id);
     }
     domain.wanted_issuer = domain.wanted_issuer.filter(|wanted| wanted.anchor_id != id);
     if domain.requested.as_ref().is_some_and(|request| request.anchor == Some(id)) {

@@ -160,8 +160,8 @@ impl TrustDomainState {
         if requested || self.rotation.as_ref().is_some_and(|rotation| rotation.aims_at(id)) {
             return Err(ImportRefused::InUse(id.to_string()));
         }
-        self.take_back(id);
         self.turn_away(id);
+        self.take_back(id);
         Ok(())
     }
 

@@ -41,6 +41,9 @@ pub struct IssuerRotation {
     /// which begins as soon as this one has denied the old issuer.
     #[serde(default)]
     pub again: Option<Again>,
+    /// The issuer that is to sign, where one was named.
+    #[serde(default)]
+    pub to: Option<KeyId>,
 }
 
 /// An emergency that waits for the one that is under way.
@@ -160,6 +163,7 @@ impl TrustDomainState {
             phase: IssuerPhase::Preparing(Preparing),
             steps: Vec::new(),
             again: None,
+            to: None,
         });
     }
 
@@ -185,16 +189,20 @@ impl TrustDomainState {
     }
 
     /// The issuer that an anchor's SVIDs are signed by, or would be: the one that lives longest.
-    /// One that a rotation is getting rid of is none.
+    /// One that a rotation is getting rid of is none, nor is one whose key is gone; one that a
+    /// rotation was ordered to is it.
     pub(crate) fn issuer_of(&self, anchor: KeyId, ends_after: UnixTime) -> Option<&IssuerRecord> {
-        let old = self.issuer_rotation.as_ref().map(|rotation| rotation.old);
+        let rotation = self.issuer_rotation.as_ref();
+        let old = rotation.map(|rotation| rotation.old);
         let good = self.issuers.iter().filter(|issuer| {
             issuer.anchor_id == anchor
                 && issuer.not_after > ends_after
                 && Some(issuer.id) != old
                 && !self.denies(issuer.id)
+                && !self.lost_issuers.contains(&issuer.id)
         });
-        good.max_by_key(|issuer| (issuer.not_after, issuer.id))
+        let to = rotation.and_then(|rotation| rotation.to);
+        good.max_by_key(|issuer| (Some(issuer.id) == to, issuer.not_after, issuer.id))
     }
 
     /// Forgets what has expired, or has become of no use; `false` if nothing has. A denied issuer

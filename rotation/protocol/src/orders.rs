@@ -130,8 +130,11 @@ impl TrustDomainState {
         Ok(())
     }
 
-    /// Nobody but a person orders a rotation to this anchor.
+    /// Nobody but a person orders a rotation to this anchor. Only external ones are proposed.
     pub(crate) fn turn_away(&mut self, id: KeyId) {
+        if self.anchor(id).is_none_or(|anchor| !anchor.is_external()) {
+            return;
+        }
         self.unwanted.retain(|known| *known != id);
         self.unwanted.push(id);
         let too_many = self.unwanted.len().saturating_sub(UNWANTED_MAX);
@@ -233,13 +236,46 @@ impl TrustDomainState {
         Ok(())
     }
 
-    /// Replaces the active issuer where its key is none of these, which are all that are kept;
-    /// `false`: that is under way, or is for the owner of an external anchor.
-    pub fn replace_lost_issuer(&mut self, kept: &[KeyId], now: UnixTime) -> bool {
-        let Some(issuer) = self.active_issuer() else { return false };
-        let ours = self.anchor(issuer.anchor_id).is_some_and(|anchor| !anchor.is_external());
-        let lost = ours && !kept.contains(&issuer.id) && self.issuer_rotation.is_none();
-        lost && self.rotate_issuer(LOST_KEY.to_owned(), None, now).is_ok()
+    /// Rotates to this issuer, which is there already; `false`: another rotation is under way.
+    ///
+    /// # Errors
+    /// The store was restored.
+    pub fn rotate_issuer_to(
+        &mut self,
+        id: KeyId,
+        by: String,
+        now: UnixTime,
+    ) -> Result<bool, OrderRefused> {
+        self.check_halt()?;
+        if self.issuer_rotation.is_some() {
+            return Ok(false);
+        }
+        self.begin_issuer_rotation(by, None, now);
+        self.issuer_rotation.iter_mut().for_each(|rotation| rotation.to = Some(id));
+        Ok(true)
+    }
+
+    /// The issuers under anchors of ours whose keys must be there: what is denied or has ended needs
+    /// none, and external ones are for their owners to bring back.
+    pub fn own_issuers(&self, now: UnixTime) -> impl Iterator<Item = KeyId> {
+        let ours = |id| self.anchor(id).is_some_and(|anchor| !anchor.is_external());
+        let own = self.issuers.iter().filter(move |issuer| {
+            ours(issuer.anchor_id) && issuer.not_after > now && !self.denies(issuer.id)
+        });
+        own.map(|issuer| issuer.id)
+    }
+
+    /// These issuers' keys are gone, and those of all others are there. The active one is replaced;
+    /// where somebody removes one key after the other, once an hour. `false`: nothing has changed.
+    pub fn set_lost_issuers(&mut self, lost: Vec<KeyId>, now: UnixTime) -> bool {
+        let is_news = lost != self.lost_issuers;
+        self.lost_issuers = lost;
+        let lately = self.past.iter().any(|past| {
+            past.by == LOST_KEY && past.kind == "issuer" && now < past.ended + LOST_AGAIN_AFTER
+        });
+        let lost = self.lost_issuers.contains(&self.active_issuer);
+        let replaces = lost && !lately && self.issuer_rotation.is_none();
+        is_news | (replaces && self.rotate_issuer(LOST_KEY.to_owned(), None, now).is_ok())
     }
 
     pub(crate) fn check_halt(&self) -> Result<(), OrderRefused> {
@@ -250,6 +286,8 @@ impl TrustDomainState {
     }
 }
 
+/// Each rotation leaves a record of an issuer for as long as that would have lived.
+const LOST_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 /// By whom a rotation is ordered away from a key that is gone.
 pub(crate) const LOST_KEY: &str = "lost key";
 /// The newest of those that were turned back: what lists older ones has been mended long since.

@@ -55,9 +55,13 @@ impl Schedule {
     }
 
     /// Whether a rotation that is due may begin now: in the hours for it, and at any hour when it is
-    /// late.
+    /// late. It is, too, where an issuer that only its owner can replace would not last until then.
     pub fn is_open(&self, state: &TrustDomainState, now: UnixTime, slow_path: Duration) -> bool {
-        let late = state.active_anchor().is_none_or(|active| is_late(active, now, slow_path));
+        let late = state.active_anchor().is_none_or(|active| {
+            let ends = state.active_issuer().map_or(active.not_after, |issuer| issuer.not_after);
+            let day = Duration::from_millis(DAY_MS);
+            is_late(active, now, slow_path) || active.is_external() && now + day + slow_path >= ends
+        });
         late || self.window.is_none_or(|window| window.holds(now))
     }
 }

@@ -33,6 +33,9 @@ pub struct TrustDomainState {
     pub issuers: Vec<IssuerRecord>,
     /// The issuer that signs SVIDs.
     pub active_issuer: KeyId,
+    /// Issuers whose keys are gone: who has one in memory signs with it, and nobody else can.
+    #[serde(default)]
+    pub lost_issuers: Vec<KeyId>,
     /// Issuers whose SVIDs are refused.
     pub denied_issuers: Vec<DeniedIssuer>,
     /// Anchors that are withdrawn for ever.
@@ -433,6 +436,7 @@ impl TrustDomainState {
             seq: 1,
             anchors,
             active_issuer: issuer.id,
+            lost_issuers: Vec::new(),
             issuers: vec![issuer],
             denied_issuers: Vec::new(),
             tombstones: Vec::new(),

@@ -18,8 +18,8 @@ use steadfast_rotation_protocol::orders::OrderRefused;
 use steadfast_rotation_protocol::rotation::PhaseName;
 use steadfast_rotation_protocol::schedule::{Schedule, Window};
 use steadfast_rotation_protocol::trust_domain::{
-    AnchorRecord, AnchorState, Consumer, EXTERNAL, IssuerRecord, KUBELET_REFRESH, POD_CERTIFICATES,
-    Promise, Request,
+    AnchorRecord, AnchorState, Consumer, EXTERNAL, IssuerRecord, KUBELET_REFRESH, Outcome,
+    POD_CERTIFICATES, PastRotation, Promise, Request,
 };
 use steadfast_rotation_protocol::{Instance, TrustDomainState};
 
@@ -590,18 +590,39 @@ fn what_is_due_waits_for_its_hours_unless_it_is_late() {
 }
 
 #[test]
-fn an_issuer_whose_key_is_gone_is_replaced_once_and_one_that_is_external_is_not() {
+fn an_active_issuer_whose_key_is_gone_is_replaced_and_none_whose_key_is_gone_takes_its_place() {
     let mesh = Mesh::in_phase(PhaseName::Staged);
     let mut state = mesh.state.clone();
     let active = state.active_issuer;
-    assert!(!state.replace_lost_issuer(&[active], BEGUN), "its key is there");
-    assert!(state.replace_lost_issuer(&[], BEGUN));
+    assert!(!state.set_lost_issuers(Vec::new(), BEGUN), "its key is there");
+    assert!(state.set_lost_issuers(vec![active], BEGUN));
     let rotation = state.issuer_rotation.clone().unwrap();
     assert_eq!((rotation.old, &*rotation.by, rotation.urgent), (active, "lost key", None));
-    assert!(!state.replace_lost_issuer(&[], BEGUN), "that is under way");
-    let mut state = mesh.state;
+    assert!(!state.set_lost_issuers(vec![active], BEGUN), "that is under way");
+    assert!(state.set_lost_issuers(Vec::new(), BEGUN), "it was put back");
+
+    // Somebody removes whatever key there is: one rotation an hour.
+    state.issuer_rotation = None;
+    state.past.push(PastRotation {
+        number: 1,
+        kind: "issuer".to_owned(),
+        by: "lost key".to_owned(),
+        started: BEGUN,
+        ended: BEGUN,
+        outcome: Outcome::Done,
+        steps: Vec::new(),
+    });
+    state.set_lost_issuers(vec![active], BEGUN + HOUR / 2);
+    assert_eq!(state.issuer_rotation, None);
+    assert!(state.set_lost_issuers(vec![active], BEGUN + HOUR * 2));
+    assert!(state.issuer_rotation.is_some());
+
+    // An external one is for its owner to bring back.
     let anchor = state.active_anchor().unwrap().id;
+    assert_eq!(state.own_issuers(BEGUN).collect::<Vec<_>>(), [active]);
+    let ends = state.active_issuer().unwrap().not_after;
+    assert_eq!(state.own_issuers(ends).next(), None);
     let record = state.anchors.iter_mut().find(|record| record.id == anchor).unwrap();
     record.key_ref = EXTERNAL.to_owned();
-    assert!(!state.replace_lost_issuer(&[], BEGUN), "its owner brings it back");
+    assert_eq!(state.own_issuers(BEGUN).next(), None);
 }
