@@ -2,8 +2,9 @@
 //!
 //! An anchor that never issued goes at once. The active one is replaced by an anchor that everybody
 //! has acked and whose key is our own: first the one being drained, then the next in line; without
-//! one, the fresh one is waited for. One that is being drained gets a deadline. The rotation that
-//! was under way becomes the emergency's.
+//! one, the fresh one is waited for. So is the one that is to become active after a recovery that
+//! left none. One that is being drained gets a deadline. The rotation that was under way becomes the
+//! emergency's.
 
 use std::time::Duration;
 
@@ -38,6 +39,11 @@ pub(crate) fn replan(
     timings: &Timings,
     signs: Signs<'_>,
 ) -> bool {
+    if let Some(taint) = heir(domain).and_then(|heir| heir.taint.clone()) {
+        // Without an issuer that signs, identity has no SVID: nobody could be asked about another one
+        // before this one is active.
+        return !domain.cannot_issue(now) && replace_active(domain, &taint, now, signs);
+    }
     let tainted = |anchor: &&AnchorRecord| anchor.taint.is_some();
     let found = domain.anchors.iter().filter(tainted).find(|anchor| unused(domain, anchor));
     match found.map(|anchor| (anchor.id, anchor.taint.clone())) {
@@ -71,11 +77,22 @@ pub(crate) fn remedy(
     skew: Duration,
     signs: Signs<'_>,
 ) -> Remedy {
-    if anchor.state == AnchorState::Active {
-        return Remedy::Replaced(successor(domain, signs));
+    if anchor.state == AnchorState::Active || heir(domain).is_some_and(|heir| heir.id == anchor.id)
+    {
+        return Remedy::Replaced(successor(domain, signs).filter(|next| *next != anchor.id));
     }
     let issued = !unused(domain, anchor) || domain.may_have_issued(anchor.id, now, skew);
     if issued { Remedy::Drained } else { Remedy::Removed }
+}
+
+/// The anchor that is to become active where a recovery has left none: there is no way back from it.
+fn heir(domain: &TrustDomainState) -> Option<&AnchorRecord> {
+    let (Phase::Preparing(Preparing { to }) | Phase::Staged(Staged { added: to })) =
+        domain.rotation.as_ref()?.phase
+    else {
+        return None;
+    };
+    if domain.active_anchor().is_some() { None } else { domain.anchor(to) }
 }
 
 /// It has never signed for anybody, and is not gone yet.
@@ -100,9 +117,10 @@ fn retire(domain: &mut TrustDomainState, id: KeyId, taint: &Taint, now: UnixTime
             return false;
         }
     };
-    if let Some(anchor) = domain.anchors.iter_mut().find(|anchor| anchor.id == id) {
-        anchor.state = AnchorState::Retiring;
+    if !domain.acked(id) {
+        domain.unsettled.push(id);
     }
+    domain.set_state(id, AnchorState::Retiring);
     domain.wanted_issuer = domain.wanted_issuer.filter(|wanted| wanted.anchor_id != id);
     rotation.goal = Goal::Removal;
     urge(&mut rotation, taint.deadline, now);

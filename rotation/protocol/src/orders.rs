@@ -149,13 +149,12 @@ impl TrustDomainState {
         if self.requested.take().is_some() {
             return Ok(());
         }
-        let retiring: Vec<_> = self.in_state(AnchorState::Retiring).cloned().collect();
-        let Some(rotation) = &mut self.rotation else { return Err(OrderRefused::Idle) };
+        let Some(rotation) = &self.rotation else { return Err(OrderRefused::Idle) };
         if rotation.turned_back {
             return Err(OrderRefused::Abort("it is being undone already"));
         }
-        rotation.leads_back(&retiring).map_err(OrderRefused::Abort)?;
-        rotation.abort = true;
+        rotation.leads_back(self).map_err(OrderRefused::Abort)?;
+        self.rotation.iter_mut().for_each(|rotation| rotation.abort = true);
         Ok(())
     }
 
@@ -255,10 +254,10 @@ impl TrustDomainState {
         Ok(true)
     }
 
-    /// The issuers under anchors of ours whose keys must be there: what is denied or has ended needs
-    /// none, and external ones are for their owners to bring back.
+    /// The issuers under anchors of ours whose keys must be there: what is denied, withdrawn or has
+    /// ended needs none, and external ones are for their owners to bring back.
     pub fn own_issuers(&self, now: UnixTime) -> impl Iterator<Item = KeyId> {
-        let ours = |id| self.anchor(id).is_some_and(|anchor| !anchor.is_external());
+        let ours = |id| self.published().any(|anchor| anchor.id == id && !anchor.is_external());
         let own = self.issuers.iter().filter(move |issuer| {
             ours(issuer.anchor_id) && issuer.not_after > now && !self.denies(issuer.id)
         });
@@ -273,7 +272,10 @@ impl TrustDomainState {
         let lately = self.past.iter().any(|past| {
             past.by == LOST_KEY && past.kind == "issuer" && now < past.ended + LOST_AGAIN_AFTER
         });
-        let lost = self.lost_issuers.contains(&self.active_issuer);
+        // Under an anchor that is not active, another anchor's takes its place in any case.
+        let signs = self.active_issuer().zip(self.active_anchor());
+        let signs = signs.is_some_and(|(issuer, anchor)| issuer.anchor_id == anchor.id);
+        let lost = signs && self.lost_issuers.contains(&self.active_issuer);
         let replaces = lost && !lately && self.issuer_rotation.is_none();
         is_news | (replaces && self.rotate_issuer(LOST_KEY.to_owned(), None, now).is_ok())
     }

@@ -13,6 +13,7 @@
 //! the state does not know is of an anchor that was made since; one that is gone, of an anchor that
 //! was withdrawn since, which can sign nothing more.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -303,9 +304,7 @@ impl TrustDomainState {
         for anchor in self.anchors.iter_mut().filter(|anchor| found.keyless.contains(&anchor.id)) {
             use AnchorState::{Active, Retiring, Staged, Standby};
             if matches!(anchor.state, Active | Staged | Standby) {
-                if anchor.state == Staged {
-                    self.unsettled.push(anchor.id);
-                }
+                self.unsettled.push(anchor.id);
                 anchor.state = Retiring;
                 changed = true;
             }
@@ -364,19 +363,14 @@ impl TrustDomainState {
             }
             Some(_) => (Goal::Removal, Phase::Withdrawn(Withdrawn)),
             None => {
-                // One that everybody holds: the standby, else the one that most tell of.
-                let signs = |a: &&AnchorRecord| a.taint.is_none() && !found.keyless.contains(&a.id);
-                let told = |anchor: &&AnchorRecord| {
-                    let held = found.anchors.iter().find(|held| held.id == anchor.id);
-                    held.map_or(0, |held| held.by)
-                };
-                let mut retiring: Vec<_> =
-                    self.in_state(AnchorState::Retiring).filter(signs).collect();
-                // Of those that as many tell of, the first.
-                retiring.sort_by_key(|anchor| std::cmp::Reverse(told(anchor)));
-                let standby = self.in_state(AnchorState::Standby).find(signs);
-                let to = standby.or_else(|| retiring.first().copied());
-                self.toward(to.map(|anchor| anchor.id))
+                let to = self.heir(found, now);
+                let staged = to.and_then(|to| self.anchor(to));
+                let staged = staged.filter(|anchor| anchor.state == AnchorState::Staged);
+                if let Some(staged) = staged.map(|anchor| anchor.id) {
+                    self.unsettled.push(staged);
+                    self.set_state(staged, AnchorState::Retiring);
+                }
+                self.toward(to)
             }
         };
         // Without any anchor nobody could recognise identity, so that nobody could be asked.
@@ -385,6 +379,26 @@ impl TrustDomainState {
         self.rotations += 1;
         let rotation = Rotation::begin(self.rotations, by, goal, now);
         self.rotation = Some(Rotation { phase, rescue, ..rotation });
+    }
+
+    /// The anchor that becomes active where a recovery leaves none: one that everybody holds, the
+    /// standby, else the one that most tell of. Where nobody can be asked about a fresh one, any that
+    /// some hold will do: what was staged may have been active since, and a stolen one is replaced
+    /// as soon as it is active.
+    fn heir(&self, found: &Findings, now: UnixTime) -> Option<KeyId> {
+        use AnchorState::{Retiring, Standby};
+        let told = |anchor: &AnchorRecord| {
+            let held = found.anchors.iter().find(|held| held.id == anchor.id);
+            held.map_or(0, |held| held.by)
+        };
+        let kept = self.published().filter(|anchor| !found.keyless.contains(&anchor.id));
+        let held = |a: &AnchorRecord| a.taint.is_none() && matches!(a.state, Standby | Retiring);
+        let usable = kept.filter(|anchor| held(anchor) || self.cannot_issue(now));
+        // Of those that as many tell of, the first.
+        let first = usable.min_by_key(|anchor| {
+            (anchor.taint.is_some(), anchor.state != Standby, Reverse(told(anchor)))
+        });
+        first.map(|anchor| anchor.id)
     }
 
     /// To this anchor, with an issuer of its own whose key is there; else to a fresh one.

@@ -452,11 +452,12 @@ impl TrustDomainState {
 }
 
 impl Rotation {
-    /// Whether there is a way back from where it stands, among these that are being drained.
+    /// Whether there is a way back from where it stands.
     ///
     /// # Errors
     /// Why there is none.
-    pub(crate) fn leads_back(&self, retiring: &[AnchorRecord]) -> Result<(), &'static str> {
+    pub(crate) fn leads_back(&self, domain: &TrustDomainState) -> Result<(), &'static str> {
+        let retiring: Vec<_> = domain.in_state(AnchorState::Retiring).collect();
         if let Phase::Withdrawn(_) = self.phase {
             return Err(WITHDRAWN);
         }
@@ -466,7 +467,9 @@ impl Rotation {
         let there_is = match self.phase {
             Phase::Staged(_) | Phase::Preparing(_) => self.added.is_some(),
             Phase::Activated(_) | Phase::Draining(_) => {
-                retiring.len() == 1 && self.goal != Goal::Removal
+                // One that only a recovery has published is not held by all.
+                let held = matches!(&retiring[..], [before] if domain.acked(before.id));
+                held && self.goal != Goal::Removal
             }
             Phase::Generating(_) | Phase::Canary(_) | Phase::Withdrawn(_) => true,
         };

@@ -57,8 +57,8 @@ pub struct TrustDomainState {
     /// before, and SVIDs under it may be alive.
     #[serde(default)]
     pub recovered_at: Option<UnixTime>,
-    /// Anchors that a recovery has published (again) only so that they are drained: no census has
-    /// shown that everybody holds them.
+    /// Anchors that a recovery publishes only so that they are drained: no census has shown that
+    /// everybody holds them, or has since they were perhaps withdrawn.
     #[serde(default)]
     pub unsettled: Vec<KeyId>,
     /// Anchors that a person has turned a rotation back from, the newest last: what lists one as a

@@ -448,6 +448,88 @@ fn an_emergency_goes_to_no_anchor_that_only_a_recovery_has_put_back() {
     assert_eq!(alone.state.unsettled, []);
 }
 
+/// A recovery may have left no anchor active: the one that was to be is stolen before it is.
+#[test]
+fn a_stolen_anchor_that_a_recovery_makes_active_is_replaced_by_another() {
+    let (mut state, found) = put_back(&[id(2)]);
+    state.recover(&found, "a person".into(), NOW);
+    assert_eq!(state.active_anchor(), None);
+    state.taint(id(2), "a person".into(), SKEW).unwrap();
+    let mut alone = Alone { keyless: vec![id(1)], ..Alone::new(state) };
+    alone.look(1);
+    let rotation = alone.state.rotation.as_ref().unwrap();
+    assert_eq!((rotation.phase.name(), rotation.rescue), (PhaseName::Generating, false));
+    assert!(replaced_by_a_fresh_one(&mut alone), "{:?}", alone.state.anchors);
+}
+
+#[test]
+fn no_way_leads_back_to_an_anchor_that_only_a_recovery_has_put_back() {
+    let (mut state, mut found) = put_back(&[id(2), id(3)]);
+    found.anchors[0].record = Some(anchor(3, AnchorState::Generated, NOW + DAY * 761));
+    found.tombstones = vec![Held { id: id(1), by: 9 }];
+    state.recover(&found, "a person".into(), NOW);
+    let mut alone = Alone { answered: true, ..Alone::new(state) };
+    while alone.phase() != Some(PhaseName::Draining) {
+        alone.look(1);
+        assert!(alone.seconds < 400, "waiting for {:?}", alone.controller.waiting());
+    }
+    let states = alone.state.anchors.iter().map(|anchor| (anchor.id, anchor.state));
+    let [_, active, retiring] = states.collect::<Vec<_>>()[..] else { panic!("{found:?}") };
+    assert_eq!(active, (id(2), AnchorState::Active));
+    assert_eq!(retiring, (id(3), AnchorState::Retiring));
+    assert!(alone.state.abort().is_err());
+}
+
+/// It may have signed, for all that the state knows, and not everybody holds it yet.
+#[test]
+fn an_anchor_that_is_stolen_while_it_is_staged_after_a_recovery_is_drained_and_never_signs() {
+    let (mut state, found) = put_back(&[id(1)]);
+    state.recover(&found, "a person".into(), NOW);
+    state.taint(id(1), "a person".into(), SKEW).unwrap();
+    let mut alone = Alone::new(state);
+    while alone.phase() != Some(PhaseName::Staged) {
+        alone.look(1);
+        assert!(alone.seconds < 60, "waiting for {:?}", alone.controller.waiting());
+    }
+    alone.state.taint(id(40), "a person".into(), SKEW).unwrap();
+    alone.look(1);
+    assert_eq!(alone.state.anchor(id(40)).map(|a| a.state), Some(AnchorState::Retiring));
+    assert!(!alone.state.acked(id(40)));
+}
+
+/// Nobody could be asked about another: identity has no SVID before an anchor is active.
+#[test]
+fn where_nothing_else_is_believed_a_stolen_anchor_becomes_active_before_it_is_replaced() {
+    let (mut state, mut found) = put_back(&[id(3)]);
+    let record = anchor(3, AnchorState::Generated, NOW + DAY * 761);
+    found.anchors[0].record = Some(record);
+    found.tombstones = [id(1), id(2)].map(|id| Held { id, by: 9 }).to_vec();
+    state.recover(&found, "a person".into(), NOW);
+    state.taint(id(3), "a person".into(), SKEW).unwrap();
+    let mut alone = Alone::new(state);
+    while alone.state.active_anchor().is_none() {
+        alone.look(1);
+        assert!(alone.seconds < 400, "waiting for {:?}", alone.controller.waiting());
+    }
+    assert_eq!(alone.state.active_anchor().map(|anchor| anchor.id), Some(id(3)));
+    assert!(replaced_by_a_fresh_one(&mut alone), "{:?}", alone.state.anchors);
+}
+
+/// Whether, when no emergency is left, there is no anchor but one that was made for it.
+fn replaced_by_a_fresh_one(alone: &mut Alone) -> bool {
+    alone.answered = true;
+    let urgent = |alone: &Alone| alone.state.rotation.as_ref().is_some_and(|r| r.urgent.is_some());
+    loop {
+        alone.look(1);
+        assert!(alone.seconds < 400, "waiting for {:?}", alone.controller.waiting());
+        if !urgent(alone) {
+            break;
+        }
+    }
+    let anchors = alone.state.anchors.iter().filter(|a| a.state != AnchorState::Standby);
+    anchors.map(|anchor| (anchor.id, anchor.state)).eq([(id(40), AnchorState::Active)])
+}
+
 #[test]
 fn where_all_that_was_stored_is_withdrawn_the_anchor_that_most_hold_becomes_active() {
     let (mut state, mut found) = put_back(&[id(3), id(4), id(5)]);
@@ -460,6 +542,21 @@ fn where_all_that_was_stored_is_withdrawn_the_anchor_that_most_hold_becomes_acti
     state.recover(&found, "a person".into(), NOW);
     let rotation = state.rotation.as_ref().unwrap();
     assert!(matches!(rotation.phase, Phase::Preparing(to) if to.to == most), "{rotation:?}");
+}
+
+#[test]
+fn where_nobody_can_be_asked_about_a_fresh_anchor_a_staged_or_stolen_one_becomes_active() {
+    let becomes_active = |bend: fn(&mut TrustDomainState)| {
+        let (mut state, mut found) = put_back(&[id(2)]);
+        found.tombstones = vec![Held { id: id(1), by: 9 }];
+        bend(&mut state);
+        state.recover(&found, "a person".into(), NOW);
+        let rotation = state.rotation.as_ref().unwrap();
+        assert!(!rotation.rescue, "there is one that is believed");
+        matches!(rotation.phase, Phase::Preparing(to) if to.to == id(2))
+    };
+    assert!(becomes_active(|state| state.anchors[1].state = AnchorState::Staged));
+    assert!(becomes_active(|state| state.taint(id(2), "a person".into(), SKEW).unwrap()));
 }
 
 #[test]

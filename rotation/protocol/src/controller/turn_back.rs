@@ -16,8 +16,7 @@ pub(super) fn turn_back(
     now: UnixTime,
     skew: Duration,
 ) -> bool {
-    let retiring: Vec<_> = state.in_state(AnchorState::Retiring).cloned().collect();
-    if rotation.leads_back(&retiring).is_err() {
+    if rotation.leads_back(state).is_err() {
         return false;
     }
     let phase = match rotation.phase.clone() {
@@ -52,7 +51,7 @@ pub(super) fn turn_back(
         }
         Phase::Canary(canary) => Some(Phase::Activated(canary.turn_back(state, now))),
         Phase::Activated(_) | Phase::Draining(_) => {
-            let [before] = &retiring[..] else { return false };
+            let Some(before) = state.in_state(AnchorState::Retiring).next() else { return false };
             Some(Phase::Preparing(Preparing { to: before.id }))
         }
         Phase::Withdrawn(_) => return false,
